@@ -1,0 +1,15 @@
+//! Decides what to do to a DM cluster, without doing it.
+//!
+//! ```text
+//! topology  (YAML, what the operator wants)   ─┐
+//! inventory (what hosts and DM reported)       ─┼─► plan::* ─► Decision ─► dmup-exec
+//! policy    (limits: soak, time limits, flags) ─┘
+//! ```
+//!
+//! Nothing in this crate is async, reads a clock, or touches a file or socket.
+
+pub mod digest;
+pub mod ids;
+pub mod instance;
+pub mod inventory;
+pub mod version;

@@ -1,0 +1,182 @@
+//! The few things that can be done to a cluster, in its own language.
+//!
+//! Every effect is idempotent: done twice, it leaves the cluster as done once.
+//! An effect has three answers: `Ok` (it holds), [`EffectError`] with
+//! [`Certainty::Refused`] (it was not done; the text says how things are), and
+//! [`Certainty::Unknown`] (the connection broke after it was sent): the third
+//! is looked at, never assumed.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use camino::Utf8PathBuf;
+use dmup_core::digest::Digest;
+use dmup_core::ids::{HostId, InstanceId, MemberName, SourceId, TaskName};
+use dmup_core::instance::Instance;
+use dmup_core::inventory::{DmSeen, HostSeen, ProcessSeen};
+
+/// Whether an effect that failed may have happened all the same.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Certainty {
+    /// It did not happen, or only as far as the text says.
+    Refused,
+    /// Nobody knows: look.
+    Unknown,
+}
+
+/// An effect that is not known to hold.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{attempted} on {place}: {observed}")]
+pub struct EffectError {
+    /// The attempt, as a verb phrase: `restart dm-worker-8262.service`.
+    pub attempted: String,
+    /// Host or instance.
+    pub place: String,
+    /// What was seen instead, in the system's own words.
+    pub observed: String,
+    /// Refused or unknown.
+    pub certainty: Certainty,
+}
+
+/// A hotfix build of one component, ready to be staged.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Build {
+    /// Hash of its executable.
+    pub digest: Digest,
+    /// Path below the unpacked package, path below `bin`: every file that the package brings for the component.
+    pub replace: Vec<(Utf8PathBuf, Utf8PathBuf)>,
+}
+
+/// The content of a package as it crosses the network: a zstd-compressed tar on the controller's disk.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Parcel {
+    /// Where it lies on the controller.
+    pub path: Utf8PathBuf,
+    /// SHA-256 of that file.
+    pub digest: Digest,
+    /// Its size.
+    pub compressed_bytes: u64,
+    /// Of all files, unpacked.
+    pub unpacked_bytes: u64,
+}
+
+/// A window as it was measured on the host.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Window {
+    /// The exchange had been done before; nothing was stopped.
+    pub already: bool,
+    /// From the order to stop until the unit was down.
+    pub stop: Duration,
+    /// From down to exchanged.
+    pub exchange: Duration,
+    /// From the order to start until systemd called the unit active.
+    pub start: Duration,
+    /// From the order to stop until active again.
+    pub total: Duration,
+    /// systemd ended the old process with SIGKILL.
+    pub killed: bool,
+}
+
+/// How a window treats the unit.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Around {
+    /// Stop before, start after.
+    Restart,
+    /// The unit must be down and stays down (`--offline`).
+    Offline,
+    /// As `Offline`, even while the unit runs.
+    OfflineEvenIfRunning,
+}
+
+/// What the hosts can be asked to do. Implemented with one agent per host.
+#[async_trait]
+pub trait Hosts: Send + Sync {
+    /// Looks at a host and the processes of the given instances on it; `hashes` reads the binaries too.
+    async fn look(
+        &self,
+        host: &HostId,
+        instances: &[Instance],
+        hashes: bool,
+    ) -> Result<(HostSeen, Vec<(InstanceId, ProcessSeen)>), EffectError>;
+
+    /// Brings the parcel into the host's store, once per content. Returns bytes sent (0: it was there).
+    async fn stage(&self, host: &HostId, parcel: &Parcel) -> Result<u64, EffectError>;
+
+    /// Builds the instance's next `bin` tree beside the live one and runs its `-V`. Returns what that printed.
+    async fn prepare(
+        &self,
+        instance: &Instance,
+        parcel: &Parcel,
+        build: &Build,
+    ) -> Result<Option<String>, EffectError>;
+
+    /// Stops, exchanges, starts: one remote program, no round trip within. `from` and `to` are checked first.
+    async fn switch(
+        &self,
+        instance: &Instance,
+        from: &Digest,
+        to: &Digest,
+        around: Around,
+        stop_within: Duration,
+    ) -> Result<Window, EffectError>;
+
+    /// Arms the guard: the host goes back to `from` by itself unless disarmed in time.
+    async fn arm_guard(
+        &self,
+        instance: &Instance,
+        from: &Digest,
+        to: &Digest,
+        after: Duration,
+    ) -> Result<(), EffectError>;
+
+    /// Disarms the guard, over a connection made after the window. Refused if it has fired.
+    async fn disarm_guard(&self, instance: &Instance) -> Result<(), EffectError>;
+
+    /// Last lines of the unit's journal and how its process ended, for evidence.
+    async fn evidence(&self, instance: &Instance) -> Result<Vec<String>, EffectError>;
+}
+
+/// What DM can be asked to do, through any master that answers.
+#[async_trait]
+pub trait Dm: Send + Sync {
+    /// Asks all masters, and no instance of `avoiding` (a node that is stopping must not be polled: dm.md 12).
+    async fn look(&self, avoiding: &[InstanceId]) -> Result<DmSeen, EffectError>;
+
+    /// `ReleaseVersion` and git hash of an instance's own `/status`.
+    async fn build_of(&self, instance: &Instance) -> Result<ReportedBuild, EffectError>;
+
+    /// Makes a master give up leadership and not campaign until cancelled or restarted.
+    async fn evict_leader(&self, master: &Instance) -> Result<(), EffectError>;
+
+    /// Takes the eviction back; fine if there was none.
+    async fn cancel_evict(&self, master: &Instance) -> Result<(), EffectError>;
+
+    /// Pauses one subtask; returns when DM has taken the order, not when it stands.
+    async fn pause(&self, task: &TaskName, source: &SourceId) -> Result<(), EffectError>;
+
+    /// Resumes one subtask.
+    async fn resume(&self, task: &TaskName, source: &SourceId) -> Result<(), EffectError>;
+
+    /// Binds the source to the worker; fine if it is bound there already.
+    async fn transfer(&self, source: &SourceId, worker: &MemberName) -> Result<(), EffectError>;
+}
+
+/// What an instance says of its own build.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ReportedBuild {
+    /// `ReleaseVersion`, e.g. `v8.1.0`; for monitoring, whatever it says, or nothing.
+    pub release: String,
+    /// Git hash.
+    pub commit: String,
+}
+
+/// Time as the executor knows it; tests have their own.
+#[async_trait]
+pub trait Clock: Send + Sync {
+    /// Wall clock, for journals and reports.
+    fn now(&self) -> jiff::Timestamp;
+    /// Monotonic time since some start, for time limits.
+    fn elapsed(&self) -> Duration;
+    /// Waits.
+    async fn sleep(&self, span: Duration);
+}

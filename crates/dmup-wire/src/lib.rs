@@ -1,0 +1,24 @@
+//! The messages between the controller and its agent on a host.
+//!
+//! ```text
+//! controller                      agent (dmup agent, same build, one per host)
+//!    │  ◄──────────── Hello ────────── │   once, unasked
+//!    │ ── Request{id} ───────────────► │   several may be under way, told apart by id
+//!    │ ◄──────────── Credit{id} ────── │   only for requests that take a stream
+//!    │ ── Chunk{id}… End{id} ────────► │   never more bytes than credited
+//!    │ ◄──────────── Answer{id} ────── │   exactly one per request
+//! ```
+//!
+//! An answer on the wire is one of two: it held, or it was refused with a
+//! reason. The third answer, "we do not know", is the controller's own
+//! conclusion when the stream breaks between request and answer.
+//!
+//! This crate does no I/O: [`frame`] turns bytes into frames and back.
+
+pub mod frame;
+pub mod message;
+
+/// Both sides must have the same one; it rises with every change of a message.
+///
+/// 1: first.
+pub const PROTOCOL: u32 = 1;
