@@ -12,4 +12,5 @@ pub mod digest;
 pub mod ids;
 pub mod instance;
 pub mod inventory;
+pub mod selection;
 pub mod version;
