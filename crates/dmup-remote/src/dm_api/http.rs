@@ -1,0 +1,198 @@
+//! One HTTP request to one instance, within a time and a size.
+//!
+//! No proxy, no idle connections: a node that is stopping must not be held up
+//! by ours (dm.md 12: a stop that took 90 s), so each request has its own
+//! connection. What failed is told apart by whether the request was sent.
+
+use std::time::Duration;
+
+use dmup_core::ids::HostId;
+use reqwest::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+
+/// No answer of DM may be longer: members and status of a thousand sources are well below.
+pub(super) const BODY_LIMIT_BYTES: usize = 16 * 1024 * 1024;
+
+/// Longest piece of a foreign body that goes into an error.
+const QUOTED_CHARS: usize = 400;
+
+/// Why a request has no usable answer.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub(super) enum Unanswered {
+    /// Nothing was sent.
+    #[error("no connection: {0}")]
+    Connect(String),
+    /// It was sent, perhaps carried out.
+    #[error("no answer within {}s", .0.as_secs_f32())]
+    TimedOut(Duration),
+    /// It was sent, perhaps carried out; the connection broke.
+    #[error("the connection broke: {0}")]
+    Broke(String),
+    /// The server said no.
+    #[error("HTTP {status}: {body}")]
+    Status {
+        /// Not 2xx.
+        status: u16,
+        /// Its beginning.
+        body: String,
+    },
+    /// An answer that is no answer.
+    #[error("an answer that cannot be read ({why}): {body}")]
+    Nonsense {
+        /// What is wrong with it.
+        why: String,
+        /// Its beginning.
+        body: String,
+    },
+    /// `result: false`, in DM's own words.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Unanswered {
+    /// Whether the request may have been carried out all the same.
+    pub(super) fn may_have_happened(&self) -> bool {
+        match self {
+            Self::Connect(_) | Self::Refused(_) => false,
+            // 5xx: a handler that failed half way, or a forward whose end it did not see.
+            Self::Status { status, .. } => *status >= 500 && *status != 501,
+            Self::TimedOut(_) | Self::Broke(_) | Self::Nonsense { .. } => true,
+        }
+    }
+}
+
+/// `host:port` as a URL has it: IPv6 in brackets.
+pub(super) fn authority(host: &HostId, port: u16) -> String {
+    let host = host.as_str();
+    if host.contains(':') && !host.starts_with('[') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
+}
+
+/// A path segment or a query value, with everything escaped that is not plain.
+pub(super) fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push('%');
+            out.push_str(&hex::encode_upper([byte]));
+        }
+    }
+    out
+}
+
+/// Sends and reads the whole answer, whatever its status.
+pub(super) async fn exchange(
+    http: &reqwest::Client,
+    method: Method,
+    url: &str,
+    json: Option<&serde_json::Value>,
+    within: Duration,
+) -> Result<(StatusCode, String), Unanswered> {
+    let mut request = http.request(method, url).timeout(within);
+    if let Some(json) = json {
+        request = request.json(json);
+    }
+    let told = |error: reqwest::Error| {
+        if error.is_connect() {
+            Unanswered::Connect(root_cause(&error))
+        } else if error.is_timeout() {
+            Unanswered::TimedOut(within)
+        } else {
+            Unanswered::Broke(root_cause(&error))
+        }
+    };
+    let mut answer = request.send().await.map_err(told)?;
+    let status = answer.status();
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(told)? {
+        if body.len() + chunk.len() > BODY_LIMIT_BYTES {
+            return Err(Unanswered::Nonsense {
+                why: format!("longer than {BODY_LIMIT_BYTES} bytes"),
+                body: beginning(&String::from_utf8_lossy(&body)),
+            });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    let body = String::from_utf8(body).map_err(|error| Unanswered::Nonsense {
+        why: "not UTF-8".into(),
+        body: beginning(&String::from_utf8_lossy(error.as_bytes())),
+    })?;
+    Ok((status, body))
+}
+
+/// Sends and reads a 2xx answer as JSON.
+pub(super) async fn ask<T: DeserializeOwned>(
+    http: &reqwest::Client,
+    method: Method,
+    url: &str,
+    json: Option<&serde_json::Value>,
+    within: Duration,
+) -> Result<T, Unanswered> {
+    let (status, body) = exchange(http, method, url, json, within).await?;
+    if !status.is_success() {
+        return Err(Unanswered::Status { status: status.as_u16(), body: said(&body) });
+    }
+    serde_json::from_str(&body)
+        .map_err(|error| Unanswered::Nonsense { why: error.to_string(), body: beginning(&body) })
+}
+
+/// The `message` of a grpc-gateway error, or the text itself.
+fn said(body: &str) -> String {
+    #[derive(serde::Deserialize)]
+    struct Message {
+        message: String,
+    }
+    match serde_json::from_str::<Message>(body) {
+        Ok(told) => beginning(&told.message),
+        Err(_) => beginning(body),
+    }
+}
+
+/// One line, no control characters, bounded.
+pub(super) fn beginning(text: &str) -> String {
+    let mut line: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(QUOTED_CHARS)
+        .collect::<String>()
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    if text.chars().nth(QUOTED_CHARS).is_some() {
+        line.push('…');
+    }
+    line
+}
+
+/// The innermost error: `Connection refused (os error 111)`, without the layers around it.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut at = error;
+    while let Some(inner) = at.source() {
+        at = inner;
+    }
+    at.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_leave_their_place_in_a_url() {
+        assert_eq!(escaped("t1"), "t1");
+        assert_eq!(escaped("a/b?c=d&e #ü"), "a%2Fb%3Fc%3Dd%26e%20%23%C3%BC");
+        assert_eq!(authority(&HostId::new("fd00::1").unwrap(), 8261), "[fd00::1]:8261");
+        assert_eq!(authority(&HostId::new("10.0.0.1").unwrap(), 8261), "10.0.0.1:8261");
+    }
+
+    #[test]
+    fn a_foreign_text_stays_on_one_bounded_line() {
+        assert_eq!(beginning("a\n b\t\u{1b}[31mc"), "a b [31mc");
+        assert_eq!(beginning(&"x".repeat(1000)).chars().count(), QUOTED_CHARS + 1);
+    }
+}
