@@ -1,0 +1,243 @@
+//! What the entries add up to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::entry::{Entry, TurnEnd};
+use crate::digest::Digest;
+use crate::ids::{InstanceId, SourceId, TaskName};
+use crate::inventory::DmSeen;
+use crate::plan::Step;
+use crate::report::RunEnd;
+
+/// Where a run stands.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum RunState {
+    /// Everything that was begun is known to hold; the next step has not begun.
+    Ready,
+    /// Begun, with no word of how it ended: ask the hosts before trusting either.
+    InDoubt {
+        /// All such steps (several hosts may have been staged at once).
+        steps: Vec<Step>,
+    },
+    /// Stopped here with an error; safe to resume or roll back.
+    Stopped {
+        /// What failed.
+        step: Step,
+        /// What was seen.
+        error: String,
+    },
+    /// Over.
+    Ended {
+        /// How.
+        end: RunEnd,
+    },
+}
+
+/// A turn that has begun and not ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpenTurn {
+    /// Whose.
+    pub instance: InstanceId,
+    /// The build before.
+    pub from: Digest,
+    /// The build after.
+    pub to: Digest,
+    /// Its steps.
+    pub steps: Vec<Step>,
+    /// DM when it began.
+    pub baseline: Option<DmSeen>,
+    /// Its process when it began.
+    pub pid: Option<u32>,
+    /// Steps that hold or were not necessary.
+    pub finished: Vec<Step>,
+    /// It is being undone, and why.
+    pub going_back: Option<String>,
+}
+
+/// All that a journal says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Folded {
+    /// Where the run stands.
+    pub state: RunState,
+    /// The plan that it belongs to.
+    pub plan: Option<Digest>,
+    /// Preparing steps that hold, each with its note.
+    pub prepared: Vec<(Step, Option<String>)>,
+    /// Turns that are over; with a rollback of the whole run, the later turn counts.
+    pub ended: BTreeMap<InstanceId, TurnEnd>,
+    /// The turn under way.
+    pub open: Option<OpenTurn>,
+    /// Subtasks that we may have paused and have not resumed.
+    pub paused: BTreeSet<(TaskName, SourceId)>,
+    /// Masters that we may have evicted and have not released.
+    pub evicted: BTreeSet<InstanceId>,
+    /// All turns are being undone since this node failed, and why.
+    pub going_back_wholly: Option<(InstanceId, String)>,
+}
+
+/// A sequence that no run writes.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("journal line {line}: {what}")]
+pub struct IllegalEntry {
+    /// Counts from 1.
+    pub line: usize,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// Adds the entries up.
+///
+/// # Errors
+///
+/// [`IllegalEntry`] for a sequence that no run writes.
+pub fn fold<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Folded, IllegalEntry> {
+    let mut folded = Folded {
+        state: RunState::Ready,
+        plan: None,
+        prepared: Vec::new(),
+        ended: BTreeMap::new(),
+        open: None,
+        paused: BTreeSet::new(),
+        evicted: BTreeSet::new(),
+        going_back_wholly: None,
+    };
+    for (index, entry) in entries.into_iter().enumerate() {
+        let line = index + 1;
+        folded.take(entry).map_err(|what| IllegalEntry { line, what })?;
+    }
+    Ok(folded)
+}
+
+impl Folded {
+    fn take(&mut self, entry: &Entry) -> Result<(), String> {
+        if let RunState::Ended { .. } = self.state {
+            return Err("nothing can follow the end of a run".to_owned());
+        }
+        if self.plan.is_none() && !matches!(entry, Entry::RunBegins { .. }) {
+            return Err("a journal begins with the beginning of a run".to_owned());
+        }
+        match entry {
+            Entry::RunBegins { plan, .. } => {
+                if self.plan.is_some() {
+                    return Err("a run cannot begin twice".to_owned());
+                }
+                self.plan = Some(plan.clone());
+            }
+            Entry::RunResumed | Entry::Evidence { .. } => {}
+            Entry::TurnBegins { instance, from, to, steps, baseline, pid } => {
+                if let Some(open) = &self.open {
+                    return Err(format!(
+                        "the turn of {instance} cannot begin before that of {} has ended",
+                        open.instance
+                    ));
+                }
+                self.open = Some(OpenTurn {
+                    instance: instance.clone(),
+                    from: from.clone(),
+                    to: to.clone(),
+                    steps: steps.clone(),
+                    baseline: baseline.clone(),
+                    pid: *pid,
+                    finished: Vec::new(),
+                    going_back: None,
+                });
+            }
+            Entry::Started { step } => {
+                self.open_effect(step);
+                self.begin(step);
+            }
+            Entry::Done { step, note, .. } => {
+                if !self.finish(step) && !step.is_wait() {
+                    return Err(format!("`{}` was never begun", step.describe()));
+                }
+                self.close_effect(step);
+                self.hold(step, note.clone());
+            }
+            Entry::Skipped { step, .. } => {
+                self.finish(step);
+                self.hold(step, None);
+            }
+            Entry::Failed { step, error, unknown } => {
+                if *unknown {
+                    return Ok(()); // it stays in doubt
+                }
+                self.finish(step);
+                self.state = RunState::Stopped { step: step.clone(), error: error.clone() };
+            }
+            Entry::GoingBack { instance, why } => {
+                let open = self.open_turn(instance)?;
+                open.going_back = Some(why.clone());
+            }
+            Entry::GoingBackWholly { instance, why } => {
+                self.going_back_wholly = Some((instance.clone(), why.clone()));
+            }
+            Entry::TurnEnds { instance, end } => {
+                self.open_turn(instance)?;
+                self.open = None;
+                self.state = RunState::Ready;
+                self.ended.insert(instance.clone(), *end);
+            }
+            Entry::RunEnds { end } => self.state = RunState::Ended { end: end.clone() },
+        }
+        Ok(())
+    }
+
+    fn open_turn(&mut self, instance: &InstanceId) -> Result<&mut OpenTurn, String> {
+        self.open
+            .as_mut()
+            .filter(|open| open.instance == *instance)
+            .ok_or_else(|| format!("{instance} has no open turn"))
+    }
+
+    fn begin(&mut self, step: &Step) {
+        match &mut self.state {
+            RunState::InDoubt { steps } => {
+                if !steps.contains(step) {
+                    steps.push(step.clone());
+                }
+            }
+            RunState::Ready | RunState::Stopped { .. } | RunState::Ended { .. } => {
+                self.state = RunState::InDoubt { steps: vec![step.clone()] };
+            }
+        }
+    }
+
+    fn finish(&mut self, step: &Step) -> bool {
+        let RunState::InDoubt { steps } = &mut self.state else { return false };
+        let before = steps.len();
+        steps.retain(|begun| begun != step);
+        let found = steps.len() < before;
+        if steps.is_empty() {
+            self.state = RunState::Ready;
+        }
+        found
+    }
+
+    fn hold(&mut self, step: &Step, note: Option<String>) {
+        match (&mut self.open, step) {
+            (_, Step::Stage { .. } | Step::Prepare { .. }) => {
+                self.prepared.push((step.clone(), note));
+            }
+            (Some(open), _) => open.finished.push(step.clone()),
+            (None, _) => {}
+        }
+    }
+
+    fn open_effect(&mut self, step: &Step) {
+        if let Step::PauseSubtask { task, source } = step {
+            self.paused.insert((task.clone(), source.clone()));
+        }
+        if let Step::EvictLeader { instance } = step {
+            self.evicted.insert(instance.clone());
+        }
+    }
+
+    fn close_effect(&mut self, step: &Step) {
+        if let Step::ResumeSubtask { task, source } = step {
+            self.paused.remove(&(task.clone(), source.clone()));
+        }
+        if let Step::CancelEvict { instance } = step {
+            self.evicted.remove(instance);
+        }
+    }
+}

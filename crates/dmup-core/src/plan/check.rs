@@ -1,0 +1,193 @@
+//! Rules that every plan keeps, whoever made it. Run on each plan before it is shown.
+
+use std::collections::BTreeSet;
+
+use super::decision::{Plan, Turn};
+use super::step::{Around, Step};
+use super::turn::{master_of, worker_of};
+use crate::ids::{HostId, InstanceId};
+use crate::instance::Role;
+use crate::inventory::SubtaskStage;
+
+/// A rule that a plan breaks: a bug of the planner, or a plan that somebody edited.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{place}: {rule}")]
+pub struct BrokenRule {
+    /// Which turn, or the preparation.
+    pub place: String,
+    /// The rule, as a sentence.
+    pub rule: &'static str,
+}
+
+/// All rules that a plan breaks; none for a good one.
+pub fn check(plan: &Plan) -> Vec<BrokenRule> {
+    let mut broken = Vec::new();
+    let mut rule = |place: &str, holds: bool, rule: &'static str| {
+        if !holds {
+            broken.push(BrokenRule { place: place.to_owned(), rule });
+        }
+    };
+
+    let staged: BTreeSet<&HostId> = plan
+        .preparation
+        .iter()
+        .filter_map(|step| if let Step::Stage { host } = step { Some(host) } else { None })
+        .collect();
+    let only_prepares = plan
+        .preparation
+        .iter()
+        .all(|step| matches!(step, Step::Stage { .. } | Step::Prepare { .. }));
+    rule("preparation", only_prepares, "it only stages and prepares");
+
+    let mut seen = BTreeSet::new();
+    let mut had_monitoring = false;
+    let mut had_leader = false;
+    let mut alive = alive_masters(plan);
+    for turn in &plan.turns {
+        let place = turn.instance.as_str();
+        rule(place, seen.insert(&turn.instance), "an instance has one turn");
+        let Some(instance) = plan.instance(&turn.instance) else {
+            rule(place, false, "the instance is part of the cluster");
+            continue;
+        };
+        for (holds, text) in rules_of_a_turn(turn) {
+            rule(place, holds, text);
+        }
+        let is_staged = plan.parcel.is_none() || staged.contains(&instance.host);
+        rule(place, is_staged, "its host is staged before any window");
+
+        rule(place, !(had_monitoring && instance.role.is_dm()), "monitoring comes after DM");
+        had_monitoring |= !instance.role.is_dm();
+        if instance.role == Role::DmMaster && !turn.was_broken {
+            rule(place, !had_leader, "the leader comes after all masters that follow");
+            had_leader |= turn.steps.iter().any(|s| matches!(s, Step::EvictLeader { .. }));
+        }
+        if let Some((alive, total)) = &mut alive
+            && instance.role == Role::DmMaster
+        {
+            if !turn.was_broken {
+                let left = alive.iter().filter(|id| **id != turn.instance).count();
+                rule(place, *total < 3 || left > *total / 2, "a quorum of masters stays up");
+            }
+            alive.insert(turn.instance.clone());
+        }
+        rule(
+            place,
+            pauses_old_workers(plan, turn),
+            "a worker of this version is stopped only after its tasks stand",
+        );
+    }
+    broken
+}
+
+fn alive_masters(plan: &Plan) -> Option<(BTreeSet<InstanceId>, usize)> {
+    let dm = plan.baseline.as_ref()?;
+    let broken: BTreeSet<&InstanceId> =
+        plan.turns.iter().filter(|turn| turn.was_broken).map(|turn| &turn.instance).collect();
+    let alive = dm
+        .masters
+        .iter()
+        .filter(|master| master.alive)
+        .filter_map(|master| master.instance.clone())
+        .filter(|id| !broken.contains(id))
+        .collect();
+    Some((alive, dm.masters.len()))
+}
+
+fn rules_of_a_turn(turn: &Turn) -> Vec<(bool, &'static str)> {
+    let at = |wanted: fn(&Step) -> bool| turn.steps.iter().position(wanted);
+    let count = |wanted: fn(&Step) -> bool| turn.steps.iter().filter(|step| wanted(step)).count();
+    let window = at(|s| matches!(s, Step::Window { .. }));
+    let arm = at(|s| matches!(s, Step::ArmGuard { .. }));
+    let healthy = at(|s| matches!(s, Step::AwaitHealthy { .. }));
+    let disarm = at(|s| matches!(s, Step::DisarmGuard { .. }));
+    let mark = at(|s| matches!(s, Step::MarkPatched { .. }));
+    let evict = at(|s| matches!(s, Step::EvictLeader { .. }));
+    let elected = at(|s| matches!(s, Step::AwaitNewLeader { .. }));
+    let cancel = at(|s| matches!(s, Step::CancelEvict { .. }));
+    let restarts =
+        turn.steps.iter().any(|s| matches!(s, Step::Window { around: Around::Restart, .. }));
+    let before = |a: Option<usize>, b: Option<usize>| a.is_some() && b.is_some() && a < b;
+
+    let own = turn.steps.iter().all(|step| names_of(step).is_none_or(|id| *id == turn.instance));
+    let exchange = turn.steps.iter().any(|step| {
+        matches!(step, Step::Window { from, to, .. } if from != to && *from == turn.from && *to == turn.to)
+    });
+    let mut rules = vec![
+        (own, "a turn touches its own instance only"),
+        (count(|s| matches!(s, Step::Window { .. })) == 1, "a turn has one window"),
+        (exchange, "a window exchanges the turn's builds, which differ"),
+        (before(window, mark), "it is recorded after its window"),
+        (
+            !turn.steps.iter().any(|s| matches!(s, Step::Stage { .. } | Step::Prepare { .. })),
+            "everything is staged before the first turn",
+        ),
+        (
+            evict.is_none() || before(evict, elected) && before(elected, window),
+            "a new leader is awaited before the window",
+        ),
+        (evict.is_none() || before(healthy, cancel), "an eviction is taken back"),
+    ];
+    if restarts {
+        rules.extend([
+            (before(arm, window), "the guard is armed before the window"),
+            (before(window, healthy), "health is awaited after the window"),
+            (before(healthy, disarm), "the guard is disarmed after health is seen"),
+        ]);
+    }
+    for (index, step) in turn.steps.iter().enumerate() {
+        if let Step::PauseSubtask { task, source } = step {
+            let after = &turn.steps[index..];
+            let stands = after.iter().any(|s| matches!(s, Step::AwaitPaused { task: t, source: o, .. } if t == task && o == source));
+            let resumes = after.iter().any(|s| matches!(s, Step::ResumeSubtask { task: t, source: o } if t == task && o == source));
+            rules.push((stands, "a pause is awaited"));
+            rules.push((resumes, "what is paused is resumed"));
+        }
+    }
+    rules
+}
+
+/// The instance that a step acts on, if it acts on one.
+fn names_of(step: &Step) -> Option<&InstanceId> {
+    match step {
+        Step::Prepare { instance, .. }
+        | Step::EvictLeader { instance }
+        | Step::AwaitNewLeader { former: instance, .. }
+        | Step::AwaitQuiet { worker: instance, .. }
+        | Step::ArmGuard { instance, .. }
+        | Step::Window { instance, .. }
+        | Step::AwaitHealthy { instance, .. }
+        | Step::Soak { instance, .. }
+        | Step::DisarmGuard { instance }
+        | Step::CancelEvict { instance }
+        | Step::MarkPatched { instance, .. } => Some(instance),
+        Step::Stage { .. }
+        | Step::PauseSubtask { .. }
+        | Step::AwaitPaused { .. }
+        | Step::Transfer { .. }
+        | Step::AwaitBound { .. }
+        | Step::ResumeSubtask { .. } => None,
+    }
+}
+
+fn pauses_old_workers(plan: &Plan, turn: &Turn) -> bool {
+    if plan.version.stops_subtasks_before_lease() || turn.was_broken {
+        return true;
+    }
+    let Some(dm) = &plan.baseline else { return true };
+    let Some(worker) = worker_of(dm, &turn.instance) else {
+        return master_of(dm, &turn.instance).is_some()
+            || turn.steps.iter().all(|s| !matches!(s, Step::Transfer { .. }));
+    };
+    let running = dm.subtasks.iter().filter(|subtask| {
+        let is_here =
+            dm.sources.get(&subtask.source).is_some_and(|b| b.as_ref() == Some(&worker.name));
+        is_here && subtask.stage == SubtaskStage::Running
+    });
+    let window = turn.steps.iter().position(|s| matches!(s, Step::Window { .. })).unwrap_or(0);
+    running.into_iter().all(|subtask| {
+        turn.steps[..window].iter().any(|step| {
+            matches!(step, Step::AwaitPaused { task, source, .. } if *task == subtask.task && *source == subtask.source)
+        })
+    })
+}

@@ -1,0 +1,442 @@
+//! What comes out of planning: a plan, nothing to do, or all that is in the way.
+
+use std::collections::BTreeMap;
+
+use camino::Utf8PathBuf;
+use serde::{Deserialize, Serialize};
+
+use super::basis::Basis;
+use super::step::Step;
+use crate::digest::Digest;
+use crate::ids::{ClusterName, HostId, InstanceId, MemberName, SourceId, TaskName};
+use crate::instance::{Instance, Role};
+use crate::inventory::{DmSeen, SubtaskUnit};
+use crate::policy::Policy;
+use crate::version::DmVersion;
+
+/// "Not now, and here is why" is neither a plan nor an error.
+#[must_use]
+#[derive(Clone, Debug)]
+pub enum Decision {
+    /// Every selected instance runs its target.
+    NothingToDo,
+    /// This can be done. [`Plan::consents`] has to be agreed to first, if there is any.
+    Go(Box<Plan>),
+    /// This cannot be done now; all reasons at once.
+    Blocked(Vec<Blocker>),
+}
+
+/// The content of a package as it crosses the network: a zstd-compressed tar on the controller's disk.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+pub struct ParcelSpec {
+    /// Where it lies on the controller.
+    pub path: Utf8PathBuf,
+    /// SHA-256 of that file.
+    pub digest: Digest,
+    /// Its size.
+    pub compressed_bytes: u64,
+    /// Of all files, unpacked.
+    pub unpacked_bytes: u64,
+}
+
+/// What the package brings for one role.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+pub struct TargetBuild {
+    /// Hash of the executable.
+    pub digest: Digest,
+    /// Path below the unpacked package, path below `bin`.
+    pub replace: Vec<(Utf8PathBuf, Utf8PathBuf)>,
+}
+
+/// What kind of run it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Puts the builds of a package in.
+    Hotfix,
+    /// Puts the trees back that earlier windows took out.
+    Rollback,
+}
+
+/// What to do, complete: with it and the hosts alone a run can be begun and resumed.
+///
+/// `preparation` may overlap in any way and changes nothing that systemd can
+/// start; `turns` come one after the other. Any prefix that ends between two
+/// turns is a safe place to stop.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct Plan {
+    /// Format of this structure; rises when an old dmup could misread a new plan. 1: first.
+    pub format: u32,
+    /// Of which cluster.
+    pub cluster: ClusterName,
+    /// What kind of run it is.
+    pub kind: Kind,
+    /// The cluster's version of DM, from which methods follow.
+    pub version: DmVersion,
+    /// What it was based on; checked again before the first effect.
+    pub based_on: Basis,
+    /// DM at that moment; none if DM plays no part (`--offline`, monitoring only).
+    pub baseline: Option<DmSeen>,
+    /// All instances of the cluster.
+    pub instances: Vec<Instance>,
+    /// What is sent; none for a rollback.
+    pub parcel: Option<ParcelSpec>,
+    /// What it brings per role; empty for a rollback.
+    pub targets: BTreeMap<Role, TargetBuild>,
+    /// Limits.
+    pub policy: Policy,
+    /// Staging and preparing.
+    pub preparation: Vec<Step>,
+    /// One per instance, in order.
+    pub turns: Vec<Turn>,
+    /// What has to be agreed to.
+    pub consents: Vec<Consent>,
+    /// What should be known.
+    pub warnings: Vec<Warning>,
+}
+
+impl Plan {
+    /// Format that this dmup writes.
+    pub const FORMAT: u32 = 1;
+
+    /// All steps in order.
+    pub fn steps(&self) -> impl Iterator<Item = &Step> {
+        self.preparation.iter().chain(self.turns.iter().flat_map(|turn| &turn.steps))
+    }
+
+    /// An instance of the cluster by id.
+    pub fn instance(&self, id: &InstanceId) -> Option<&Instance> {
+        self.instances.iter().find(|instance| instance.id == *id)
+    }
+
+    /// Identity of the plan's content, short enough to print.
+    pub fn fingerprint(&self) -> Digest {
+        let text = serde_json::to_vec(self).expect("plans are made of text and numbers");
+        Digest::of(&text)
+    }
+}
+
+/// Everything that is done to one instance.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+pub struct Turn {
+    /// Whose turn.
+    pub instance: InstanceId,
+    /// The build before.
+    pub from: Digest,
+    /// The build after.
+    pub to: Digest,
+    /// What `patched` in `meta.yaml` becomes.
+    pub patched: bool,
+    /// It was down or unknown to DM before: it owes no health if it has to go back.
+    pub was_broken: bool,
+    /// In order.
+    pub steps: Vec<Step>,
+}
+
+/// An interruption that the operator has to agree to.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize, thiserror::Error)]
+#[serde(tag = "consent", rename_all = "snake_case")]
+pub enum Consent {
+    /// One or two masters: no quorum while one restarts.
+    #[error(
+        "while {instance} restarts (about {about_s}s) DM can neither schedule nor fail over: {masters} master(s) have no quorum without it"
+    )]
+    NoScheduling {
+        /// Which master.
+        instance: InstanceId,
+        /// How many there are.
+        masters: usize,
+        /// Rough span.
+        about_s: u32,
+    },
+    /// No worker can take the source over.
+    #[error(
+        "source {source_id} stands still while {instance} restarts (about {about_s}s): no free worker can take it over"
+    )]
+    SourcePauses {
+        /// Which source.
+        source_id: SourceId,
+        /// Which worker.
+        instance: InstanceId,
+        /// Rough span.
+        about_s: u32,
+    },
+}
+
+/// Something odd that is no obstacle.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize, thiserror::Error)]
+#[serde(tag = "warning", rename_all = "snake_case")]
+pub enum Warning {
+    /// Logs of different hosts will not line up.
+    #[error("the clock of {host} is {skew_s}s off")]
+    ClockSkew {
+        /// Which.
+        host: HostId,
+        /// Its clock minus ours.
+        skew_s: i64,
+    },
+    /// The operator overrode it.
+    #[error("overridden by {flag}: {blocker}")]
+    Overridden {
+        /// The flag that did it.
+        flag: String,
+        /// What it was.
+        blocker: String,
+    },
+    /// Its systemd unit is not enabled.
+    #[error("{instance} is not enabled at boot")]
+    NotEnabled {
+        /// Which.
+        instance: InstanceId,
+    },
+}
+
+/// An obstacle. Nothing was touched.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize, thiserror::Error)]
+#[serde(tag = "blocker", rename_all = "snake_case")]
+pub enum Blocker {
+    /// No agent answered there.
+    #[error("host {host} does not answer: {why}")]
+    HostUnreachable {
+        /// Which.
+        host: HostId,
+        /// What was seen.
+        why: String,
+    },
+    /// Its host said nothing of it.
+    #[error("nothing is known about the process of {instance}")]
+    ProcessUnknown {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// systemd knows no such unit.
+    #[error("{instance} has no systemd unit")]
+    UnitMissing {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// Nothing is there to be replaced.
+    #[error("{instance} has no executable on disk")]
+    BinaryMissing {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// The package has nothing for it.
+    #[error("the package has no build for {instance} ({role})")]
+    NotInPackage {
+        /// Which.
+        instance: InstanceId,
+        /// Its role.
+        role: Role,
+    },
+    /// No record of an earlier build.
+    #[error("there is no earlier build to put {instance} back to")]
+    NothingToGoBackTo {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// This build failed before.
+    #[error("build {build} failed before: {why}")]
+    KnownBad {
+        /// Which build.
+        build: Digest,
+        /// What happened.
+        why: String,
+    },
+    /// It is selected and already down.
+    #[error("{instance} is down already ({seen})")]
+    InstanceDown {
+        /// Which.
+        instance: InstanceId,
+        /// What was seen.
+        seen: String,
+    },
+    /// It is not selected and already down.
+    #[error("{instance} ({role}) is down and not selected ({seen}): one more must not go down")]
+    AnotherDown {
+        /// Which.
+        instance: InstanceId,
+        /// Its role.
+        role: Role,
+        /// What was seen.
+        seen: String,
+    },
+    /// `--offline`, and it runs.
+    #[error("{instance} runs, although the cluster is declared stopped")]
+    StillRunning {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// No master answered.
+    #[error("DM does not answer: {why}")]
+    DmSilent {
+        /// What was seen.
+        why: String,
+    },
+    /// No leader, or several.
+    #[error("the masters do not agree on one leader: {said}")]
+    LeaderDisputed {
+        /// Who says what.
+        said: String,
+    },
+    /// Its etcd says so.
+    #[error("etcd of {master} is not healthy")]
+    EtcdUnhealthy {
+        /// Which.
+        master: MemberName,
+    },
+    /// One more master down would be one too many.
+    #[error("{alive} of {total} masters are up and {needed} are needed: none can be taken down")]
+    QuorumAtRisk {
+        /// How many are up.
+        alive: usize,
+        /// How many there are.
+        total: usize,
+        /// How many are needed.
+        needed: usize,
+    },
+    /// Nobody replicates it.
+    #[error("source {source_id} is bound to no worker")]
+    SourceUnbound {
+        /// Which.
+        source_id: SourceId,
+    },
+    /// It has errors.
+    #[error("task {task} on source {source_id} has an error: {error}")]
+    SubtaskFailing {
+        /// Which task.
+        task: TaskName,
+        /// On which source.
+        source_id: SourceId,
+        /// DM's words.
+        error: String,
+    },
+    /// A stop would cost a full export or import.
+    #[error(
+        "task {task} on source {source_id} is in its {unit:?} phase: a restart would begin it again"
+    )]
+    SubtaskInFullLoad {
+        /// Which task.
+        task: TaskName,
+        /// On which source.
+        source_id: SourceId,
+        /// Which phase.
+        unit: SubtaskUnit,
+    },
+    /// A DDL is being coordinated.
+    #[error("{count} DDL(s) of task {task} on source {source_id} wait for a lock")]
+    DdlWaiting {
+        /// Which task.
+        task: TaskName,
+        /// On which source.
+        source_id: SourceId,
+        /// How many.
+        count: usize,
+    },
+    /// Not enough room for the package and the new trees.
+    #[error("{host} has {free} bytes free at {path} and needs {needed}")]
+    DiskFull {
+        /// Which.
+        host: HostId,
+        /// Where.
+        path: Utf8PathBuf,
+        /// Bytes.
+        free: u64,
+        /// Bytes.
+        needed: u64,
+    },
+    /// What runs is not what lies on the disk.
+    #[error("{instance} runs build {running}, but {on_disk} lies on its disk")]
+    Drift {
+        /// Which.
+        instance: InstanceId,
+        /// What runs.
+        running: Digest,
+        /// What the next start would run.
+        on_disk: Digest,
+    },
+}
+
+impl Blocker {
+    /// A short name that does not change, for scripts.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::HostUnreachable { .. } => "host-unreachable",
+            Self::ProcessUnknown { .. } => "process-unknown",
+            Self::UnitMissing { .. } => "unit-missing",
+            Self::BinaryMissing { .. } => "binary-missing",
+            Self::NotInPackage { .. } => "not-in-package",
+            Self::NothingToGoBackTo { .. } => "nothing-to-go-back-to",
+            Self::KnownBad { .. } => "known-bad",
+            Self::InstanceDown { .. } => "instance-down",
+            Self::AnotherDown { .. } => "another-down",
+            Self::StillRunning { .. } => "still-running",
+            Self::DmSilent { .. } => "dm-silent",
+            Self::LeaderDisputed { .. } => "leader-disputed",
+            Self::EtcdUnhealthy { .. } => "etcd-unhealthy",
+            Self::QuorumAtRisk { .. } => "quorum-at-risk",
+            Self::SourceUnbound { .. } => "source-unbound",
+            Self::SubtaskFailing { .. } => "subtask-failing",
+            Self::SubtaskInFullLoad { .. } => "subtask-in-full-load",
+            Self::DdlWaiting { .. } => "ddl-waiting",
+            Self::DiskFull { .. } => "disk-full",
+            Self::Drift { .. } => "drift",
+        }
+    }
+
+    /// The flag that overrides it, where overriding can be right.
+    pub fn overridden_by(&self) -> Option<&'static str> {
+        match self {
+            Self::InstanceDown { .. } => Some("--include-down"),
+            Self::KnownBad { .. }
+            | Self::AnotherDown { .. }
+            | Self::StillRunning { .. }
+            | Self::SourceUnbound { .. }
+            | Self::SubtaskFailing { .. }
+            | Self::SubtaskInFullLoad { .. }
+            | Self::DdlWaiting { .. }
+            | Self::Drift { .. } => Some("--force"),
+            Self::HostUnreachable { .. }
+            | Self::ProcessUnknown { .. }
+            | Self::UnitMissing { .. }
+            | Self::BinaryMissing { .. }
+            | Self::NotInPackage { .. }
+            | Self::NothingToGoBackTo { .. }
+            | Self::DmSilent { .. }
+            | Self::LeaderDisputed { .. }
+            | Self::EtcdUnhealthy { .. }
+            | Self::QuorumAtRisk { .. }
+            | Self::DiskFull { .. } => None,
+        }
+    }
+
+    /// What can be done about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::DmSilent { .. } => Some(
+                "start the cluster, or stop it wholly and use `patch --offline`, then start it",
+            ),
+            Self::QuorumAtRisk { .. } => Some(
+                "bring the masters up that are down, or select them as well with --include-down",
+            ),
+            Self::HostUnreachable { .. } => Some("leave its instances out with -N, or bring it up"),
+            Self::SubtaskFailing { .. } => Some("look at it with `dmctl query-status`"),
+            Self::SubtaskInFullLoad { .. } => Some("wait until it is in its Sync phase"),
+            Self::DdlWaiting { .. } => Some("look at it with `dmctl show-ddl-locks`"),
+            Self::ProcessUnknown { .. }
+            | Self::UnitMissing { .. }
+            | Self::BinaryMissing { .. }
+            | Self::NotInPackage { .. }
+            | Self::NothingToGoBackTo { .. }
+            | Self::KnownBad { .. }
+            | Self::InstanceDown { .. }
+            | Self::AnotherDown { .. }
+            | Self::StillRunning { .. }
+            | Self::LeaderDisputed { .. }
+            | Self::EtcdUnhealthy { .. }
+            | Self::SourceUnbound { .. }
+            | Self::DiskFull { .. }
+            | Self::Drift { .. } => None,
+        }
+    }
+}

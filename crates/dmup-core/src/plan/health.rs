@@ -1,0 +1,312 @@
+//! Whether a node, and the cluster around it, is as healthy as before.
+//!
+//! Pure: two looks in, findings out. An open port proves nothing; what counts is which
+//! file the process runs, what it says of itself, what the masters say of it, and that
+//! every source and subtask stands as it stood, or better (dm.md 5.4).
+
+use std::collections::BTreeSet;
+
+use crate::digest::Digest;
+use crate::ids::{MemberName, SourceId, TaskName};
+use crate::instance::{Instance, Role};
+use crate::inventory::{
+    DmSeen, ProcessSeen, SubtaskSeen, SubtaskStage, SubtaskUnit, UnitActive, WorkerStage,
+};
+
+use super::turn::{leader_of, master_of, worker_of};
+
+/// Lag in seconds that counts as keeping up, on top of what it was before.
+const LAG_ALLOWANCE_S: u64 = 5;
+
+/// What the node must come to.
+#[derive(Clone, Debug)]
+pub struct Expectation<'a> {
+    /// Whose turn it is.
+    pub instance: &'a Instance,
+    /// What its process must run.
+    pub build: &'a Digest,
+    /// Its process before the window; a new one must have taken its place.
+    pub pid_before: Option<u32>,
+    /// DM right before the turn; none if DM plays no part.
+    pub baseline: Option<&'a DmSeen>,
+    /// Subtasks that we paused and have not resumed: they may stand.
+    pub paused_by_us: &'a BTreeSet<(TaskName, SourceId)>,
+    /// It was down before.
+    pub was_broken: bool,
+}
+
+/// A judgement.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Health {
+    /// What is still missing, one sentence each; empty: healthy.
+    pub missing: Vec<String>,
+    /// Why waiting longer is of no use.
+    pub hopeless: Option<String>,
+    /// Changes whenever something moves on; compared for equality only.
+    pub progress: String,
+}
+
+impl Health {
+    /// Nothing is missing.
+    pub fn is_good(&self) -> bool {
+        self.missing.is_empty() && self.hopeless.is_none()
+    }
+}
+
+/// Judges a node after its window.
+pub fn judge(expected: &Expectation<'_>, process: &ProcessSeen, dm: Option<&DmSeen>) -> Health {
+    let mut health = Health::default();
+    let id = &expected.instance.id;
+    match process.active {
+        UnitActive::Active => {}
+        UnitActive::Activating | UnitActive::Deactivating => {
+            health.missing.push(format!("the unit of {id} is on its way ({})", process.sub_state));
+        }
+        UnitActive::Failed | UnitActive::Inactive | UnitActive::Missing => {
+            health.hopeless = Some(
+                format!("the unit of {id} is {:?} ({})", process.active, process.sub_state)
+                    .to_lowercase(),
+            );
+        }
+    }
+    if process.restarts > 0 {
+        health.hopeless = Some(format!("systemd had to restart {id} {} time(s)", process.restarts));
+    }
+    match process.pid {
+        None => health.missing.push(format!("{id} has no process")),
+        Some(pid) if Some(pid) == expected.pid_before => {
+            health.missing.push(format!("{id} is still the process from before ({pid})"));
+        }
+        Some(_) => {}
+    }
+    match &process.running {
+        Some(running) if running == expected.build => {}
+        Some(running) => {
+            health.missing.push(format!("{id} runs build {running}, not {}", expected.build));
+        }
+        None if process.active == UnitActive::Active => {
+            health.missing.push(format!("it is not known which build {id} runs"));
+        }
+        None => {}
+    }
+    health.progress = format!("{:?}/{:?}/{:?}", process.active, process.pid, process.running);
+    if let Some(baseline) = expected.baseline {
+        match dm {
+            Some(dm) => {
+                let cluster = judge_cluster(expected, baseline, dm);
+                health.missing.extend(cluster.missing);
+                health.progress.push_str(&cluster.progress);
+            }
+            None => health.missing.push("DM does not answer".to_owned()),
+        }
+    }
+    health.progress.push_str(&format!("/{}", health.missing.len()));
+    health
+}
+
+/// Judges DM as a whole against what it was right before the turn.
+pub fn judge_cluster(expected: &Expectation<'_>, baseline: &DmSeen, dm: &DmSeen) -> Health {
+    let mut health = Health::default();
+    let missing = &mut health.missing;
+    judge_masters(expected, baseline, dm, missing);
+    judge_workers(expected, baseline, dm, missing);
+    for (source, worker) in &baseline.sources {
+        if worker.is_some() && !matches!(dm.sources.get(source), Some(Some(_))) {
+            missing.push(format!("source {source} is bound to no worker"));
+        }
+    }
+    // Only what this node carried can have been held up by its window.
+    let moved: BTreeSet<&SourceId> = worker_of(baseline, &expected.instance.id)
+        .map(|worker| {
+            let is_here = |bound: &Option<MemberName>| bound.as_ref() == Some(&worker.name);
+            baseline.sources.iter().filter(|(_, bound)| is_here(bound)).map(|(s, _)| s).collect()
+        })
+        .unwrap_or_default();
+    for before in &baseline.subtasks {
+        let key = (before.task.clone(), before.source.clone());
+        let now = dm.subtasks.iter().find(|now| now.task == key.0 && now.source == key.1);
+        let may_stand = expected.paused_by_us.contains(&key);
+        match now {
+            Some(now) => {
+                judge_subtask(before, now, may_stand, moved.contains(&before.source), missing);
+                health.progress.push_str(&format!(
+                    "|{:?}{:?}{}",
+                    now.stage,
+                    now.unit,
+                    now.position.as_deref().unwrap_or("")
+                ));
+            }
+            None if matches!(before.stage, SubtaskStage::Finished | SubtaskStage::Stopped) => {}
+            None => missing.push(format!("nobody answers for task {} on source {}", key.0, key.1)),
+        }
+    }
+    health
+}
+
+fn judge_masters(
+    expected: &Expectation<'_>,
+    baseline: &DmSeen,
+    dm: &DmSeen,
+    missing: &mut Vec<String>,
+) {
+    let is_own = expected.instance.role == Role::DmMaster;
+    if is_own && master_of(dm, &expected.instance.id).is_none() {
+        missing.push(format!("the masters do not list {}", expected.instance.id));
+    }
+    for before in &baseline.masters {
+        let own = before.instance.as_ref() == Some(&expected.instance.id);
+        if !before.alive && !own {
+            continue;
+        }
+        let Some(now) = dm.masters.iter().find(|now| now.name == before.name) else {
+            missing.push(format!("the masters do not list {}", before.name));
+            continue;
+        };
+        if !now.alive {
+            missing.push(format!("master {} is not alive", now.name));
+        }
+        if now.etcd_healthy != Some(true) && (own || before.etcd_healthy == Some(true)) {
+            missing.push(format!("etcd of master {} is not healthy", now.name));
+        }
+    }
+    match leader_of(dm) {
+        None => missing.push("the masters have not one leader".to_owned()),
+        Some(leader) => {
+            for master in dm.masters.iter().filter(|master| master.alive) {
+                let had_a_voice = baseline
+                    .masters
+                    .iter()
+                    .any(|before| before.name == master.name && before.calls_leader.is_some());
+                let own = master.instance.as_ref() == Some(&expected.instance.id);
+                if (own || had_a_voice) && master.calls_leader.as_ref() != Some(&leader.name) {
+                    missing.push(format!("master {} does not follow {}", master.name, leader.name));
+                }
+            }
+        }
+    }
+}
+
+fn judge_workers(
+    expected: &Expectation<'_>,
+    baseline: &DmSeen,
+    dm: &DmSeen,
+    missing: &mut Vec<String>,
+) {
+    if expected.instance.role == Role::DmWorker
+        && !worker_of(dm, &expected.instance.id)
+            .is_some_and(|worker| worker.stage != WorkerStage::Offline)
+    {
+        missing.push(format!("DM does not list {} as online", expected.instance.id));
+    }
+    for before in baseline.workers.iter().filter(|worker| worker.stage != WorkerStage::Offline) {
+        if before.instance.as_ref() == Some(&expected.instance.id) {
+            continue;
+        }
+        let is_online = dm
+            .workers
+            .iter()
+            .any(|now| now.name == before.name && now.stage != WorkerStage::Offline);
+        if !is_online {
+            missing.push(format!("worker {} is offline", before.name));
+        }
+    }
+}
+
+fn judge_subtask(
+    before: &SubtaskSeen,
+    now: &SubtaskSeen,
+    may_stand: bool,
+    must_advance: bool,
+    missing: &mut Vec<String>,
+) {
+    let (task, source) = (&now.task, &now.source);
+    let stage_is_good = match before.stage {
+        SubtaskStage::Running | SubtaskStage::Resuming => {
+            matches!(now.stage, SubtaskStage::Running | SubtaskStage::Finished)
+        }
+        SubtaskStage::Finished => now.stage == SubtaskStage::Finished,
+        // It did not run before: it owes nothing but to be there.
+        SubtaskStage::New
+        | SubtaskStage::Paused
+        | SubtaskStage::Pausing
+        | SubtaskStage::Stopped
+        | SubtaskStage::Stopping
+        | SubtaskStage::Unknown => true,
+    };
+    let stands_for_us =
+        may_stand && matches!(now.stage, SubtaskStage::Paused | SubtaskStage::Pausing);
+    if !stage_is_good && !stands_for_us {
+        missing.push(format!(
+            "task {task} on source {source} is {:?}, was {:?}",
+            now.stage, before.stage
+        ));
+    }
+    let is_running = now.stage == SubtaskStage::Running;
+    if is_running && rank(now.unit) < rank(before.unit) {
+        missing.push(format!(
+            "task {task} on source {source} is in {:?}, was in {:?}",
+            now.unit, before.unit
+        ));
+    }
+    if let Some(error) = now.errors.iter().find(|error| !before.errors.contains(error))
+        && before.errors.is_empty()
+        && !stands_for_us
+    {
+        missing.push(format!("task {task} on source {source} has an error: {error}"));
+    }
+    if must_advance
+        && is_running
+        && before.stage == SubtaskStage::Running
+        && now.unit == SubtaskUnit::Sync
+        && !advances(before, now)
+    {
+        let lag = now.lag_s.map_or_else(|| "unknown".to_owned(), |lag| format!("{lag}s"));
+        missing.push(format!("task {task} on source {source} does not advance (lag {lag})"));
+    }
+}
+
+/// `synced` alone may never be true, and a lag of 0 alone proves nothing (dm.md, trap 17): any sign of movement counts.
+fn advances(before: &SubtaskSeen, now: &SubtaskSeen) -> bool {
+    now.synced
+        || (now.position.is_some() && now.position == now.source_position)
+        || now.position != before.position
+        || (now.source_position.is_some() && now.source_position == before.source_position)
+        || now.lag_s.is_some_and(|lag| lag <= before.lag_s.unwrap_or(0) + LAG_ALLOWANCE_S)
+}
+
+fn rank(unit: SubtaskUnit) -> u8 {
+    match unit {
+        SubtaskUnit::Unknown | SubtaskUnit::Check => 0,
+        SubtaskUnit::Dump => 1,
+        SubtaskUnit::Load => 2,
+        SubtaskUnit::Sync => 3,
+    }
+}
+
+/// Whether nothing large is under way on a worker's sources: what runs has caught up.
+pub fn is_quiet(dm: &DmSeen, instance: &Instance) -> bool {
+    let Some(worker) = worker_of(dm, &instance.id) else { return true };
+    dm.subtasks
+        .iter()
+        .filter(|subtask| {
+            dm.sources.get(&subtask.source).is_some_and(|b| b.as_ref() == Some(&worker.name))
+        })
+        .filter(|subtask| subtask.stage == SubtaskStage::Running)
+        .all(|subtask| {
+            subtask.synced
+                || (subtask.position.is_some() && subtask.position == subtask.source_position)
+                // Under steady writes the flushed position never equals the source's; the lag grows only behind a large transaction.
+                || subtask.lag_s.is_some_and(|lag| lag <= 1)
+        })
+}
+
+/// Release and git hash out of what `-V` prints (fixtures/dm-v8.1.0/version_worker.txt). None if it is not DM's form.
+pub fn reported_by_dash_v(text: &str) -> Option<(String, String)> {
+    let field = |name: &str| {
+        text.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            (key.trim() == name).then(|| value.trim().to_owned())
+        })
+    };
+    Some((field("Release Version")?, field("Git Commit Hash")?))
+}

@@ -1,0 +1,706 @@
+//! Plans the exchange of executables, one instance at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::basis::basis_of;
+use super::check::check;
+use super::decision::{
+    Blocker, Consent, Decision, Kind, ParcelSpec, Plan, TargetBuild, Turn, Warning,
+};
+use super::step::{Around, Step};
+use super::turn::{TurnFacts, is_up, leader_of, master_of, turn_steps, worker_of};
+use crate::digest::Digest;
+use crate::ids::{ClusterName, HostId, InstanceId, MemberName};
+use crate::instance::{Instance, Role};
+use crate::inventory::{DmSeen, Inventory, SubtaskStage, SubtaskUnit, UnitActive, WorkerStage};
+use crate::policy::Policy;
+use crate::version::DmVersion;
+
+const MAX_SKEW_MS: i64 = 30_000;
+
+/// What the operator wants put in.
+#[derive(Clone, Debug)]
+pub struct HotfixRequest {
+    /// Of which cluster.
+    pub cluster: ClusterName,
+    /// Its version of DM.
+    pub version: DmVersion,
+    /// All its instances.
+    pub instances: Vec<Instance>,
+    /// Those that are meant (`-N` and `-R` already applied).
+    pub selected: Vec<InstanceId>,
+    /// The package.
+    pub parcel: ParcelSpec,
+    /// What it brings per role.
+    pub targets: BTreeMap<Role, TargetBuild>,
+    /// The cluster is declared stopped.
+    pub offline: bool,
+    /// Obstacles that `--force` overrides do not count.
+    pub force: bool,
+    /// Selected instances may be down.
+    pub include_down: bool,
+    /// Builds that failed before, and how.
+    pub known_bad: BTreeMap<Digest, String>,
+}
+
+/// What the operator wants put back.
+#[derive(Clone, Debug)]
+pub struct RollbackRequest {
+    /// Of which cluster.
+    pub cluster: ClusterName,
+    /// Its version of DM.
+    pub version: DmVersion,
+    /// All its instances.
+    pub instances: Vec<Instance>,
+    /// Where each selected instance goes back to: the build of the tree that the last window took out.
+    pub targets: BTreeMap<InstanceId, RollbackTarget>,
+    /// The cluster is declared stopped.
+    pub offline: bool,
+    /// Obstacles that `--force` overrides do not count.
+    pub force: bool,
+    /// Selected instances may be down.
+    pub include_down: bool,
+}
+
+/// Where an instance goes back to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RollbackTarget {
+    /// The build; none if there is no record of one.
+    pub build: Option<Digest>,
+    /// Whether that is a hotfix as well.
+    pub patched: bool,
+}
+
+/// Plans a hotfix.
+///
+/// Order: nodes that are already broken (the hotfix may be their cure); masters that
+/// follow; the leader, so that leadership moves once at most; free workers; relay
+/// workers; bound workers, so that each source moves once and to a worker that has
+/// had its turn; monitoring, which nothing depends on.
+pub fn plan_hotfix(request: &HotfixRequest, inventory: &Inventory, policy: &Policy) -> Decision {
+    let mut goals = BTreeMap::new();
+    let mut blockers = Vec::new();
+    for id in &request.selected {
+        let Some(instance) = request.instances.iter().find(|instance| instance.id == *id) else {
+            continue;
+        };
+        match request.targets.get(&instance.role) {
+            Some(target) => {
+                goals.insert(id.clone(), Goal { to: target.digest.clone(), patched: true });
+            }
+            None => {
+                blockers.push(Blocker::NotInPackage { instance: id.clone(), role: instance.role });
+            }
+        }
+    }
+    for target in request.targets.values() {
+        if let Some(why) = request.known_bad.get(&target.digest)
+            && goals.values().any(|goal| goal.to == target.digest)
+        {
+            blockers.push(Blocker::KnownBad { build: target.digest.clone(), why: why.clone() });
+        }
+    }
+    let work = Work {
+        cluster: &request.cluster,
+        version: &request.version,
+        instances: &request.instances,
+        goals,
+        kind: Kind::Hotfix,
+        parcel: Some(&request.parcel),
+        targets: request.targets.clone(),
+        offline: request.offline,
+        force: request.force,
+        include_down: request.include_down,
+    };
+    plan_exchange(&work, blockers, inventory, policy)
+}
+
+/// Plans the way back: the same order and the same checks, with the trees that lie on the hosts.
+pub fn plan_rollback(
+    request: &RollbackRequest,
+    inventory: &Inventory,
+    policy: &Policy,
+) -> Decision {
+    let mut goals = BTreeMap::new();
+    let mut blockers = Vec::new();
+    for (id, target) in &request.targets {
+        match &target.build {
+            Some(build) => {
+                goals.insert(id.clone(), Goal { to: build.clone(), patched: target.patched });
+            }
+            None => blockers.push(Blocker::NothingToGoBackTo { instance: id.clone() }),
+        }
+    }
+    let work = Work {
+        cluster: &request.cluster,
+        version: &request.version,
+        instances: &request.instances,
+        goals,
+        kind: Kind::Rollback,
+        parcel: None,
+        targets: BTreeMap::new(),
+        offline: request.offline,
+        force: request.force,
+        include_down: request.include_down,
+    };
+    plan_exchange(&work, blockers, inventory, policy)
+}
+
+/// Where an instance goes.
+struct Goal {
+    to: Digest,
+    patched: bool,
+}
+
+/// A hotfix or a rollback.
+struct Work<'a> {
+    cluster: &'a ClusterName,
+    version: &'a DmVersion,
+    instances: &'a [Instance],
+    goals: BTreeMap<InstanceId, Goal>,
+    kind: Kind,
+    parcel: Option<&'a ParcelSpec>,
+    targets: BTreeMap<Role, TargetBuild>,
+    offline: bool,
+    force: bool,
+    include_down: bool,
+}
+
+/// An instance that has to change.
+struct Candidate<'a> {
+    instance: &'a Instance,
+    goal: &'a Goal,
+    from: Digest,
+    is_broken: bool,
+    /// It runs, so its host answers and its unit is active.
+    is_active: bool,
+}
+
+fn plan_exchange(
+    work: &Work<'_>,
+    mut blockers: Vec<Blocker>,
+    inventory: &Inventory,
+    policy: &Policy,
+) -> Decision {
+    let wants_dm = !work.offline
+        && work.instances.iter().any(|i| i.role.is_dm() && work.goals.contains_key(&i.id));
+    let dm = if wants_dm { inventory.dm.as_ref().ok() } else { None };
+
+    let selected: Vec<Instance> =
+        work.instances.iter().filter(|i| work.goals.contains_key(&i.id)).cloned().collect();
+    blockers.extend(unreachable_hosts(&selected, inventory));
+    let mut candidates = Vec::new();
+    for instance in work.instances {
+        let Some(goal) = work.goals.get(&instance.id) else { continue };
+        match look_at(work, instance, goal, inventory, dm, &mut blockers) {
+            Some(candidate) if !candidate.is_done(inventory) => candidates.push(candidate),
+            Some(_) | None => {}
+        }
+    }
+    if candidates.is_empty() && blockers.is_empty() {
+        return Decision::NothingToDo;
+    }
+    if work.offline {
+        for candidate in candidates.iter().filter(|candidate| candidate.is_active) {
+            blockers.push(Blocker::StillRunning { instance: candidate.instance.id.clone() });
+        }
+    } else if wants_dm && candidates.iter().any(|candidate| candidate.instance.role.is_dm()) {
+        match &inventory.dm {
+            Ok(dm) => blockers.extend(dm_obstacles(work, &candidates, inventory, dm)),
+            Err(why) => blockers.push(Blocker::DmSilent { why: why.clone() }),
+        }
+    }
+    blockers.extend(full_disks(work, &candidates, inventory));
+
+    let (mut warnings, blockers) = override_some(work, blockers);
+    if !blockers.is_empty() {
+        return Decision::Blocked(blockers);
+    }
+    warnings.extend(oddities(&candidates, inventory));
+
+    let ordered = in_order(candidates, dm);
+    let (turns, consents) = take_turns(work, &ordered, dm, policy);
+    let plan = Plan {
+        format: Plan::FORMAT,
+        cluster: work.cluster.clone(),
+        kind: work.kind,
+        version: work.version.clone(),
+        based_on: basis_of(&selected, inventory, wants_dm),
+        baseline: dm.cloned(),
+        instances: work.instances.to_vec(),
+        parcel: work.parcel.cloned(),
+        targets: work.targets.clone(),
+        policy: policy.clone(),
+        preparation: prepare(work, &ordered, inventory),
+        turns,
+        consents,
+        warnings,
+    };
+    let broken = check(&plan);
+    assert!(broken.is_empty(), "a plan breaks its own rules: {broken:?}");
+    Decision::Go(Box::new(plan))
+}
+
+impl Candidate<'_> {
+    /// Its disk has the target, and it runs nothing else: there is nothing to exchange.
+    fn is_done(&self, inventory: &Inventory) -> bool {
+        inventory.processes.get(&self.instance.id).is_some_and(|process| {
+            process.on_disk.as_ref() == Some(&self.goal.to)
+                && process.running.as_ref().is_none_or(|running| *running == self.goal.to)
+        })
+    }
+
+    /// Exchanged before and only not restarted: the other tree is the way back, it must stay.
+    fn is_exchanged(&self, inventory: &Inventory) -> bool {
+        inventory
+            .processes
+            .get(&self.instance.id)
+            .is_some_and(|process| process.on_disk.as_ref() == Some(&self.goal.to))
+    }
+}
+
+/// Looks at one selected instance; adds what is in the way.
+fn look_at<'a>(
+    work: &'a Work<'_>,
+    instance: &'a Instance,
+    goal: &'a Goal,
+    inventory: &Inventory,
+    dm: Option<&DmSeen>,
+    blockers: &mut Vec<Blocker>,
+) -> Option<Candidate<'a>> {
+    let id = &instance.id;
+    if !matches!(inventory.hosts.get(&instance.host), Some(Ok(_))) {
+        return None; // said once per host
+    }
+    let Some(process) = inventory.processes.get(id) else {
+        blockers.push(Blocker::ProcessUnknown { instance: id.clone() });
+        return None;
+    };
+    if process.active == UnitActive::Missing {
+        blockers.push(Blocker::UnitMissing { instance: id.clone() });
+        return None;
+    }
+    let Some(on_disk) = &process.on_disk else {
+        blockers.push(Blocker::BinaryMissing { instance: id.clone() });
+        return None;
+    };
+    let is_active = matches!(
+        process.active,
+        UnitActive::Active | UnitActive::Activating | UnitActive::Deactivating
+    );
+    let mut from = on_disk.clone();
+    let mut has_drifted = false;
+    if let Some(running) = &process.running
+        && running != on_disk
+    {
+        if *on_disk == goal.to {
+            from = running.clone(); // exchanged before, not restarted: the window will see to that
+        } else {
+            has_drifted = true;
+        }
+    }
+    let seen = if work.offline { Ok(()) } else { is_up(instance, Some(process), dm) };
+    let is_broken = seen.is_err();
+    let candidate = Candidate { instance, goal, from, is_broken, is_active };
+    if candidate.is_done(inventory) {
+        return Some(candidate);
+    }
+    if has_drifted && let Some(running) = &process.running {
+        blockers.push(Blocker::Drift {
+            instance: id.clone(),
+            running: running.clone(),
+            on_disk: on_disk.clone(),
+        });
+    }
+    if let Err(seen) = seen {
+        blockers.push(Blocker::InstanceDown { instance: id.clone(), seen });
+    }
+    Some(candidate)
+}
+
+fn unreachable_hosts(selected: &[Instance], inventory: &Inventory) -> Vec<Blocker> {
+    let hosts: BTreeSet<&HostId> = selected.iter().map(|instance| &instance.host).collect();
+    hosts
+        .into_iter()
+        .filter_map(|host| {
+            let why = match inventory.hosts.get(host) {
+                Some(Ok(_)) => return None,
+                Some(Err(why)) => why.clone(),
+                None => "it was not asked".to_owned(),
+            };
+            Some(Blocker::HostUnreachable { host: host.clone(), why })
+        })
+        .collect()
+}
+
+fn dm_obstacles(
+    work: &Work<'_>,
+    candidates: &[Candidate<'_>],
+    inventory: &Inventory,
+    dm: &DmSeen,
+) -> Vec<Blocker> {
+    let mut blockers = Vec::new();
+    let down: BTreeMap<&InstanceId, String> = work
+        .instances
+        .iter()
+        .filter(|instance| instance.role.is_dm())
+        .filter_map(|instance| {
+            let process = inventory.processes.get(&instance.id);
+            is_up(instance, process, Some(dm)).err().map(|seen| (&instance.id, seen))
+        })
+        .collect();
+
+    blockers.extend(leader_dispute(dm, &down));
+    for master in &dm.masters {
+        let is_down = master.instance.as_ref().is_some_and(|id| down.contains_key(id));
+        if master.etcd_healthy == Some(false) && !is_down {
+            blockers.push(Blocker::EtcdUnhealthy { master: master.name.clone() });
+        }
+    }
+    for instance in work.instances {
+        let Some(seen) = down.get(&instance.id) else { continue };
+        let another_has_its_turn = candidates.iter().any(|candidate| {
+            candidate.instance.role == instance.role && candidate.instance.id != instance.id
+        });
+        let has_its_turn = candidates.iter().any(|candidate| candidate.instance.id == instance.id);
+        if another_has_its_turn && !has_its_turn {
+            blockers.push(Blocker::AnotherDown {
+                instance: instance.id.clone(),
+                role: instance.role,
+                seen: seen.clone(),
+            });
+        }
+    }
+    blockers.extend(quorum_at_risk(candidates, dm));
+
+    for (source, worker) in &dm.sources {
+        if worker.is_none() {
+            blockers.push(Blocker::SourceUnbound { source_id: source.clone() });
+        }
+    }
+    for subtask in &dm.subtasks {
+        let (task, source_id) = (subtask.task.clone(), subtask.source.clone());
+        if let Some(error) = subtask.errors.first() {
+            blockers.push(Blocker::SubtaskFailing {
+                task: task.clone(),
+                source_id: source_id.clone(),
+                error: error.clone(),
+            });
+        }
+        let has_its_turn = candidates.iter().any(|candidate| {
+            let worker = worker_of(dm, &candidate.instance.id).map(|worker| &worker.name);
+            worker.is_some() && worker == subtask.worker.as_ref()
+        });
+        let is_loading = matches!(subtask.unit, SubtaskUnit::Dump | SubtaskUnit::Load)
+            && matches!(subtask.stage, SubtaskStage::Running | SubtaskStage::Resuming);
+        if is_loading && has_its_turn {
+            blockers.push(Blocker::SubtaskInFullLoad {
+                task: task.clone(),
+                source_id: source_id.clone(),
+                unit: subtask.unit,
+            });
+        }
+        if subtask.blocked_ddls > 0 {
+            blockers.push(Blocker::DdlWaiting { task, source_id, count: subtask.blocked_ddls });
+        }
+    }
+    blockers
+}
+
+fn leader_dispute(dm: &DmSeen, down: &BTreeMap<&InstanceId, String>) -> Option<Blocker> {
+    let voices: Vec<_> = dm
+        .masters
+        .iter()
+        .filter(|master| master.alive)
+        .filter(|master| !master.instance.as_ref().is_some_and(|id| down.contains_key(id)))
+        .collect();
+    let said: BTreeSet<Option<&MemberName>> =
+        voices.iter().map(|master| master.calls_leader.as_ref()).collect();
+    let agreed = said.len() == 1 && !said.contains(&None) && leader_of(dm).is_some();
+    (!agreed).then(|| {
+        let said: Vec<String> = voices
+            .iter()
+            .map(|master| {
+                let leader = master.calls_leader.as_ref().map_or("nobody", |name| name.as_str());
+                format!("{} names {leader}", master.name)
+            })
+            .collect();
+        Blocker::LeaderDisputed { said: said.join(", ") }
+    })
+}
+
+fn quorum_at_risk(candidates: &[Candidate<'_>], dm: &DmSeen) -> Option<Blocker> {
+    let takes_one_down = candidates
+        .iter()
+        .any(|candidate| candidate.instance.role == Role::DmMaster && !candidate.is_broken);
+    let total = dm.masters.len();
+    if !takes_one_down || total < 3 {
+        return None; // one or two masters: a consent, not an obstacle
+    }
+    // Broken ones that are selected have their turn before any healthy one.
+    let alive = dm
+        .masters
+        .iter()
+        .filter(|master| {
+            master.alive
+                || candidates.iter().any(|c| Some(&c.instance.id) == master.instance.as_ref())
+        })
+        .count();
+    let needed = total / 2 + 1;
+    (alive < needed + 1).then_some(Blocker::QuorumAtRisk { alive, total, needed })
+}
+
+fn full_disks(
+    work: &Work<'_>,
+    candidates: &[Candidate<'_>],
+    inventory: &Inventory,
+) -> Vec<Blocker> {
+    let Some(parcel) = work.parcel else { return Vec::new() };
+    let mut per_host: BTreeMap<&HostId, u64> = BTreeMap::new();
+    for candidate in candidates {
+        *per_host.entry(&candidate.instance.host).or_default() += 1;
+    }
+    let mut blockers = Vec::new();
+    for (host, instances) in per_host {
+        // The store has it once, and every instance gets a tree of its own.
+        let needed = parcel.unpacked_bytes.saturating_mul(instances + 1);
+        let Some(Ok(seen)) = inventory.hosts.get(host) else { continue };
+        let tightest = seen.free_bytes.iter().min_by_key(|(_, free)| **free);
+        if let Some((path, free)) = tightest
+            && *free < needed
+        {
+            let (path, free) = (path.clone(), *free);
+            blockers.push(Blocker::DiskFull { host: host.clone(), path, free, needed });
+        }
+    }
+    blockers
+}
+
+fn override_some(work: &Work<'_>, blockers: Vec<Blocker>) -> (Vec<Warning>, Vec<Blocker>) {
+    let mut warnings = Vec::new();
+    let mut remaining = Vec::new();
+    for blocker in blockers {
+        let flag = blocker.overridden_by().filter(|flag| match *flag {
+            "--force" => work.force,
+            "--include-down" => work.include_down,
+            _ => false,
+        });
+        match flag {
+            Some(flag) => warnings
+                .push(Warning::Overridden { flag: flag.to_owned(), blocker: blocker.to_string() }),
+            None => remaining.push(blocker),
+        }
+    }
+    (warnings, remaining)
+}
+
+fn oddities(candidates: &[Candidate<'_>], inventory: &Inventory) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    for (host, seen) in &inventory.hosts {
+        if let Ok(seen) = seen
+            && seen.clock_skew_ms.abs() > MAX_SKEW_MS
+        {
+            warnings
+                .push(Warning::ClockSkew { host: host.clone(), skew_s: seen.clock_skew_ms / 1000 });
+        }
+    }
+    for candidate in candidates {
+        let process = inventory.processes.get(&candidate.instance.id);
+        if process.is_some_and(|process| !process.enabled) {
+            warnings.push(Warning::NotEnabled { instance: candidate.instance.id.clone() });
+        }
+    }
+    warnings
+}
+
+/// Sorts by what is safest first.
+fn in_order<'a>(mut candidates: Vec<Candidate<'a>>, dm: Option<&DmSeen>) -> Vec<Candidate<'a>> {
+    let rank = |candidate: &Candidate<'_>| {
+        let id = &candidate.instance.id;
+        let is_dm = candidate.instance.role.is_dm();
+        match (candidate.instance.role, dm) {
+            _ if candidate.is_broken && is_dm => 0,
+            (Role::DmMaster, Some(dm)) => {
+                let leads = master_of(dm, id).is_some_and(|master| master.leader);
+                if leads { 2 } else { 1 }
+            }
+            (Role::DmMaster, None) => 1,
+            (Role::DmWorker, Some(dm)) => match worker_of(dm, id).map(|worker| worker.stage) {
+                Some(WorkerStage::Free) => 3,
+                Some(WorkerStage::Relay) => 4,
+                Some(WorkerStage::Bound | WorkerStage::Offline) | None => 5,
+            },
+            (Role::DmWorker, None) => 3,
+            (Role::Prometheus, _) => 6,
+            (Role::Grafana, _) => 7,
+            (Role::Alertmanager, _) => 8,
+        }
+    };
+    // Stable: within a rank the order of the topology.
+    candidates.sort_by_key(|candidate| (rank(candidate), candidate.instance.role));
+    candidates
+}
+
+fn prepare(work: &Work<'_>, ordered: &[Candidate<'_>], inventory: &Inventory) -> Vec<Step> {
+    if work.parcel.is_none() {
+        return Vec::new();
+    }
+    let hosts: BTreeSet<&HostId> = ordered.iter().map(|c| &c.instance.host).collect();
+    let stages = hosts.into_iter().map(|host| Step::Stage { host: host.clone() });
+    let prepares = ordered
+        .iter()
+        .filter(|candidate| !candidate.is_exchanged(inventory))
+        .map(|c| Step::Prepare { instance: c.instance.id.clone(), to: c.goal.to.clone() });
+    stages.chain(prepares).collect()
+}
+
+/// Goes through the turns with a forecast of DM's state.
+fn take_turns(
+    work: &Work<'_>,
+    ordered: &[Candidate<'_>],
+    dm: Option<&DmSeen>,
+    policy: &Policy,
+) -> (Vec<Turn>, Vec<Consent>) {
+    let mut forecast = dm.cloned();
+    let mut pending: BTreeSet<InstanceId> =
+        ordered.iter().map(|candidate| candidate.instance.id.clone()).collect();
+    let (mut turns, mut consents) = (Vec::new(), Vec::new());
+    for candidate in ordered {
+        let id = &candidate.instance.id;
+        pending.remove(id);
+        let around = match (work.offline, candidate.is_active) {
+            (false, _) => Around::Restart,
+            (true, false) => Around::Offline,
+            (true, true) => Around::OfflineEvenIfRunning,
+        };
+        let steps = turn_steps(&TurnFacts {
+            instance: candidate.instance,
+            from: &candidate.from,
+            to: &candidate.goal.to,
+            patched: candidate.goal.patched,
+            around,
+            is_broken: candidate.is_broken,
+            dm: forecast.as_ref(),
+            version: work.version,
+            policy,
+            pending: &pending,
+        });
+        if let Some(forecast) = &mut forecast {
+            consents.extend(interruptions(candidate, forecast));
+            foresee(candidate, &steps, forecast);
+        }
+        turns.push(Turn {
+            instance: id.clone(),
+            from: candidate.from.clone(),
+            to: candidate.goal.to.clone(),
+            patched: candidate.goal.patched,
+            was_broken: candidate.is_broken,
+            steps,
+        });
+    }
+    (turns, consents)
+}
+
+fn interruptions(candidate: &Candidate<'_>, dm: &DmSeen) -> Vec<Consent> {
+    let id = &candidate.instance.id;
+    if candidate.is_broken {
+        return Vec::new();
+    }
+    match candidate.instance.role {
+        Role::DmMaster if dm.masters.len() < 3 => vec![Consent::NoScheduling {
+            instance: id.clone(),
+            masters: dm.masters.len(),
+            about_s: 5,
+        }],
+        Role::DmWorker => {
+            let Some(worker) = worker_of(dm, id) else { return Vec::new() };
+            let has_spare = dm
+                .workers
+                .iter()
+                .any(|other| other.stage == WorkerStage::Free && other.name != worker.name);
+            if has_spare {
+                return Vec::new();
+            }
+            dm.sources
+                .iter()
+                .filter(|(_, bound)| bound.as_ref() == Some(&worker.name))
+                .map(|(source, _)| Consent::SourcePauses {
+                    source_id: source.clone(),
+                    instance: id.clone(),
+                    about_s: 5,
+                })
+                .collect()
+        }
+        Role::DmMaster | Role::Prometheus | Role::Grafana | Role::Alertmanager => Vec::new(),
+    }
+}
+
+/// What DM will look like after a turn.
+fn foresee(candidate: &Candidate<'_>, steps: &[Step], dm: &mut DmSeen) {
+    let id = &candidate.instance.id;
+    match candidate.instance.role {
+        Role::DmMaster => {
+            for master in &mut dm.masters {
+                if master.instance.as_ref() == Some(id) {
+                    master.alive = true;
+                }
+            }
+            if steps.iter().any(|step| matches!(step, Step::EvictLeader { .. })) {
+                let next = dm
+                    .masters
+                    .iter()
+                    .find(|master| master.alive && master.instance.as_ref() != Some(id))
+                    .map(|master| master.name.clone());
+                for master in &mut dm.masters {
+                    master.leader = Some(&master.name) == next.as_ref();
+                }
+            }
+        }
+        Role::DmWorker => {
+            let Some(name) = worker_of(dm, id).map(|worker| worker.name.clone()) else { return };
+            if candidate.is_broken {
+                set_stage(dm, &name, WorkerStage::Free);
+                return;
+            }
+            let sources: Vec<_> = dm
+                .sources
+                .iter()
+                .filter(|(_, bound)| bound.as_ref() == Some(&name))
+                .map(|(source, _)| source.clone())
+                .collect();
+            for source in sources {
+                let ordered = steps.iter().find_map(|step| {
+                    if let Step::Transfer { source: moved, to, .. } = step
+                        && *moved == source
+                    {
+                        Some(to.clone())
+                    } else {
+                        None
+                    }
+                });
+                let spare = dm
+                    .workers
+                    .iter()
+                    .find(|other| other.stage == WorkerStage::Free && other.name != name)
+                    .map(|other| other.name.clone());
+                let Some(next) = ordered.or(spare) else { continue };
+                set_stage(dm, &name, WorkerStage::Free);
+                set_stage(dm, &next, WorkerStage::Bound);
+                for subtask in dm.subtasks.iter_mut().filter(|s| s.source == source) {
+                    subtask.worker = Some(next.clone());
+                }
+                dm.sources.insert(source, Some(next));
+            }
+        }
+        Role::Prometheus | Role::Grafana | Role::Alertmanager => {}
+    }
+}
+
+fn set_stage(dm: &mut DmSeen, name: &MemberName, stage: WorkerStage) {
+    for worker in dm.workers.iter_mut().filter(|worker| worker.name == *name) {
+        worker.stage = stage;
+        if stage == WorkerStage::Free {
+            worker.source = None;
+        }
+    }
+}

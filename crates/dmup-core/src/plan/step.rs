@@ -1,0 +1,242 @@
+//! The vocabulary of plans.
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::ids::{HostId, InstanceId, MemberName, SourceId, TaskName};
+
+/// How a window treats the unit.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Around {
+    /// Stop before, start after.
+    Restart,
+    /// The unit must be down and stays down (`--offline`).
+    Offline,
+    /// As `Offline`, even while the unit runs.
+    OfflineEvenIfRunning,
+}
+
+/// One thing done to one host or to DM, or waited for.
+///
+/// Every step is idempotent: applied twice, it leaves the cluster as applied
+/// once. Matched without a `_` arm in `describe`, in the checker and in the
+/// executor, so a new step does not compile until all know it.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub enum Step {
+    /// Brings the package into the host's store.
+    Stage {
+        /// Where to.
+        host: HostId,
+    },
+    /// Builds the instance's next tree beside the live one and runs its `-V`.
+    Prepare {
+        /// Whose.
+        instance: InstanceId,
+        /// The build in that tree.
+        to: Digest,
+    },
+    /// Makes the leader give up leadership.
+    EvictLeader {
+        /// The leader.
+        instance: InstanceId,
+    },
+    /// Waits until all masters agree on another leader.
+    AwaitNewLeader {
+        /// The one that must not be it any more.
+        former: InstanceId,
+        /// At most so long.
+        within_s: u32,
+    },
+    /// Waits for a moment without a large transaction under way; goes on without one.
+    AwaitQuiet {
+        /// Whose sources are meant.
+        worker: InstanceId,
+        /// At most so long.
+        within_s: u32,
+    },
+    /// Pauses one subtask. Left alone if it does not run.
+    PauseSubtask {
+        /// Which task.
+        task: TaskName,
+        /// On which source.
+        source: SourceId,
+    },
+    /// Waits until a subtask that we paused stands.
+    AwaitPaused {
+        /// Which task.
+        task: TaskName,
+        /// On which source.
+        source: SourceId,
+        /// At most so long.
+        within_s: u32,
+    },
+    /// Binds a source to another worker.
+    Transfer {
+        /// Which source.
+        source: SourceId,
+        /// Who has it.
+        from: MemberName,
+        /// Who gets it.
+        to: MemberName,
+    },
+    /// Waits until a source is bound to a worker that is up.
+    AwaitBound {
+        /// Which source.
+        source: SourceId,
+        /// At most so long.
+        within_s: u32,
+    },
+    /// Resumes a subtask, if it was us who paused it.
+    ResumeSubtask {
+        /// Which task.
+        task: TaskName,
+        /// On which source.
+        source: SourceId,
+    },
+    /// Arms the guard: the host goes back by itself if it hears nothing more.
+    ArmGuard {
+        /// Whose.
+        instance: InstanceId,
+        /// What it goes back to.
+        from: Digest,
+        /// What is tried.
+        to: Digest,
+        /// When it acts.
+        after_s: u32,
+    },
+    /// Stops, exchanges, starts.
+    Window {
+        /// Whose.
+        instance: InstanceId,
+        /// The build before.
+        from: Digest,
+        /// The build after.
+        to: Digest,
+        /// Whether it is stopped and started.
+        around: Around,
+    },
+    /// Waits until the instance and the cluster are as healthy as before.
+    AwaitHealthy {
+        /// Whose turn it is.
+        instance: InstanceId,
+        /// What its process must be.
+        build: Digest,
+        /// At most so long without progress.
+        within_s: u32,
+    },
+    /// Watches that it stays so.
+    Soak {
+        /// Whose turn it is.
+        instance: InstanceId,
+        /// What its process must be.
+        build: Digest,
+        /// So long.
+        soak_s: u32,
+    },
+    /// Disarms the guard: the host keeps what it has.
+    DisarmGuard {
+        /// Whose.
+        instance: InstanceId,
+    },
+    /// Lets a former leader campaign again.
+    CancelEvict {
+        /// Which master.
+        instance: InstanceId,
+    },
+    /// Writes down which build the instance has.
+    MarkPatched {
+        /// Whose.
+        instance: InstanceId,
+        /// What it runs.
+        build: Digest,
+        /// Whether that is a hotfix: `patched` in `meta.yaml`.
+        patched: bool,
+    },
+}
+
+impl Step {
+    /// One line in the operator's language.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Stage { host } => format!("send the package to {host}"),
+            Self::Prepare { instance, to } => {
+                format!("prepare build {to} beside the live one of {instance} and run its -V")
+            }
+            Self::EvictLeader { instance } => format!("evict the leader {instance}"),
+            Self::AwaitNewLeader { former, within_s } => {
+                format!(
+                    "wait until the masters agree on a leader other than {former} (at most {within_s}s)"
+                )
+            }
+            Self::AwaitQuiet { worker, within_s } => {
+                format!("wait for a quiet moment of {worker} (at most {within_s}s)")
+            }
+            Self::PauseSubtask { task, source } => format!("pause task {task} on source {source}"),
+            Self::AwaitPaused { task, source, within_s } => {
+                format!("wait until task {task} on source {source} stands (at most {within_s}s)")
+            }
+            Self::Transfer { source, from, to } => {
+                format!("move source {source} from {from} to {to}")
+            }
+            Self::AwaitBound { source, within_s } => {
+                format!("wait until source {source} is bound (at most {within_s}s)")
+            }
+            Self::ResumeSubtask { task, source } => {
+                format!("resume task {task} on source {source}")
+            }
+            Self::ArmGuard { instance, from, after_s, .. } => {
+                format!("arm the guard of {instance}: back to {from} after {after_s}s without us")
+            }
+            Self::Window { instance, from, to, around: Around::Restart } => {
+                format!("stop {instance}, exchange {from} for {to}, start")
+            }
+            Self::Window {
+                instance,
+                from,
+                to,
+                around: Around::Offline | Around::OfflineEvenIfRunning,
+            } => {
+                format!("exchange {from} for {to} of {instance}; nothing is started")
+            }
+            Self::AwaitHealthy { instance, build, within_s } => {
+                format!(
+                    "wait until {instance} is healthy on {build} (at most {within_s}s without progress)"
+                )
+            }
+            Self::Soak { instance, soak_s, .. } => format!("watch {instance} for {soak_s}s"),
+            Self::DisarmGuard { instance } => format!("disarm the guard of {instance}"),
+            Self::CancelEvict { instance } => format!("let {instance} campaign again"),
+            Self::MarkPatched { instance, build, patched: true } => {
+                format!("record {instance} as patched with {build}")
+            }
+            Self::MarkPatched { instance, build, patched: false } => {
+                format!("record {instance} as unpatched with {build}")
+            }
+        }
+    }
+
+    /// Whether it only waits: nothing has to be written down before it.
+    pub fn is_wait(&self) -> bool {
+        match self {
+            Self::AwaitNewLeader { .. }
+            | Self::AwaitQuiet { .. }
+            | Self::AwaitPaused { .. }
+            | Self::AwaitBound { .. }
+            | Self::AwaitHealthy { .. }
+            | Self::Soak { .. } => true,
+            Self::Stage { .. }
+            | Self::Prepare { .. }
+            | Self::EvictLeader { .. }
+            | Self::PauseSubtask { .. }
+            | Self::Transfer { .. }
+            | Self::ResumeSubtask { .. }
+            | Self::ArmGuard { .. }
+            | Self::Window { .. }
+            | Self::DisarmGuard { .. }
+            | Self::CancelEvict { .. }
+            | Self::MarkPatched { .. } => false,
+        }
+    }
+}
