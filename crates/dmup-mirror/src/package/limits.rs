@@ -1,0 +1,16 @@
+//! Sizes beyond which a package is not believed.
+//!
+//! The largest real ones: dm-master unstripped 185 MB, Grafana about 10 000 files.
+
+/// Files, folders and links.
+pub const ENTRIES: usize = 50_000;
+/// One file, unpacked.
+pub const FILE_BYTES: u64 = 2 << 30;
+/// All files, unpacked.
+pub const TOTAL_BYTES: u64 = 4 << 30;
+/// A path within the package.
+pub const PATH_BYTES: usize = 1024;
+/// Folders within folders.
+pub const PATH_DEPTH: usize = 64;
+/// A long name or an extended header; these are held in memory.
+pub const EXTENSION_BYTES: u64 = 64 << 10;
