@@ -180,3 +180,13 @@ pub trait Clock: Send + Sync {
     /// Waits.
     async fn sleep(&self, span: Duration);
 }
+
+/// What is written down about instances outside the run: `patched` in `meta.yaml`, and our own record of builds.
+pub trait Records: Send + Sync {
+    /// The instance has this build now; `patched` says whether that is a hotfix.
+    ///
+    /// # Errors
+    ///
+    /// What could not be written, as a sentence.
+    fn mark(&self, instance: &InstanceId, build: &Digest, patched: bool) -> Result<(), String>;
+}

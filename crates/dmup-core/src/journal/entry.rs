@@ -115,6 +115,9 @@ pub enum Entry {
         instance: InstanceId,
         /// How.
         end: TurnEnd,
+        /// What went wrong, if something did: then no other turn follows.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        failure: Option<String>,
     },
     /// Last entry of a run that ended in an orderly way.
     RunEnds {

@@ -67,6 +67,8 @@ pub struct Folded {
     pub ended: BTreeMap<InstanceId, TurnEnd>,
     /// The turn under way.
     pub open: Option<OpenTurn>,
+    /// The turn that went wrong, if one did: how it ended, and what was wrong.
+    pub failed: Option<(InstanceId, TurnEnd, String)>,
     /// Subtasks that we may have paused and have not resumed.
     pub paused: BTreeSet<(TaskName, SourceId)>,
     /// Masters that we may have evicted and have not released.
@@ -97,6 +99,7 @@ pub fn fold<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Folded, 
         prepared: Vec::new(),
         ended: BTreeMap::new(),
         open: None,
+        failed: None,
         paused: BTreeSet::new(),
         evicted: BTreeSet::new(),
         going_back_wholly: None,
@@ -110,8 +113,11 @@ pub fn fold<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Folded, 
 
 impl Folded {
     fn take(&mut self, entry: &Entry) -> Result<(), String> {
-        if let RunState::Ended { .. } = self.state {
-            return Err("nothing can follow the end of a run".to_owned());
+        if let RunState::Ended { end } = &self.state {
+            if *entry != Entry::RunResumed || *end != RunEnd::Interrupted {
+                return Err("nothing can follow the end of a run".to_owned());
+            }
+            self.state = RunState::Ready;
         }
         if self.plan.is_none() && !matches!(entry, Entry::RunBegins { .. }) {
             return Err("a journal begins with the beginning of a run".to_owned());
@@ -171,11 +177,14 @@ impl Folded {
             Entry::GoingBackWholly { instance, why } => {
                 self.going_back_wholly = Some((instance.clone(), why.clone()));
             }
-            Entry::TurnEnds { instance, end } => {
+            Entry::TurnEnds { instance, end, failure } => {
                 self.open_turn(instance)?;
                 self.open = None;
                 self.state = RunState::Ready;
                 self.ended.insert(instance.clone(), *end);
+                if let Some(why) = failure {
+                    self.failed = Some((instance.clone(), *end, why.clone()));
+                }
             }
             Entry::RunEnds { end } => self.state = RunState::Ended { end: end.clone() },
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::InstanceId;
 use crate::instance::Instance;
 use crate::inventory::Inventory;
 
@@ -13,6 +14,11 @@ use crate::inventory::Inventory;
 pub struct Basis(BTreeMap<String, String>);
 
 impl Basis {
+    /// Whether the process of an instance is among the facts.
+    pub fn is_about(&self, instance: &InstanceId) -> bool {
+        self.0.contains_key(&format!("instance {instance}"))
+    }
+
     /// One line per fact that is not as it was: `leader: m1 then, m2 now`.
     pub fn changes(&self, now: &Self) -> Vec<String> {
         let missing = "nothing".to_owned();

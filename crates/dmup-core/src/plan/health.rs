@@ -59,6 +59,9 @@ pub fn judge(expected: &Expectation<'_>, process: &ProcessSeen, dm: Option<&DmSe
     let id = &expected.instance.id;
     match process.active {
         UnitActive::Active => {}
+        UnitActive::Activating if process.sub_state == "auto-restart" => {
+            health.hopeless = Some(format!("{id} ended and waits for its next automatic restart"));
+        }
         UnitActive::Activating | UnitActive::Deactivating => {
             health.missing.push(format!("the unit of {id} is on its way ({})", process.sub_state));
         }

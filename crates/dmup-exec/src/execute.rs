@@ -1,0 +1,570 @@
+//! A run from its first to its last step.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future::Future;
+use std::time::Duration;
+
+use dmup_core::digest::Digest;
+use dmup_core::ids::{HostId, InstanceId, SourceId, TaskName};
+use dmup_core::instance::{Instance, Role};
+use dmup_core::journal::{Entry, Folded, Line, RunState, TurnEnd, fold};
+use dmup_core::plan::{Kind, Plan, Step, Turn, basis_of, check, leader_of};
+use dmup_core::policy::OnFailure;
+use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
+use futures::{StreamExt as _, stream};
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::RunError;
+use crate::events::Event;
+use crate::journal::Journal;
+use crate::look::look;
+use crate::ports::{Build, Certainty, Clock, Dm, EffectError, Hosts, Parcel, Records};
+use crate::recorder::Recorder;
+
+/// The ports, together.
+#[derive(Clone, Copy)]
+pub struct Reach<'a> {
+    /// Hosts.
+    pub hosts: &'a dyn Hosts,
+    /// DM.
+    pub dm: &'a dyn Dm,
+    /// Time.
+    pub clock: &'a dyn Clock,
+    /// State files.
+    pub records: &'a dyn Records,
+}
+
+/// Carries out a new plan, from the check that it still fits to the report.
+///
+/// Cancelling once lets the node under way finish, then stops.
+///
+/// # Errors
+///
+/// [`RunError`] if it did not begin, or if nothing more can be written down. What
+/// happened to the cluster is in the report, also when a node failed.
+pub async fn execute(
+    plan: &Plan,
+    reach: Reach<'_>,
+    journal: &mut dyn Journal,
+    events: &mut (dyn FnMut(Event) + Send),
+    cancel: &CancellationToken,
+) -> Result<Report, RunError> {
+    let broken = check(plan);
+    if !broken.is_empty() {
+        let text: Vec<String> = broken.iter().map(ToString::to_string).collect();
+        return Err(RunError::NotResumable(text.join("; ")));
+    }
+    refuse_stale(plan, reach).await?;
+    let mut run = Run::new(plan, reach, Recorder::new(journal, events, reach.clock), cancel);
+    run.recorder
+        .write(&Entry::RunBegins { cluster: plan.cluster.clone(), plan: plan.fingerprint() })?;
+    let nothing = fold([]).expect("no entries are no contradiction");
+    run.go(&nothing).await
+}
+
+/// Goes on with a run that was interrupted. Believes the hosts where they and the journal differ.
+///
+/// # Errors
+///
+/// As [`execute`], and [`RunError::AlreadyEnded`].
+pub async fn resume(
+    plan: &Plan,
+    past: &[Line],
+    reach: Reach<'_>,
+    journal: &mut dyn Journal,
+    events: &mut (dyn FnMut(Event) + Send),
+    cancel: &CancellationToken,
+) -> Result<Report, RunError> {
+    let folded = fold(past.iter().map(|line| &line.entry))?;
+    match &folded.plan {
+        None => return execute(plan, reach, journal, events, cancel).await,
+        Some(known) if *known != plan.fingerprint() => {
+            return Err(RunError::NotResumable("its journal belongs to another plan".to_owned()));
+        }
+        Some(_) => {}
+    }
+    if let RunState::Ended { end } = &folded.state
+        && *end != RunEnd::Interrupted
+    {
+        return Err(RunError::AlreadyEnded);
+    }
+    let mut run = Run::new(plan, reach, Recorder::new(journal, events, reach.clock), cancel);
+    run.recorder.write(&Entry::RunResumed)?;
+    run.remember(&folded);
+    run.go(&folded).await
+}
+
+async fn refuse_stale(plan: &Plan, reach: Reach<'_>) -> Result<(), RunError> {
+    let selected: Vec<Instance> = plan
+        .instances
+        .iter()
+        .filter(|instance| plan.based_on.is_about(&instance.id))
+        .cloned()
+        .collect();
+    let with_dm = plan.baseline.is_some();
+    let concurrency = plan.policy.concurrency;
+    let now = look(&selected, reach.hosts, reach.dm, reach.clock, true, with_dm, concurrency).await;
+    let silent: Vec<String> = now
+        .hosts
+        .iter()
+        .filter_map(|(host, seen)| seen.as_ref().err().map(|why| format!("{host}: {why}")))
+        .chain(now.dm.as_ref().err().filter(|_| with_dm).cloned())
+        .collect();
+    if !silent.is_empty() {
+        return Err(RunError::Look { why: silent.join("; ") });
+    }
+    let changes = plan.based_on.changes(&basis_of(&selected, &now, with_dm));
+    if changes.is_empty() { Ok(()) } else { Err(RunError::Stale { changes }) }
+}
+
+/// Why a step could not be finished.
+pub(crate) enum Halt {
+    /// It is known not to hold.
+    Failed(String),
+    /// Nobody knows.
+    Unknown(String),
+    /// The run itself cannot go on.
+    Run(RunError),
+}
+
+impl From<RunError> for Halt {
+    fn from(error: RunError) -> Self {
+        Self::Run(error)
+    }
+}
+
+/// Tries an effect until its answer is known: every effect may be done twice.
+pub(crate) async fn attempt<T, F>(
+    clock: &dyn Clock,
+    mut effect: impl FnMut() -> F,
+) -> Result<T, Halt>
+where
+    F: Future<Output = Result<T, EffectError>>,
+{
+    let mut last = String::new();
+    for pause_s in [1, 2, 4, 8, 16, 0] {
+        match effect().await {
+            Ok(value) => return Ok(value),
+            Err(error) => match error.certainty {
+                Certainty::Refused => return Err(Halt::Failed(error.to_string())),
+                Certainty::Unknown => last = error.to_string(),
+            },
+        }
+        clock.sleep(Duration::from_secs(pause_s)).await;
+    }
+    Err(Halt::Unknown(last))
+}
+
+/// How a turn went.
+pub(crate) struct TurnResult {
+    /// How it ended; none: it is still open, because nobody knows.
+    pub(crate) end: Option<TurnEnd>,
+    /// What went wrong.
+    pub(crate) failure: Option<String>,
+}
+
+/// A run under way.
+pub(crate) struct Run<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) reach: Reach<'a>,
+    pub(crate) recorder: Recorder<'a>,
+    cancel: &'a CancellationToken,
+    /// Subtasks that we paused and have not resumed.
+    pub(crate) paused: BTreeSet<(TaskName, SourceId)>,
+    /// Masters that we evicted and have not released.
+    pub(crate) evicted: BTreeSet<InstanceId>,
+    /// What `-V` printed, per instance.
+    pub(crate) versions: BTreeMap<InstanceId, String>,
+    pub(crate) parts: BTreeMap<InstanceId, InstanceReport>,
+    sent_bytes: BTreeMap<HostId, u64>,
+    notes: Vec<String>,
+    began: Timestamp,
+    preparation: Duration,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        plan: &'a Plan,
+        reach: Reach<'a>,
+        recorder: Recorder<'a>,
+        cancel: &'a CancellationToken,
+    ) -> Self {
+        let untouched = |turn: &Turn| {
+            let role = plan.instance(&turn.instance).map_or(Role::DmWorker, |found| found.role);
+            InstanceReport {
+                role,
+                from: turn.from.clone(),
+                to: turn.to.clone(),
+                end: InstanceEnd::Untouched,
+                stop_ms: 0,
+                exchange_us: 0,
+                start_ms: 0,
+                down_ms: 0,
+                healthy_after_ms: 0,
+                killed: false,
+                evidence: Vec::new(),
+            }
+        };
+        Self {
+            plan,
+            reach,
+            recorder,
+            cancel,
+            paused: BTreeSet::new(),
+            evicted: BTreeSet::new(),
+            versions: BTreeMap::new(),
+            parts: plan.turns.iter().map(|t| (t.instance.clone(), untouched(t))).collect(),
+            sent_bytes: BTreeMap::new(),
+            notes: Vec::new(),
+            began: reach.clock.now(),
+            preparation: Duration::ZERO,
+        }
+    }
+
+    /// Takes over what an earlier process of this run left.
+    fn remember(&mut self, folded: &Folded) {
+        self.paused.clone_from(&folded.paused);
+        self.evicted.clone_from(&folded.evicted);
+        for (step, note) in &folded.prepared {
+            if let (Step::Prepare { instance, .. }, Some(text)) = (step, note) {
+                self.versions.insert(instance.clone(), text.clone());
+            }
+        }
+        for (instance, end) in &folded.ended {
+            self.end_part(instance, *end);
+        }
+    }
+
+    async fn go(mut self, past: &Folded) -> Result<Report, RunError> {
+        match self.go_to_an_end(past).await {
+            Ok(end) => {
+                // What nobody knows stays open, so that it can be resumed.
+                if !matches!(end, RunEnd::Unknown { .. }) {
+                    self.recorder.write(&Entry::RunEnds { end: end.clone() })?;
+                }
+                Ok(self.into_report(end))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn go_to_an_end(&mut self, past: &Folded) -> Result<RunEnd, RunError> {
+        let has_turned = past.open.is_some() || !past.ended.is_empty();
+        if !has_turned {
+            match self.prepare_all(&past.prepared).await {
+                Ok(()) => {}
+                Err(Halt::Failed(why)) => return Ok(RunEnd::Failed { why }),
+                Err(Halt::Unknown(why)) => {
+                    let why = format!("{why} (nothing was exchanged yet)");
+                    return Ok(RunEnd::Failed { why });
+                }
+                Err(Halt::Run(error)) => return Err(error),
+            }
+            if self.cancel.is_cancelled() {
+                return Ok(RunEnd::Interrupted);
+            }
+        }
+        if let Some(open) = &past.open {
+            let result = self.continue_turn(open).await?;
+            let end = if past.going_back_wholly.is_some() {
+                self.verdict(&open.instance, result)
+            } else {
+                self.after_turn(&open.instance, result).await?
+            };
+            if let Some(end) = end {
+                return Ok(end);
+            }
+        }
+        if let Some((instance, why)) = &past.going_back_wholly {
+            return self.go_back_wholly(instance, why).await;
+        }
+        if let Some((instance, end, why)) = &past.failed {
+            // Killed between the end of that turn and the end of the run: no other node gets this build.
+            let result = TurnResult { end: Some(*end), failure: Some(why.clone()) };
+            if let Some(end) = self.after_turn(instance, result).await? {
+                return Ok(end);
+            }
+        }
+        let mut queue: VecDeque<Turn> = self
+            .plan
+            .turns
+            .iter()
+            .filter(|turn| self.end_of(&turn.instance) == InstanceEnd::Untouched)
+            .filter(|turn| {
+                !past.ended.get(&turn.instance).is_some_and(|end| *end != TurnEnd::Untouched)
+            })
+            .cloned()
+            .collect();
+        while !queue.is_empty() {
+            if self.cancel.is_cancelled() {
+                return Ok(RunEnd::Interrupted);
+            }
+            let Some(turn) = self.next_turn(&mut queue).await else { break };
+            let result = self.take_turn(&turn).await?;
+            if let Some(end) = self.after_turn(&turn.instance, result).await? {
+                return Ok(end);
+            }
+        }
+        Ok(RunEnd::Done)
+    }
+
+    /// Decides whether the run ends after a turn.
+    async fn after_turn(
+        &mut self,
+        instance: &InstanceId,
+        result: TurnResult,
+    ) -> Result<Option<RunEnd>, RunError> {
+        match (self.verdict(instance, result), self.plan.policy.on_failure) {
+            (Some(RunEnd::RolledBackNode { instance, why }), OnFailure::RollbackAll) => {
+                self.go_back_wholly(&instance, &why).await.map(Some)
+            }
+            (verdict, _) => Ok(verdict),
+        }
+    }
+
+    /// What a turn means for the run; none: it goes on.
+    fn verdict(&mut self, instance: &InstanceId, result: TurnResult) -> Option<RunEnd> {
+        let TurnResult { end, failure } = result;
+        match end {
+            Some(end) => self.end_part(instance, end),
+            None => {
+                if let Some(part) = self.parts.get_mut(instance) {
+                    part.end = InstanceEnd::Unknown;
+                }
+            }
+        }
+        let why = failure?;
+        Some(match end {
+            None => RunEnd::Unknown { why },
+            Some(TurnEnd::RolledBack) => RunEnd::RolledBackNode { instance: instance.clone(), why },
+            Some(TurnEnd::Left | TurnEnd::Untouched | TurnEnd::Changed) => RunEnd::Failed { why },
+        })
+    }
+
+    /// Takes every turn back that this run has made, last first.
+    async fn go_back_wholly(
+        &mut self,
+        culprit: &InstanceId,
+        why: &str,
+    ) -> Result<RunEnd, RunError> {
+        self.recorder
+            .write(&Entry::GoingBackWholly { instance: culprit.clone(), why: why.to_owned() })?;
+        let mut queue: VecDeque<Turn> = self
+            .plan
+            .turns
+            .iter()
+            .rev()
+            .filter(|turn| self.end_of(&turn.instance) == InstanceEnd::Changed)
+            .map(|turn| Turn {
+                instance: turn.instance.clone(),
+                from: turn.to.clone(),
+                to: turn.from.clone(),
+                patched: self.plan.instance(&turn.instance).is_some_and(|found| found.patched),
+                was_broken: false,
+                steps: turn.steps.clone(),
+            })
+            .collect();
+        while let Some(turn) = self.next_turn(&mut queue).await {
+            let result = self.take_turn(&turn).await?;
+            if let Some(end) = self.verdict(&turn.instance, result) {
+                return Ok(end);
+            }
+        }
+        Ok(RunEnd::RolledBackAll { instance: culprit.clone(), why: why.to_owned() })
+    }
+
+    /// The front of the queue, unless it leads: then the masters that follow go first.
+    async fn next_turn(&mut self, queue: &mut VecDeque<Turn>) -> Option<Turn> {
+        let role = |plan: &Plan, turn: &Turn| plan.instance(&turn.instance).map(|found| found.role);
+        let front = queue.front()?;
+        let last_master =
+            queue.iter().rposition(|turn| role(self.plan, turn) == Some(Role::DmMaster));
+        if self.plan.baseline.is_some()
+            && role(self.plan, front) == Some(Role::DmMaster)
+            && !front.was_broken
+            && let Some(last) = last_master
+            && last > 0
+            && let Ok(seen) = attempt(self.reach.clock, || self.reach.dm.look(&[])).await
+            && leader_of(&seen).is_some_and(|m| m.instance.as_ref() == Some(&front.instance))
+        {
+            let leader = queue.pop_front()?;
+            self.note(format!(
+                "{} leads now: its turn comes after the other masters",
+                leader.instance
+            ));
+            queue.insert(last, leader);
+        }
+        queue.pop_front()
+    }
+
+    /// Stages all hosts, then prepares all instances; several at once.
+    async fn prepare_all(&mut self, done: &[(Step, Option<String>)]) -> Result<(), Halt> {
+        let begun = self.reach.clock.elapsed();
+        let Some(spec) = &self.plan.parcel else { return Ok(()) };
+        let parcel = Parcel {
+            path: spec.path.clone(),
+            digest: spec.digest.clone(),
+            compressed_bytes: spec.compressed_bytes,
+            unpacked_bytes: spec.unpacked_bytes,
+        };
+        let is_open = |step: &&Step| !done.iter().any(|(held, _)| held == *step);
+        let (stages, prepares): (Vec<&Step>, Vec<&Step>) = self
+            .plan
+            .preparation
+            .iter()
+            .filter(is_open)
+            .partition(|step| matches!(step, Step::Stage { .. }));
+        for wave in [stages, prepares] {
+            if self.cancel.is_cancelled() {
+                return Ok(());
+            }
+            self.prepare_wave(&wave, &parcel).await?;
+        }
+        self.preparation = self.reach.clock.elapsed().saturating_sub(begun);
+        Ok(())
+    }
+
+    async fn prepare_wave(&mut self, steps: &[&Step], parcel: &Parcel) -> Result<(), Halt> {
+        // All intents first: then any of them may be under way.
+        for step in steps {
+            self.recorder.write(&Entry::Started { step: (*step).clone() })?;
+            self.recorder.say(Event::StepBegins { step: (*step).clone() });
+        }
+        let (plan, reach) = (self.plan, self.reach);
+        let mut under_way = stream::iter(steps.iter().map(|step| async move {
+            let begun = reach.clock.elapsed();
+            let answer = prepare_one(plan, reach, step, parcel).await;
+            (*step, answer, reach.clock.elapsed().saturating_sub(begun))
+        }))
+        .buffer_unordered(plan.policy.concurrency.max(1));
+        let mut failures = Vec::new();
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = under_way.next() => next,
+                // Half a stream leaves nothing behind, and staging again is cheap.
+                () = self.cancel.cancelled() => return Ok(()),
+            };
+            let Some((step, answer, took)) = next else { break };
+            match answer {
+                Ok(prepared) => {
+                    let note = prepared.note();
+                    match prepared {
+                        Prepared::Sent(host, bytes) => {
+                            self.sent_bytes.insert(host, bytes);
+                        }
+                        Prepared::Said(instance, Some(text)) => {
+                            self.versions.insert(instance, text);
+                        }
+                        Prepared::Said(_, None) => {}
+                    }
+                    self.recorder.write(&Entry::Done {
+                        step: step.clone(),
+                        took_ms: millis(took),
+                        note: note.clone(),
+                    })?;
+                    self.recorder.say(Event::StepEnds { step: step.clone(), took, note });
+                }
+                Err(Halt::Failed(error) | Halt::Unknown(error)) => {
+                    self.recorder.write(&Entry::Failed {
+                        step: step.clone(),
+                        error: error.clone(),
+                        unknown: false,
+                    })?;
+                    self.recorder
+                        .say(Event::StepFails { step: step.clone(), error: error.clone() });
+                    failures.push(error);
+                }
+                Err(Halt::Run(error)) => return Err(error.into()),
+            }
+        }
+        if failures.is_empty() { Ok(()) } else { Err(Halt::Failed(failures.join("; "))) }
+    }
+
+    pub(crate) fn note(&mut self, text: String) {
+        self.recorder.say(Event::Note { text: text.clone() });
+        self.notes.push(text);
+    }
+
+    fn end_of(&self, instance: &InstanceId) -> InstanceEnd {
+        self.parts.get(instance).map_or(InstanceEnd::Untouched, |part| part.end)
+    }
+
+    fn end_part(&mut self, instance: &InstanceId, end: TurnEnd) {
+        if let Some(part) = self.parts.get_mut(instance) {
+            part.end = match end {
+                TurnEnd::Changed => InstanceEnd::Changed,
+                TurnEnd::RolledBack => InstanceEnd::RolledBack,
+                TurnEnd::Left => InstanceEnd::Left,
+                TurnEnd::Untouched => InstanceEnd::Untouched,
+            };
+        }
+    }
+
+    fn into_report(mut self, end: RunEnd) -> Report {
+        Report {
+            format: Report::FORMAT,
+            cluster: self.plan.cluster.clone(),
+            began: self.began,
+            ended: self.reach.clock.now(),
+            end,
+            instances: self
+                .plan
+                .turns
+                .iter()
+                .filter_map(|turn| self.parts.remove_entry(&turn.instance))
+                .collect(),
+            sent_bytes: self.sent_bytes,
+            preparation_ms: millis(self.preparation),
+            notes: self.notes,
+        }
+    }
+
+    /// Whether the plan puts new builds in.
+    pub(crate) fn is_hotfix(&self) -> bool {
+        self.plan.kind == Kind::Hotfix
+    }
+}
+
+/// What came of a preparing step.
+enum Prepared {
+    Sent(HostId, u64),
+    Said(InstanceId, Option<String>),
+}
+
+impl Prepared {
+    fn note(&self) -> Option<String> {
+        match self {
+            Self::Sent(_, 0) => Some("it was there".to_owned()),
+            Self::Sent(_, bytes) => Some(format!("{bytes} bytes sent")),
+            Self::Said(_, text) => text.clone(),
+        }
+    }
+}
+
+async fn prepare_one(
+    plan: &Plan,
+    reach: Reach<'_>,
+    step: &Step,
+    parcel: &Parcel,
+) -> Result<Prepared, Halt> {
+    if let Step::Stage { host } = step {
+        let bytes = attempt(reach.clock, || reach.hosts.stage(host, parcel)).await?;
+        return Ok(Prepared::Sent(host.clone(), bytes));
+    }
+    let Step::Prepare { instance: id, to } = step else {
+        return Err(Halt::Failed(format!("`{}` prepares nothing", step.describe())));
+    };
+    let instance =
+        plan.instance(id).ok_or_else(|| Halt::Failed(format!("{id} is not in the plan")))?;
+    let target = plan.targets.get(&instance.role);
+    let replace = target.map(|target| target.replace.clone()).unwrap_or_default();
+    let build = Build { digest: Digest::clone(to), replace };
+    let said = attempt(reach.clock, || reach.hosts.prepare(instance, parcel, &build)).await?;
+    Ok(Prepared::Said(id.clone(), said))
+}
+
+pub(crate) fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,368 @@
+//! Waits, each with a limit, and the gate that a node passes before the next one's turn.
+//!
+//! A limit counts from the last visible progress, not from the beginning: a worker that
+//! replays a large transaction moves on and is left alone, one that hangs is not.
+
+use std::time::Duration;
+
+use dmup_core::digest::Digest;
+use dmup_core::instance::{Instance, Role};
+use dmup_core::inventory::{DmSeen, ProcessSeen, UnitActive, WorkerStage};
+use dmup_core::plan::{Expectation, Health, Step, is_quiet, is_up, judge, leader_of, master_of};
+
+use crate::events::Event;
+use crate::execute::{Halt, Run, attempt};
+use crate::turn::Stage;
+
+/// Between two looks.
+const POLL: Duration = Duration::from_millis(300);
+/// However much progress there is, a gate is over after so many times its limit.
+const LAST_LIMIT: u32 = 10;
+
+/// What a gate asks for.
+pub(crate) struct Gate<'s> {
+    /// For messages.
+    pub(crate) step: &'s Step,
+    /// What the process must run.
+    pub(crate) build: &'s Digest,
+    /// The process that must be gone.
+    pub(crate) pid_before: Option<u32>,
+    /// Without progress.
+    pub(crate) within: Duration,
+    /// How long it must stay so.
+    pub(crate) good_for: Duration,
+}
+
+impl Run<'_> {
+    /// Waits until the node and the cluster are healthy, and stay so.
+    pub(crate) async fn pass_gate(
+        &mut self,
+        stage: &mut Stage,
+        gate: &Gate<'_>,
+    ) -> Result<(), Halt> {
+        let clock = self.reach.clock;
+        let begun = clock.elapsed();
+        let mut moved = begun;
+        let mut progress = String::new();
+        let mut said: Vec<String> = Vec::new();
+        let mut good_since: Option<Duration> = None;
+        let mut hashed: Option<(u32, Digest)> = None;
+        let mut is_silent;
+        loop {
+            self.keep_guard_waiting(stage).await;
+            let health = match self.look_at_node(&stage.instance, &mut hashed).await {
+                Ok(process) => {
+                    is_silent = false;
+                    self.judge_node(stage, gate, &process).await
+                }
+                Err(Halt::Run(error)) => return Err(error.into()),
+                Err(Halt::Failed(why) | Halt::Unknown(why)) => {
+                    is_silent = true;
+                    Health { missing: vec![why], ..Health::default() }
+                }
+            };
+            if let Some(why) = health.hopeless {
+                return Err(Halt::Failed(why));
+            }
+            let now = clock.elapsed();
+            if health.missing.is_empty() {
+                let since = *good_since.get_or_insert(now);
+                if now.saturating_sub(since) >= gate.good_for {
+                    return Ok(());
+                }
+            } else {
+                good_since = None;
+                if health.progress != progress {
+                    moved = now;
+                }
+                let is_late = now.saturating_sub(moved) > gate.within
+                    || now.saturating_sub(begun) > gate.within * LAST_LIMIT;
+                if is_late {
+                    let waited = now.saturating_sub(begun).as_secs();
+                    let why = format!("after {waited}s: {}", health.missing.join("; "));
+                    return Err(if is_silent { Halt::Unknown(why) } else { Halt::Failed(why) });
+                }
+            }
+            progress = health.progress;
+            if said != health.missing {
+                said.clone_from(&health.missing);
+                if !said.is_empty() {
+                    self.recorder
+                        .say(Event::Waiting { step: gate.step.clone(), missing: health.missing });
+                }
+            }
+            clock.sleep(POLL).await;
+        }
+    }
+
+    async fn judge_node(
+        &mut self,
+        stage: &Stage,
+        gate: &Gate<'_>,
+        process: &ProcessSeen,
+    ) -> Health {
+        let dm = if stage.baseline.is_some() {
+            // A node that is not up must not be polled: it may be stopping.
+            let own = std::slice::from_ref(&stage.instance.id);
+            let avoiding = if process.active == UnitActive::Active { &[] } else { own };
+            self.reach.dm.look(avoiding).await.ok()
+        } else {
+            None
+        };
+        let mut health = judge(
+            &Expectation {
+                instance: &stage.instance,
+                build: gate.build,
+                pid_before: gate.pid_before,
+                baseline: stage.baseline.as_ref(),
+                paused_by_us: &self.paused,
+                was_broken: stage.was_broken,
+            },
+            process,
+            dm.as_ref(),
+        );
+        if health.is_good() && stage.instance.role.is_dm() {
+            self.compare_build(stage, gate, &mut health).await;
+        }
+        health
+    }
+
+    /// What it says of itself must be what its file said of itself when it was prepared.
+    async fn compare_build(&self, stage: &Stage, gate: &Gate<'_>, health: &mut Health) {
+        let id = &stage.instance.id;
+        let said = match self.reach.dm.build_of(&stage.instance).await {
+            Ok(said) => said,
+            Err(error) => {
+                health.missing.push(format!("{id} does not say which build it is: {error}"));
+                return;
+            }
+        };
+        if *gate.build != stage.to || !self.is_hotfix() {
+            return; // a way back: its hash is what counts
+        }
+        let Some((release, commit)) =
+            self.versions.get(id).and_then(|text| dmup_core::plan::reported_by_dash_v(text))
+        else {
+            return;
+        };
+        let is_other_commit =
+            !commit.is_empty() && !said.commit.is_empty() && commit != said.commit;
+        if release != said.release || is_other_commit {
+            health.hopeless = Some(format!(
+                "{id} calls itself {} ({}), its file {release} ({commit})",
+                said.release, said.commit
+            ));
+        }
+    }
+
+    /// Looks at a node's process; hashes its executable once per process, not at every look.
+    pub(crate) async fn look_at_node(
+        &self,
+        instance: &Instance,
+        hashed: &mut Option<(u32, Digest)>,
+    ) -> Result<ProcessSeen, Halt> {
+        let mut process = self.look_once(instance, false).await?;
+        if let Some(pid) = process.pid
+            && process.active == UnitActive::Active
+        {
+            match hashed {
+                Some((known, digest)) if *known == pid => process.running = Some(digest.clone()),
+                Some(_) | None => {
+                    process = self.look_once(instance, true).await?;
+                    if let (Some(pid), Some(running)) = (process.pid, &process.running) {
+                        *hashed = Some((pid, running.clone()));
+                    }
+                }
+            }
+        }
+        Ok(process)
+    }
+
+    async fn look_once(&self, instance: &Instance, hashes: bool) -> Result<ProcessSeen, Halt> {
+        let only = std::slice::from_ref(instance);
+        match self.reach.hosts.look(&instance.host, only, hashes).await {
+            Ok((_, processes)) => process_of(instance, processes),
+            Err(error) => Err(Halt::Unknown(error.to_string())),
+        }
+    }
+
+    /// As [`Self::look_at_node`], with hashes, and patient while the host does not answer.
+    pub(crate) async fn look_until_known(&self, instance: &Instance) -> Result<ProcessSeen, Halt> {
+        let only = std::slice::from_ref(instance);
+        let hosts = self.reach.hosts;
+        let (_, processes) =
+            attempt(self.reach.clock, || hosts.look(&instance.host, only, true)).await?;
+        process_of(instance, processes)
+    }
+
+    /// Waits until DM is in a state in which a node may be taken down. Returns that state.
+    pub(crate) async fn await_cluster(&mut self, instance: &Instance) -> Result<DmSeen, Halt> {
+        let within = Duration::from_secs(self.plan.policy.settle_within_s.into());
+        let begun = self.reach.clock.elapsed();
+        loop {
+            let problems = match self.reach.dm.look(&[]).await {
+                Ok(dm) => {
+                    let problems = self.problems_before_turn(instance, &dm);
+                    if problems.is_empty() {
+                        return Ok(dm);
+                    }
+                    problems
+                }
+                Err(error) => vec![error.to_string()],
+            };
+            if self.reach.clock.elapsed().saturating_sub(begun) > within {
+                return Err(Halt::Failed(format!(
+                    "{} cannot have its turn: {}",
+                    instance.id,
+                    problems.join("; ")
+                )));
+            }
+            self.reach.clock.sleep(POLL).await;
+        }
+    }
+
+    fn problems_before_turn(&self, instance: &Instance, dm: &DmSeen) -> Vec<String> {
+        let mut problems = Vec::new();
+        match leader_of(dm) {
+            None => problems.push("the masters have not one leader".to_owned()),
+            Some(leader) => {
+                let disputed = dm
+                    .masters
+                    .iter()
+                    .any(|m| m.calls_leader.as_ref().is_some_and(|name| *name != leader.name));
+                if disputed {
+                    problems.push("the masters do not agree on one leader".to_owned());
+                }
+            }
+        }
+        let own_is_alive = master_of(dm, &instance.id).is_some_and(|master| master.alive);
+        if instance.role == Role::DmMaster && own_is_alive && dm.masters.len() >= 3 {
+            let others = dm
+                .masters
+                .iter()
+                .filter(|master| master.alive && master.instance.as_ref() != Some(&instance.id))
+                .count();
+            if others <= dm.masters.len() / 2 {
+                problems
+                    .push(format!("only {others} of {} masters would stay up", dm.masters.len()));
+            }
+        }
+        let Some(baseline) = &self.plan.baseline else { return problems };
+        let own_is_up = is_up(instance, None, Some(dm)).is_ok();
+        for other in self.plan.instances.iter().filter(|other| other.role == instance.role) {
+            if other.id != instance.id
+                && own_is_up
+                && is_up(other, None, Some(baseline)).is_ok()
+                && let Err(seen) = is_up(other, None, Some(dm))
+            {
+                problems.push(format!("{} went down meanwhile ({seen})", other.id));
+            }
+        }
+        for (source, bound) in &baseline.sources {
+            if bound.is_some() && dm.sources.get(source) == Some(&None) && own_is_up {
+                problems.push(format!("source {source} is bound to no worker"));
+            }
+        }
+        for subtask in &dm.subtasks {
+            let before = baseline
+                .subtasks
+                .iter()
+                .find(|then| then.task == subtask.task && then.source == subtask.source);
+            let key = (subtask.task.clone(), subtask.source.clone());
+            if let Some(error) = subtask.errors.first()
+                && before.is_some_and(|then| then.errors.is_empty())
+                && !self.paused.contains(&key)
+            {
+                let (task, source) = key;
+                problems.push(format!("task {task} on source {source} has an error: {error}"));
+            }
+        }
+        problems
+    }
+
+    /// Polls DM until it is as wanted.
+    pub(crate) async fn await_dm(
+        &mut self,
+        stage: &mut Stage,
+        step: &Step,
+        within_s: u32,
+        avoiding: &[dmup_core::ids::InstanceId],
+        missing: impl Fn(&DmSeen) -> Option<String> + Send + Sync,
+    ) -> Result<(), Halt> {
+        let within = Duration::from_secs(within_s.into());
+        let begun = self.reach.clock.elapsed();
+        let mut said = None;
+        loop {
+            self.keep_guard_waiting(stage).await;
+            if stage.is_exchanged {
+                // A source cannot come back to a process that does not: do not wait for it.
+                if let Ok(process) = self.look_once(&stage.instance, false).await
+                    && (process.restarts > 0
+                        || matches!(process.active, UnitActive::Failed | UnitActive::Inactive))
+                {
+                    return Err(Halt::Failed(format!(
+                        "the unit of {} is {:?} ({}), restarted {} time(s)",
+                        stage.instance.id, process.active, process.sub_state, process.restarts
+                    )));
+                }
+            }
+            let lacks = match self.reach.dm.look(avoiding).await {
+                Ok(dm) => match missing(&dm) {
+                    None => return Ok(()),
+                    Some(lacks) => lacks,
+                },
+                Err(error) => error.to_string(),
+            };
+            if self.reach.clock.elapsed().saturating_sub(begun) > within {
+                return Err(Halt::Failed(format!("{}: {lacks}", step.describe())));
+            }
+            if said.as_ref() != Some(&lacks) {
+                self.recorder
+                    .say(Event::Waiting { step: step.clone(), missing: vec![lacks.clone()] });
+                said = Some(lacks);
+            }
+            self.reach.clock.sleep(POLL).await;
+        }
+    }
+
+    /// Waits for a quiet moment; says so and goes on if there is none.
+    pub(crate) async fn await_quiet(&mut self, instance: &Instance, within_s: u32) {
+        let within = Duration::from_secs(within_s.into());
+        let begun = self.reach.clock.elapsed();
+        loop {
+            if let Ok(dm) = self.reach.dm.look(&[]).await
+                && is_quiet(&dm, instance)
+            {
+                return;
+            }
+            if self.reach.clock.elapsed().saturating_sub(begun) >= within {
+                self.note(format!(
+                    "{} did not become quiet within {within_s}s; going on: what it is applying will be applied again from its start",
+                    instance.id
+                ));
+                return;
+            }
+            self.reach.clock.sleep(POLL).await;
+        }
+    }
+}
+
+fn process_of(
+    instance: &Instance,
+    processes: Vec<(dmup_core::ids::InstanceId, ProcessSeen)>,
+) -> Result<ProcessSeen, Halt> {
+    processes
+        .into_iter()
+        .find(|(id, _)| *id == instance.id)
+        .map(|(_, process)| process)
+        .ok_or_else(|| Halt::Failed(format!("its host says nothing of {}", instance.id)))
+}
+
+/// What keeps a source from counting as bound.
+pub(crate) fn unbound(dm: &DmSeen, source: &dmup_core::ids::SourceId) -> Option<String> {
+    let Some(Some(name)) = dm.sources.get(source) else {
+        return Some(format!("source {source} is bound to no worker"));
+    };
+    let is_online = dm.workers.iter().any(|w| w.name == *name && w.stage != WorkerStage::Offline);
+    (!is_online).then(|| format!("source {source} is bound to {name}, which is offline"))
+}

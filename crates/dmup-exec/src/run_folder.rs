@@ -1,0 +1,94 @@
+//! A run on disk: `<folder>/{plan.json, journal.jsonl, report.json}`.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::journal::Line;
+use dmup_core::plan::Plan;
+use dmup_core::report::Report;
+use fs_err as fs;
+
+use crate::error::JournalError;
+use crate::journal::{FileJournal, disk, sync_folder_of};
+
+/// The folder of one run.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    path: Utf8PathBuf,
+}
+
+impl RunFolder {
+    /// Makes the folder with its plan, and begins the journal. The folder must not exist; its parent is made.
+    ///
+    /// # Errors
+    ///
+    /// [`JournalError::Disk`].
+    pub fn create(path: &Utf8Path, plan: &Plan) -> Result<(Self, FileJournal), JournalError> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(|source| disk("make", parent, source))?;
+        }
+        fs::create_dir(path).map_err(|source| disk("make", path, source))?;
+        sync_folder_of(path)?;
+        let text = serde_json::to_vec_pretty(plan).expect("plans are made of text and numbers");
+        write_durably(&path.join("plan.json"), &text)?;
+        let journal = FileJournal::create(&path.join("journal.jsonl"))?;
+        Ok((Self { path: path.to_owned() }, journal))
+    }
+
+    /// A folder that is there.
+    pub fn at(path: &Utf8Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    /// The plan of the run.
+    ///
+    /// # Errors
+    ///
+    /// [`JournalError`].
+    pub fn plan(&self) -> Result<Plan, JournalError> {
+        let path = self.path.join("plan.json");
+        let text = fs::read(&path).map_err(|source| disk("read", &path, source))?;
+        let bad = |why: String| JournalError::BadPlan { path: path.clone(), why };
+        let plan: Plan = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
+        if plan.format > Plan::FORMAT {
+            return Err(bad(format!("it has format {}, a later dmup wrote it", plan.format)));
+        }
+        Ok(plan)
+    }
+
+    /// The journal, to read it and to go on with it.
+    ///
+    /// # Errors
+    ///
+    /// [`JournalError`].
+    pub fn journal(&self) -> Result<(FileJournal, Vec<Line>), JournalError> {
+        FileJournal::open(&self.path.join("journal.jsonl"))
+    }
+
+    /// Writes the report beside the journal.
+    ///
+    /// # Errors
+    ///
+    /// [`JournalError::Disk`].
+    pub fn write_report(&self, report: &Report) -> Result<(), JournalError> {
+        let text = serde_json::to_vec_pretty(report).expect("reports are made of text and numbers");
+        write_durably(&self.path.join("report.json"), &text)
+    }
+
+    /// The report, if the run got that far.
+    pub fn report(&self) -> Option<Report> {
+        serde_json::from_slice(&fs::read(self.path.join("report.json")).ok()?).ok()
+    }
+}
+
+fn write_durably(path: &Utf8Path, content: &[u8]) -> Result<(), JournalError> {
+    let part = Utf8PathBuf::from(format!("{path}.part"));
+    fs::write(&part, content)
+        .and_then(|()| fs::File::open(&part)?.sync_all())
+        .and_then(|()| fs::rename(&part, path))
+        .map_err(|source| disk("write", path, source))?;
+    sync_folder_of(path)
+}

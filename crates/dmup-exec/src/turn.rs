@@ -1,0 +1,774 @@
+//! One instance's turn: its steps, and the way back when one does not hold.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use dmup_core::digest::Digest;
+use dmup_core::ids::{InstanceId, SourceId, TaskName};
+use dmup_core::instance::Instance;
+use dmup_core::inventory::{DmSeen, SubtaskStage, UnitActive};
+use dmup_core::journal::{Entry, OpenTurn, TurnEnd};
+use dmup_core::plan::{Around, Step, Turn, TurnFacts, is_up, leader_of, turn_steps};
+use dmup_core::policy::OnFailure;
+use dmup_core::report::InstanceEnd;
+
+use crate::error::RunError;
+use crate::events::Event;
+use crate::execute::{Halt, Run, TurnResult, attempt, millis};
+use crate::gate::{Gate, unbound};
+use crate::ports::{self, Certainty, Window};
+
+/// A turn under way.
+pub(crate) struct Stage {
+    pub(crate) instance: Instance,
+    pub(crate) from: Digest,
+    pub(crate) to: Digest,
+    around: Around,
+    /// It takes an earlier turn of the same run back.
+    is_return: bool,
+    pub(crate) was_broken: bool,
+    pub(crate) baseline: Option<DmSeen>,
+    pid_before: Option<u32>,
+    /// The window has begun: from here on there is something to take back.
+    pub(crate) is_exchanged: bool,
+    /// The health gates are passed and the guard is disarmed: the node stays as it is, whatever follows.
+    is_kept: bool,
+    /// When the guard was armed or put off last; none: it is not armed.
+    armed_at: Option<Duration>,
+    /// When the window ended.
+    window_ended: Option<Duration>,
+}
+
+impl Run<'_> {
+    /// Takes an instance from one build to the other.
+    pub(crate) async fn take_turn(&mut self, turn: &Turn) -> Result<TurnResult, RunError> {
+        let id = &turn.instance;
+        let number = self.plan.turns.iter().position(|t| t.instance == *id).map_or(0, |at| at + 1);
+        let of = self.plan.turns.len();
+        self.recorder.say(Event::TurnBegins { instance: id.clone(), number, of });
+        let Some(instance) = self.plan.instance(id).cloned() else {
+            return Ok(failed_untouched(format!("{id} is not part of the plan's cluster")));
+        };
+        let (mut stage, steps) = match self.begin_turn(turn, instance).await {
+            Ok(begun) => begun,
+            Err(Halt::Failed(why) | Halt::Unknown(why)) => {
+                let end = seen_from_the_run(TurnEnd::Untouched, self.is_return(turn));
+                return Ok(TurnResult { end: Some(end), failure: Some(why) });
+            }
+            Err(Halt::Run(error)) => return Err(error),
+        };
+        self.recorder.write(&Entry::TurnBegins {
+            instance: id.clone(),
+            from: turn.from.clone(),
+            to: turn.to.clone(),
+            steps: steps.clone(),
+            baseline: stage.baseline.clone(),
+            pid: stage.pid_before,
+        })?;
+        self.take_steps(&mut stage, &steps).await
+    }
+
+    /// Goes on with a turn that an earlier process began.
+    pub(crate) async fn continue_turn(&mut self, open: &OpenTurn) -> Result<TurnResult, RunError> {
+        let Some(instance) = self.plan.instance(&open.instance).cloned() else {
+            return Ok(failed_untouched(format!("{} is not part of the plan", open.instance)));
+        };
+        let planned = self.plan.turns.iter().find(|turn| turn.instance == open.instance);
+        let around = around_of(&open.steps);
+        let has = |wanted: fn(&Step) -> bool| open.finished.iter().any(wanted);
+        let mut stage = Stage {
+            instance,
+            from: open.from.clone(),
+            to: open.to.clone(),
+            around,
+            is_return: planned.is_some_and(|turn| turn.to != open.to),
+            was_broken: planned.is_some_and(|turn| turn.was_broken),
+            baseline: open.baseline.clone(),
+            pid_before: open.pid,
+            is_exchanged: false,
+            is_kept: has(|step| matches!(step, Step::DisarmGuard { .. })),
+            armed_at: None,
+            window_ended: None,
+        };
+        let process = match self.look_until_known(&stage.instance).await {
+            Ok(process) => process,
+            Err(Halt::Failed(why) | Halt::Unknown(why)) => {
+                return Ok(TurnResult { end: None, failure: Some(why) });
+            }
+            Err(Halt::Run(error)) => return Err(error),
+        };
+        // The host is believed: the guard may have acted while nobody was here.
+        let has_old = process.on_disk.as_ref() == Some(&stage.from);
+        stage.is_exchanged = !has_old;
+        if has_old {
+            stage.is_kept = false;
+        }
+        if let Some(why) = &open.going_back {
+            stage.is_exchanged = true;
+            return self.go_back(&mut stage, why.clone()).await;
+        }
+        let arm = open.steps.iter().position(|s| matches!(s, Step::ArmGuard { .. }));
+        let steps: Vec<Step> = open
+            .steps
+            .iter()
+            .enumerate()
+            .filter(|(index, step)| {
+                // From the guard on, everything is done again: each step is harmless twice, and looks.
+                let again = !stage.is_kept && arm.is_some_and(|arm| *index >= arm);
+                again || !open.finished.contains(step)
+            })
+            .map(|(_, step)| step.clone())
+            .collect();
+        self.take_steps(&mut stage, &steps).await
+    }
+
+    fn is_return(&self, turn: &Turn) -> bool {
+        let planned = self.plan.turns.iter().find(|planned| planned.instance == turn.instance);
+        planned.is_some_and(|planned| planned.to != turn.to)
+    }
+
+    async fn begin_turn(
+        &mut self,
+        turn: &Turn,
+        instance: Instance,
+    ) -> Result<(Stage, Vec<Step>), Halt> {
+        let around = around_of(&turn.steps);
+        let process = self.look_until_known(&instance).await?;
+        let is_expected =
+            [&turn.from, &turn.to].into_iter().any(|build| process.on_disk.as_ref() == Some(build));
+        if !is_expected {
+            let found =
+                process.on_disk.as_ref().map_or_else(|| "nothing".to_owned(), ToString::to_string);
+            return Err(Halt::Failed(format!(
+                "{found} lies on the disk of {}, neither {} nor {}: somebody else was there",
+                instance.id, turn.from, turn.to
+            )));
+        }
+        let with_dm =
+            self.plan.baseline.is_some() && instance.role.is_dm() && around == Around::Restart;
+        let baseline = if with_dm { Some(self.await_cluster(&instance).await?) } else { None };
+        let is_broken = around == Around::Restart
+            && is_up(&instance, Some(&process), baseline.as_ref()).is_err();
+        let pending: BTreeSet<InstanceId> = self
+            .plan
+            .turns
+            .iter()
+            .map(|turn| &turn.instance)
+            .filter(|id| self.parts.get(*id).is_some_and(|p| p.end == InstanceEnd::Untouched))
+            .filter(|id| **id != instance.id)
+            .cloned()
+            .collect();
+        let steps = turn_steps(&TurnFacts {
+            instance: &instance,
+            from: &turn.from,
+            to: &turn.to,
+            patched: turn.patched,
+            around,
+            is_broken,
+            dm: baseline.as_ref(),
+            version: &self.plan.version,
+            policy: &self.plan.policy,
+            pending: &pending,
+        });
+        let planned = self.plan.turns.iter().find(|planned| planned.instance == turn.instance);
+        if planned.is_some_and(|planned| planned.to == turn.to && planned.steps != steps) {
+            self.note(format!(
+                "{} is taken differently than planned: leadership or its source has moved",
+                instance.id
+            ));
+        }
+        let stage = Stage {
+            instance,
+            from: turn.from.clone(),
+            to: turn.to.clone(),
+            around,
+            is_return: self.is_return(turn),
+            was_broken: is_broken,
+            baseline,
+            pid_before: process.pid,
+            is_exchanged: false,
+            is_kept: false,
+            armed_at: None,
+            window_ended: None,
+        };
+        Ok((stage, steps))
+    }
+
+    async fn take_steps(
+        &mut self,
+        stage: &mut Stage,
+        steps: &[Step],
+    ) -> Result<TurnResult, RunError> {
+        for step in steps {
+            self.recorder.say(Event::StepBegins { step: step.clone() });
+            let begun = self.reach.clock.elapsed();
+            match self.take_step(stage, step).await {
+                Ok(Taken::Done(note)) => {
+                    let took = self.reach.clock.elapsed().saturating_sub(begun);
+                    self.recorder.write(&Entry::Done {
+                        step: step.clone(),
+                        took_ms: millis(took),
+                        note: note.clone(),
+                    })?;
+                    self.recorder.say(Event::StepEnds { step: step.clone(), took, note });
+                }
+                Ok(Taken::Skipped(why)) => {
+                    self.recorder
+                        .write(&Entry::Skipped { step: step.clone(), why: why.clone() })?;
+                    self.recorder.say(Event::StepSkipped { step: step.clone(), why });
+                }
+                Err(Halt::Run(error)) => return Err(error),
+                Err(Halt::Failed(error)) => {
+                    self.record_failure(step, &error, false)?;
+                    return self.give_up(stage, error).await;
+                }
+                Err(Halt::Unknown(error)) => {
+                    self.record_failure(step, &error, true)?;
+                    // The host's guard takes the node back by itself; what DM was told can be taken back now.
+                    let undone = self.undo(stage).await?;
+                    let failure = join(error, undone);
+                    return Ok(TurnResult { end: None, failure: Some(failure) });
+                }
+            }
+        }
+        self.end_turn(stage, TurnEnd::Changed, None)
+    }
+
+    fn record_failure(&mut self, step: &Step, error: &str, unknown: bool) -> Result<(), RunError> {
+        self.recorder.write(&Entry::Failed {
+            step: step.clone(),
+            error: error.to_owned(),
+            unknown,
+        })?;
+        self.recorder.say(Event::StepFails { step: step.clone(), error: error.to_owned() });
+        Ok(())
+    }
+
+    fn end_turn(
+        &mut self,
+        stage: &Stage,
+        end: TurnEnd,
+        failure: Option<String>,
+    ) -> Result<TurnResult, RunError> {
+        let instance = stage.instance.id.clone();
+        let end = seen_from_the_run(end, stage.is_return);
+        self.recorder.write(&Entry::TurnEnds {
+            instance: instance.clone(),
+            end,
+            failure: failure.clone(),
+        })?;
+        self.recorder.say(Event::TurnEnds { instance, end });
+        Ok(TurnResult { end: Some(end), failure })
+    }
+
+    /// One step, matched without a `_` arm.
+    async fn take_step(&mut self, stage: &mut Stage, step: &Step) -> Result<Taken, Halt> {
+        let reach = self.reach;
+        match step {
+            Step::Stage { .. } | Step::Prepare { .. } => {
+                Err(Halt::Failed("everything is staged before the first turn".to_owned()))
+            }
+            Step::EvictLeader { instance } => self.evict(stage, step, instance).await,
+            Step::AwaitNewLeader { former, within_s } => {
+                if !self.evicted.contains(former) {
+                    return Ok(Taken::Skipped("it was not evicted".to_owned()));
+                }
+                // The former leader is about to be stopped: it is not polled any more (dm.md 12).
+                let avoiding = [former.clone()];
+                self.await_dm(stage, step, *within_s, &avoiding, |dm| no_new_leader(dm, former))
+                    .await?;
+                Ok(Taken::Done(None))
+            }
+            Step::AwaitQuiet { within_s, .. } => {
+                let instance = stage.instance.clone();
+                self.await_quiet(&instance, *within_s).await;
+                Ok(Taken::Done(None))
+            }
+            Step::PauseSubtask { task, source } => self.pause(step, task, source).await,
+            Step::AwaitPaused { task, source, within_s } => {
+                self.await_paused(stage, step, (task, source), *within_s).await
+            }
+            Step::Transfer { source, to, .. } => {
+                self.recorder.write(&Entry::Started { step: step.clone() })?;
+                attempt(reach.clock, || reach.dm.transfer(source, to)).await?;
+                Ok(Taken::Done(None))
+            }
+            Step::AwaitBound { source, within_s } => {
+                self.await_dm(stage, step, *within_s, &[], |dm| unbound(dm, source)).await?;
+                Ok(Taken::Done(None))
+            }
+            Step::ResumeSubtask { task, source } => {
+                let key = (task.clone(), source.clone());
+                if !self.paused.contains(&key) {
+                    return Ok(Taken::Skipped("it was not us who paused it".to_owned()));
+                }
+                self.recorder.write(&Entry::Started { step: step.clone() })?;
+                attempt(reach.clock, || reach.dm.resume(task, source)).await?;
+                self.paused.remove(&key);
+                Ok(Taken::Done(None))
+            }
+            Step::ArmGuard { from, to, after_s, .. } => {
+                self.recorder.write(&Entry::Started { step: step.clone() })?;
+                let after = Duration::from_secs((*after_s).into());
+                let instance = &stage.instance;
+                attempt(reach.clock, || reach.hosts.arm_guard(instance, from, to, after)).await?;
+                stage.armed_at = Some(reach.clock.elapsed());
+                Ok(Taken::Done(None))
+            }
+            Step::Window { from, to, .. } => self.open_window(stage, step, from, to).await,
+            Step::AwaitHealthy { build, within_s, .. } => {
+                let within = Duration::from_secs((*within_s).into());
+                let pid_before = stage.pid_before;
+                let gate = Gate { step, build, pid_before, within, good_for: Duration::ZERO };
+                self.pass_gate(stage, &gate).await?;
+                let now = reach.clock.elapsed();
+                if let Some(ended) = stage.window_ended
+                    && let Some(part) = self.parts.get_mut(&stage.instance.id)
+                {
+                    part.healthy_after_ms = millis(now.saturating_sub(ended));
+                }
+                Ok(Taken::Done(None))
+            }
+            Step::Soak { build, soak_s, .. } => {
+                let good_for = Duration::from_secs((*soak_s).into());
+                let within = Duration::from_secs(self.plan.policy.healthy_within_s.into());
+                let pid_before = stage.pid_before;
+                self.pass_gate(stage, &Gate { step, build, pid_before, within, good_for }).await?;
+                Ok(Taken::Done(None))
+            }
+            Step::DisarmGuard { .. } => {
+                self.recorder.write(&Entry::Started { step: step.clone() })?;
+                let instance = &stage.instance;
+                attempt(reach.clock, || reach.hosts.disarm_guard(instance)).await?;
+                stage.armed_at = None;
+                stage.is_kept = true;
+                Ok(Taken::Done(None))
+            }
+            Step::CancelEvict { instance } => {
+                if !self.evicted.contains(instance) {
+                    return Ok(Taken::Skipped("it was not evicted".to_owned()));
+                }
+                self.recorder.write(&Entry::Started { step: step.clone() })?;
+                attempt(reach.clock, || reach.dm.cancel_evict(&stage.instance)).await?;
+                self.evicted.remove(instance);
+                Ok(Taken::Done(None))
+            }
+            Step::MarkPatched { instance, build, patched } => {
+                self.recorder.write(&Entry::Started { step: step.clone() })?;
+                reach.records.mark(instance, build, *patched).map_err(|why| {
+                    Halt::Failed(format!("record the build of {instance}: {why}"))
+                })?;
+                Ok(Taken::Done(None))
+            }
+        }
+    }
+
+    async fn evict(
+        &mut self,
+        stage: &Stage,
+        step: &Step,
+        instance: &InstanceId,
+    ) -> Result<Taken, Halt> {
+        let reach = self.reach;
+        let dm = attempt(reach.clock, || reach.dm.look(&[])).await?;
+        let leads = leader_of(&dm).is_some_and(|leader| leader.instance.as_ref() == Some(instance));
+        if !leads && !self.evicted.contains(instance) {
+            return Ok(Taken::Skipped("it does not lead any more".to_owned()));
+        }
+        self.recorder.write(&Entry::Started { step: step.clone() })?;
+        self.evicted.insert(instance.clone());
+        attempt(reach.clock, || reach.dm.evict_leader(&stage.instance)).await?;
+        Ok(Taken::Done(None))
+    }
+
+    async fn pause(
+        &mut self,
+        step: &Step,
+        task: &TaskName,
+        source: &SourceId,
+    ) -> Result<Taken, Halt> {
+        let reach = self.reach;
+        let key = (task.clone(), source.clone());
+        let dm = attempt(reach.clock, || reach.dm.look(&[])).await?;
+        let stage = dm.subtasks.iter().find(|s| s.task == *task && s.source == *source);
+        let runs = stage
+            .is_some_and(|s| matches!(s.stage, SubtaskStage::Running | SubtaskStage::Resuming));
+        if !runs && !self.paused.contains(&key) {
+            return Ok(Taken::Skipped("it does not run: somebody else's doing".to_owned()));
+        }
+        self.recorder.write(&Entry::Started { step: step.clone() })?;
+        self.paused.insert(key);
+        if runs {
+            attempt(reach.clock, || reach.dm.pause(task, source)).await?;
+        }
+        Ok(Taken::Done(None))
+    }
+
+    async fn await_paused(
+        &mut self,
+        stage: &mut Stage,
+        step: &Step,
+        (task, source): (&TaskName, &SourceId),
+        within_s: u32,
+    ) -> Result<Taken, Halt> {
+        if !self.paused.contains(&(task.clone(), source.clone())) {
+            return Ok(Taken::Skipped("it was not us who paused it".to_owned()));
+        }
+        self.await_dm(stage, step, within_s, &[], |dm| {
+            let subtask = dm.subtasks.iter().find(|s| s.task == *task && s.source == *source);
+            match subtask.map(|subtask| subtask.stage) {
+                Some(SubtaskStage::Paused | SubtaskStage::Stopped | SubtaskStage::Finished) => None,
+                Some(other) => Some(format!("it is {other:?}")),
+                None => Some("nobody answers for it".to_owned()),
+            }
+        })
+        .await?;
+        Ok(Taken::Done(None))
+    }
+
+    /// The window, asked for until its answer is known.
+    async fn open_window(
+        &mut self,
+        stage: &mut Stage,
+        step: &Step,
+        from: &Digest,
+        to: &Digest,
+    ) -> Result<Taken, Halt> {
+        self.recorder.write(&Entry::Started { step: step.clone() })?;
+        stage.is_exchanged = true;
+        let window = self.exchange(stage, from, to).await?;
+        stage.window_ended = Some(self.reach.clock.elapsed());
+        if let Some(part) = self.parts.get_mut(&stage.instance.id)
+            && !window.already
+            && *to == part.to
+        {
+            part.stop_ms = millis(window.stop);
+            part.exchange_us = u64::try_from(window.exchange.as_micros()).unwrap_or(u64::MAX);
+            part.start_ms = millis(window.start);
+            part.down_ms = millis(window.total);
+            part.killed = window.killed;
+        }
+        if window.killed {
+            self.note(format!("systemd had to kill {} when it did not stop", stage.instance.id));
+        }
+        Ok(Taken::Done(Some(if window.already {
+            "it had been exchanged before".to_owned()
+        } else {
+            format!(
+                "down {} ms: stop {} ms, exchange {} µs, start {} ms",
+                window.total.as_millis(),
+                window.stop.as_millis(),
+                window.exchange.as_micros(),
+                window.start.as_millis()
+            )
+        })))
+    }
+
+    async fn exchange(
+        &mut self,
+        stage: &mut Stage,
+        from: &Digest,
+        to: &Digest,
+    ) -> Result<Window, Halt> {
+        let reach = self.reach;
+        let around = match stage.around {
+            Around::Restart => ports::Around::Restart,
+            Around::Offline => ports::Around::Offline,
+            Around::OfflineEvenIfRunning => ports::Around::OfflineEvenIfRunning,
+        };
+        let stop_within = Duration::from_secs(self.plan.policy.stop_within_s.into());
+        let mut last = String::new();
+        for _ in 0..4 {
+            match reach.hosts.switch(&stage.instance, from, to, around, stop_within).await {
+                Ok(window) => return Ok(window),
+                Err(error) if error.certainty == Certainty::Refused => {
+                    return Err(Halt::Failed(error.to_string()));
+                }
+                Err(error) => last = error.to_string(),
+            }
+            // Nobody knows: look, as long as it takes the host to answer, then ask again (it is harmless twice).
+            let process = self.look_until_known(&stage.instance).await?;
+            let has_old = process.on_disk.as_ref() == Some(from);
+            if has_old && stage.armed_at.is_some() {
+                // The guard may have acted meanwhile; the next try has to have one as well.
+                self.arm_anew(stage, self.plan.policy.guard_s + self.plan.policy.stop_within_s)
+                    .await?;
+            }
+        }
+        Err(Halt::Unknown(last))
+    }
+
+    async fn arm_anew(&mut self, stage: &mut Stage, after_s: u32) -> Result<(), Halt> {
+        let reach = self.reach;
+        let after = Duration::from_secs(after_s.into());
+        let (instance, from, to) = (&stage.instance, &stage.from, &stage.to);
+        attempt(reach.clock, || reach.hosts.arm_guard(instance, from, to, after)).await?;
+        stage.armed_at = Some(reach.clock.elapsed());
+        Ok(())
+    }
+
+    /// Tells an armed guard that we are still here.
+    pub(crate) async fn keep_guard_waiting(&mut self, stage: &mut Stage) {
+        let Some(armed_at) = stage.armed_at else { return };
+        let now = self.reach.clock.elapsed();
+        let guard_s = self.plan.policy.guard_s;
+        let interval = Duration::from_secs(u64::from(guard_s)) / 4;
+        if stage.window_ended.is_none() || now.saturating_sub(armed_at) < interval {
+            return;
+        }
+        let after = Duration::from_secs(guard_s.into());
+        let (instance, from, to) = (&stage.instance, &stage.from, &stage.to);
+        // If it cannot be put off, it acts, and the gate sees the old build: no reason to stop here.
+        if self.reach.hosts.arm_guard(instance, from, to, after).await.is_ok() {
+            stage.armed_at = Some(now);
+        }
+    }
+
+    /// A step does not hold: evidence first, then the policy.
+    async fn give_up(&mut self, stage: &mut Stage, why: String) -> Result<TurnResult, RunError> {
+        if stage.is_kept {
+            // Healthy on the new build; only what follows failed.
+            let undone = self.undo(stage).await?;
+            return self.end_turn(stage, TurnEnd::Changed, Some(join(why, undone)));
+        }
+        if !stage.is_exchanged {
+            let undone = self.undo(stage).await?;
+            return self.end_turn(stage, TurnEnd::Untouched, Some(join(why, undone)));
+        }
+        self.save_evidence(stage).await?;
+        if stage.around != Around::Restart {
+            let end = match self.look_until_known(&stage.instance).await {
+                Ok(process) if process.on_disk.as_ref() == Some(&stage.from) => TurnEnd::Untouched,
+                Ok(_) | Err(_) => TurnEnd::Left,
+            };
+            return self.end_turn(stage, end, Some(why));
+        }
+        if self.plan.policy.on_failure == OnFailure::Stop {
+            let reach = self.reach;
+            let instance = &stage.instance;
+            // It is to be left as it is, so the guard must not take it back.
+            if let Err(Halt::Failed(error) | Halt::Unknown(error)) =
+                attempt(reach.clock, || reach.hosts.disarm_guard(instance)).await
+            {
+                self.note(format!(
+                    "the guard of {} could not be disarmed: {error}",
+                    stage.instance.id
+                ));
+            }
+            let undone = self.undo(stage).await?;
+            return self.end_turn(stage, TurnEnd::Left, Some(join(why, undone)));
+        }
+        self.go_back(stage, why).await
+    }
+
+    async fn save_evidence(&mut self, stage: &Stage) -> Result<(), RunError> {
+        let lines = match self.reach.hosts.evidence(&stage.instance).await {
+            Ok(lines) => lines,
+            Err(error) => vec![format!("(no logs: {error})")],
+        };
+        let instance = stage.instance.id.clone();
+        self.recorder
+            .write(&Entry::Evidence { instance: instance.clone(), lines: lines.clone() })?;
+        if let Some(part) = self.parts.get_mut(&instance) {
+            part.evidence.clone_from(&lines);
+        }
+        self.recorder.say(Event::Evidence { instance, lines });
+        Ok(())
+    }
+
+    /// Puts the node back to the build from before: exchange back, the same gates, guard off, undo.
+    async fn go_back(&mut self, stage: &mut Stage, why: String) -> Result<TurnResult, RunError> {
+        let instance = stage.instance.id.clone();
+        self.recorder.write(&Entry::GoingBack { instance: instance.clone(), why: why.clone() })?;
+        self.recorder.say(Event::GoesBack { instance, why: why.clone() });
+        match self.put_back(stage).await {
+            Ok(()) => {
+                let undone = self.undo(stage).await?;
+                self.end_turn(stage, TurnEnd::RolledBack, Some(join(why, undone)))
+            }
+            Err(Halt::Run(error)) => Err(error),
+            Err(Halt::Failed(error)) => {
+                let undone = self.undo(stage).await?;
+                let why = join(format!("{why}; and putting it back failed: {error}"), undone);
+                self.end_turn(stage, TurnEnd::Left, Some(why))
+            }
+            Err(Halt::Unknown(error)) => {
+                let undone = self.undo(stage).await?;
+                let why = join(
+                    format!("{why}; and how putting it back ended is not known: {error}"),
+                    undone,
+                );
+                Ok(TurnResult { end: None, failure: Some(why) })
+            }
+        }
+    }
+
+    async fn put_back(&mut self, stage: &mut Stage) -> Result<(), Halt> {
+        let reach = self.reach;
+        let process = self.look_until_known(&stage.instance).await?;
+        let is_back = process.on_disk.as_ref() == Some(&stage.from)
+            && process.active == UnitActive::Active
+            && process.running.as_ref() == Some(&stage.from);
+        if !is_back {
+            // Our own exchange and the guard's must not meet. If the guard has acted, there is nothing to put off.
+            let after = self.plan.policy.guard_s + self.plan.policy.stop_within_s;
+            match self.arm_anew(stage, after).await {
+                Ok(()) | Err(Halt::Failed(_)) => {}
+                Err(halt) => return Err(halt),
+            }
+            let step = Step::Window {
+                instance: stage.instance.id.clone(),
+                from: stage.to.clone(),
+                to: stage.from.clone(),
+                around: stage.around,
+            };
+            self.recorder.write(&Entry::Started { step: step.clone() })?;
+            self.recorder.say(Event::StepBegins { step: step.clone() });
+            let begun = reach.clock.elapsed();
+            let (from, to) = (stage.to.clone(), stage.from.clone());
+            self.exchange(stage, &from, &to).await?;
+            let took = reach.clock.elapsed().saturating_sub(begun);
+            self.recorder.write(&Entry::Done {
+                step: step.clone(),
+                took_ms: millis(took),
+                note: None,
+            })?;
+            self.recorder.say(Event::StepEnds { step, took, note: None });
+        }
+        stage.window_ended = Some(reach.clock.elapsed());
+        if !stage.was_broken {
+            let within = Duration::from_secs(self.plan.policy.healthy_within_s.into());
+            let good_for = Duration::from_secs(self.plan.policy.soak_s.into());
+            let build = stage.from.clone();
+            let step = Step::AwaitHealthy {
+                instance: stage.instance.id.clone(),
+                build: build.clone(),
+                within_s: self.plan.policy.healthy_within_s,
+            };
+            self.recorder.say(Event::StepBegins { step: step.clone() });
+            let begun = reach.clock.elapsed();
+            let gate = Gate { step: &step, build: &build, pid_before: None, within, good_for };
+            self.pass_gate(stage, &gate).await?;
+            let took = reach.clock.elapsed().saturating_sub(begun);
+            self.recorder.say(Event::StepEnds { step, took, note: None });
+        }
+        let instance = &stage.instance;
+        match attempt(reach.clock, || reach.hosts.disarm_guard(instance)).await {
+            // It has fired: then it did what we wanted as well.
+            Ok(()) | Err(Halt::Failed(_)) => stage.armed_at = None,
+            Err(halt) => return Err(halt),
+        }
+        Ok(())
+    }
+
+    /// Takes back what DM was told: tasks that we paused run, masters that we evicted may lead.
+    /// Returns what could not be taken back.
+    pub(crate) async fn undo(&mut self, stage: &mut Stage) -> Result<Vec<String>, RunError> {
+        let reach = self.reach;
+        let mut left = Vec::new();
+        if stage.armed_at.is_some() && !stage.is_exchanged {
+            let instance = &stage.instance;
+            if let Err(Halt::Failed(error) | Halt::Unknown(error)) =
+                attempt(reach.clock, || reach.hosts.disarm_guard(instance)).await
+            {
+                left.push(format!("the guard of {} is still armed: {error}", stage.instance.id));
+            }
+        }
+        for (task, source) in self.paused.clone() {
+            let step = Step::ResumeSubtask { task: task.clone(), source: source.clone() };
+            let bound = Step::AwaitBound {
+                source: source.clone(),
+                within_s: self.plan.policy.settle_within_s,
+            };
+            self.recorder.write(&Entry::Started { step: step.clone() })?;
+            let begun = reach.clock.elapsed();
+            let is_exchanged = std::mem::replace(&mut stage.is_exchanged, false);
+            let within_s = self.plan.policy.settle_within_s;
+            let waited =
+                self.await_dm(stage, &bound, within_s, &[], |dm| unbound(dm, &source)).await;
+            stage.is_exchanged = is_exchanged;
+            if let Err(Halt::Run(error)) = waited {
+                return Err(error);
+            }
+            match attempt(reach.clock, || reach.dm.resume(&task, &source)).await {
+                Ok(()) => {
+                    self.paused.remove(&(task, source));
+                    let took = reach.clock.elapsed().saturating_sub(begun);
+                    self.recorder.write(&Entry::Done {
+                        step: step.clone(),
+                        took_ms: millis(took),
+                        note: None,
+                    })?;
+                    self.recorder.say(Event::StepEnds { step, took, note: None });
+                }
+                Err(Halt::Run(error)) => return Err(error),
+                Err(Halt::Failed(error) | Halt::Unknown(error)) => {
+                    self.record_failure(&step, &error, false)?;
+                    left.push(format!("task {task} on source {source} is still paused: {error}"));
+                }
+            }
+        }
+        for id in self.evicted.clone() {
+            let Some(instance) = self.plan.instance(&id).cloned() else { continue };
+            let step = Step::CancelEvict { instance: id.clone() };
+            self.recorder.write(&Entry::Started { step: step.clone() })?;
+            match attempt(reach.clock, || reach.dm.cancel_evict(&instance)).await {
+                Ok(()) => {
+                    self.evicted.remove(&id);
+                    self.recorder.write(&Entry::Done { step, took_ms: 0, note: None })?;
+                }
+                Err(Halt::Run(error)) => return Err(error),
+                Err(Halt::Failed(error) | Halt::Unknown(error)) => {
+                    self.record_failure(&step, &error, false)?;
+                    left.push(format!("{id} may still be kept from leading: {error}"));
+                }
+            }
+        }
+        Ok(left)
+    }
+}
+
+/// What came of a step that holds.
+enum Taken {
+    Done(Option<String>),
+    Skipped(String),
+}
+
+fn failed_untouched(why: String) -> TurnResult {
+    TurnResult { end: Some(TurnEnd::Untouched), failure: Some(why) }
+}
+
+/// A turn that takes an earlier one back ends the other way round.
+fn seen_from_the_run(end: TurnEnd, is_return: bool) -> TurnEnd {
+    match (end, is_return) {
+        (TurnEnd::Changed, true) => TurnEnd::RolledBack,
+        (TurnEnd::RolledBack | TurnEnd::Untouched, true) => TurnEnd::Changed,
+        (end, _) => end,
+    }
+}
+
+fn join(why: String, undone: Vec<String>) -> String {
+    if undone.is_empty() { why } else { format!("{why}; besides: {}", undone.join("; ")) }
+}
+
+fn around_of(steps: &[Step]) -> Around {
+    steps
+        .iter()
+        .find_map(|step| if let Step::Window { around, .. } = step { Some(*around) } else { None })
+        .unwrap_or(Around::Restart)
+}
+
+fn no_new_leader(dm: &DmSeen, former: &InstanceId) -> Option<String> {
+    let Some(leader) = leader_of(dm) else {
+        return Some("the masters have not one leader".to_owned());
+    };
+    if leader.instance.as_ref() == Some(former) {
+        return Some(format!("{former} still leads"));
+    }
+    let behind = dm
+        .masters
+        .iter()
+        .filter(|master| master.alive && master.instance.as_ref() != Some(former))
+        .find(|master| master.calls_leader.as_ref() != Some(&leader.name));
+    behind.map(|master| format!("{} does not follow {}", master.name, leader.name))
+}
