@@ -14,3 +14,5 @@ pub const PATH_BYTES: usize = 1024;
 pub const PATH_DEPTH: usize = 64;
 /// A long name or an extended header; these are held in memory.
 pub const EXTENSION_BYTES: u64 = 64 << 10;
+/// Links that point to links; Linux follows as many.
+pub const LINKS_IN_A_ROW: usize = 40;

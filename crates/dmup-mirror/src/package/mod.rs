@@ -25,6 +25,9 @@ mod parcel;
 mod refusal;
 mod unpack;
 
+#[cfg(test)]
+mod tests;
+
 pub use open::{
     ComponentPackage, Package, PackagedComponent, Wanted, component_package,
     component_package_path, open,

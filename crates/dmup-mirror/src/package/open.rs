@@ -182,9 +182,12 @@ fn component_checked(
 }
 
 fn open_file(path: &Utf8Path) -> Result<fs::File, Refusal> {
-    let told = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => Refusal::NotFound,
-        _ => Refusal::Read(error),
+    let told = |error: std::io::Error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            Refusal::NotFound
+        } else {
+            Refusal::Read(error)
+        }
     };
     // Asked before opening: to open a pipe would wait for a writer.
     if !fs::metadata(path).map_err(told)?.is_file() {
