@@ -1,5 +1,7 @@
 //! Topologies as operators and TiUP write them.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use dmup_core::instance::Role;
 use dmup_core::topology::{Meta, Neighbour, Topology, check_edit};
 

@@ -1,0 +1,46 @@
+//! Packages that are kept for instances to come: `patch/<component>-<digest>.tar.gz` and a link to the newest.
+//!
+//! Facts: tiup pkg/cluster/manager/patch.go (`--overwrite`): the link is relative and named
+//! `<component>.tar.gz`; a scale-out unpacks whatever it leads to, with `tar -xzf`.
+
+use std::io::{ErrorKind, Read};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use fs_err as fs;
+
+use crate::StateError;
+use crate::files::{make_dir, sync_dir};
+
+pub(crate) fn keep(
+    dir: &Utf8Path,
+    component: &str,
+    package: &Utf8Path,
+    digest: &str,
+) -> Result<Utf8PathBuf, StateError> {
+    let attempt = || StateError::system(format!("keep {package} in {dir}"));
+    let mut magic = [0_u8; 2];
+    let mut file = fs::File::open(package.as_std_path()).map_err(attempt())?;
+    let read = file.read(&mut magic).map_err(attempt())?;
+    if read != 2 || magic != [0x1f, 0x8b] {
+        let why = "is not compressed with gzip, which a later scale-out needs".to_owned();
+        return Err(StateError::BadFile { path: package.to_owned(), why });
+    }
+    make_dir(dir, 0o755)?;
+    let name = format!("{component}-{}.tar.gz", digest.get(..7).unwrap_or(digest));
+    let target = dir.join(&name);
+    let temporary = dir.join(format!(".{name}.{}.new", std::process::id()));
+    fs::copy(package.as_std_path(), temporary.as_std_path()).map_err(attempt())?;
+    fs::File::open(temporary.as_std_path()).and_then(|file| file.sync_all()).map_err(attempt())?;
+    fs::rename(temporary.as_std_path(), target.as_std_path()).map_err(attempt())?;
+
+    let link = dir.join(format!("{component}.tar.gz"));
+    let new_link = dir.join(format!(".{component}.{}.link", std::process::id()));
+    match fs::remove_file(new_link.as_std_path()) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(attempt()(error)),
+        Ok(()) | Err(_) => {}
+    }
+    std::os::unix::fs::symlink(&name, &new_link).map_err(attempt())?;
+    fs::rename(new_link.as_std_path(), link.as_std_path()).map_err(attempt())?;
+    sync_dir(dir).map_err(attempt())?;
+    Ok(link)
+}
