@@ -1,0 +1,273 @@
+//! The port [`Hosts`] over a [`Fleet`], and where things of ours lie on hosts.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::digest::Digest;
+use dmup_core::ids::{HostId, InstanceId};
+use dmup_core::instance::{Instance, Role};
+use dmup_core::inventory::{HostSeen, ProcessSeen};
+use dmup_exec::ports::{Around, Build, Certainty, EffectError, Hosts, Parcel, Window};
+use dmup_wire::message::{
+    Guard, MakeDir, Outcome, Prepare, Probe, ProbeInstance, Request, Stage, Switch,
+};
+
+use crate::fleet::{Fleet, time_to_send, unfitting};
+
+/// Below a home or deploy folder, everything of ours: `agent/`, `store/`, `bin.next`.
+pub const OUR_FOLDER: &str = ".dmup";
+
+/// `<deploy_dir>/.dmup/bin.next`: the tree that a window exchanges for `bin`; after it, the tree to go back to.
+pub fn staged_tree(instance: &Instance) -> Utf8PathBuf {
+    instance.deploy_dir.join(OUR_FOLDER).join("bin.next")
+}
+
+/// `<home of the deploy user>/.dmup/store`: one folder per parcel, named by its digest.
+pub fn store(home: &Utf8Path) -> Utf8PathBuf {
+    home.join(OUR_FOLDER).join("store")
+}
+
+/// Arguments that make a role's executable print its version and end.
+pub fn version_arguments(role: Role) -> Vec<String> {
+    let argument = match role {
+        Role::DmMaster | Role::DmWorker => "-V",
+        Role::Prometheus | Role::Alertmanager => "--version",
+        Role::Grafana => "-v",
+    };
+    vec![argument.to_owned()]
+}
+
+/// Copying a tree of some hundred megabytes, hashing it, running it once.
+const PREPARING: Duration = Duration::from_secs(300);
+/// Hashing before the stop, systemd's own 90 s after it (dm.md 12: a stop of 90 s was seen), the start.
+const AROUND_A_WINDOW: Duration = Duration::from_secs(300);
+/// Writing a unit pair and reloading systemd.
+const ARMING: Duration = Duration::from_secs(60);
+/// Lines of a unit's journal in evidence, and of each log file.
+const EVIDENCE_LINES: usize = 60;
+
+#[async_trait]
+impl Hosts for Fleet {
+    async fn look(
+        &self,
+        host: &HostId,
+        instances: &[Instance],
+        hashes: bool,
+    ) -> Result<(HostSeen, Vec<(InstanceId, ProcessSeen)>), EffectError> {
+        let hello = self.hello(host).await.map_err(|error| EffectError {
+            attempted: "look at the host".to_owned(),
+            place: host.as_str().to_owned(),
+            observed: error.to_string(),
+            certainty: Certainty::Refused,
+        })?;
+        let mut disks: Vec<Utf8PathBuf> = instances.iter().map(|i| i.deploy_dir.clone()).collect();
+        disks.dedup();
+        let probe = Probe {
+            instances: instances.iter().map(probe_instance).collect(),
+            hashes,
+            disks,
+            ..Probe::default()
+        };
+        let asked_at_ms = now_ms();
+        let probed = self.probe(host, probe).await?;
+        let seen = HostSeen {
+            machine_id: hello.machine_id,
+            boot_id: hello.boot_id,
+            // The probe says when it began: half a round trip after it was asked, which is what the number is good for.
+            clock_skew_ms: probed.clock_ms - asked_at_ms,
+            arch: hello.arch,
+            free_bytes: probed.disks.into_iter().collect(),
+        };
+        Ok((seen, probed.processes))
+    }
+
+    async fn stage(&self, host: &HostId, parcel: &Parcel) -> Result<u64, EffectError> {
+        let attempted = format!("stage the package {}", parcel.digest);
+        let home = self.home(host, &attempted).await?;
+        let request = Request::Stage(Stage {
+            digest: parcel.digest.clone(),
+            compressed_bytes: parcel.compressed_bytes,
+            unpacked_bytes: parcel.unpacked_bytes,
+            store: store(&home),
+        });
+        let within = time_to_send(parcel);
+        let (outcome, sent) =
+            self.request_with_parcel(host, &attempted, &request, &parcel.path, within).await?;
+        let Outcome::Staged { .. } = outcome else { return Err(unfitting(&attempted, host)) };
+        Ok(sent)
+    }
+
+    async fn prepare(
+        &self,
+        instance: &Instance,
+        parcel: &Parcel,
+        build: &Build,
+    ) -> Result<Option<String>, EffectError> {
+        let host = &instance.host;
+        let attempted = format!("prepare the new tree of {}", instance.id);
+        let home = self.home(host, &attempted).await?;
+        let ours = instance.deploy_dir.join(OUR_FOLDER);
+        self.make_dirs(host, vec![MakeDir { path: ours, mode: 0o755, owner: None }]).await?;
+        let request = Request::Prepare(Prepare {
+            instance: instance.id.clone(),
+            live: instance.bin_dir(),
+            staged: staged_tree(instance),
+            from: store(&home).join(parcel.digest.as_str()),
+            replace: build.replace.clone(),
+            binary: instance.role.binary().into(),
+            digest: build.digest.clone(),
+            version_arguments: Some(version_arguments(instance.role)),
+        });
+        let outcome = self.request(host, &attempted, &request, PREPARING).await?;
+        let Outcome::Prepared { version } = outcome else {
+            return Err(unfitting(&attempted, host));
+        };
+        Ok(version)
+    }
+
+    async fn switch(
+        &self,
+        instance: &Instance,
+        from: &Digest,
+        to: &Digest,
+        around: Around,
+        stop_within: Duration,
+    ) -> Result<Window, EffectError> {
+        let attempted = format!("switch {} to {to}", instance.id);
+        let (restart, even_if_running) = match around {
+            Around::Restart => (true, false),
+            Around::Offline => (false, false),
+            Around::OfflineEvenIfRunning => (false, true),
+        };
+        let request = Request::Switch(Switch {
+            instance: instance.id.clone(),
+            unit: instance.unit.clone(),
+            live: instance.bin_dir(),
+            staged: staged_tree(instance),
+            binary: instance.role.binary().into(),
+            from: from.clone(),
+            to: to.clone(),
+            restart,
+            even_if_running,
+            stop_within_ms: u64::try_from(stop_within.as_millis()).unwrap_or(u64::MAX),
+        });
+        let within = stop_within + AROUND_A_WINDOW;
+        let outcome = self.request(&instance.host, &attempted, &request, within).await?;
+        let Outcome::Switched(done) = outcome else {
+            return Err(unfitting(&attempted, &instance.host));
+        };
+        Ok(Window {
+            already: done.already,
+            stop: Duration::from_millis(done.stop_ms),
+            exchange: Duration::from_micros(done.exchange_us),
+            start: Duration::from_millis(done.start_ms),
+            total: Duration::from_millis(done.total_ms),
+            killed: done.killed,
+        })
+    }
+
+    async fn arm_guard(
+        &self,
+        instance: &Instance,
+        from: &Digest,
+        to: &Digest,
+        after: Duration,
+    ) -> Result<(), EffectError> {
+        let attempted = format!("arm the guard of {}", instance.id);
+        let request = Request::ArmGuard(Guard {
+            instance: instance.id.clone(),
+            unit: instance.unit.clone(),
+            live: instance.bin_dir(),
+            staged: staged_tree(instance),
+            binary: instance.role.binary().into(),
+            from: from.clone(),
+            to: to.clone(),
+            after_s: u32::try_from(after.as_secs()).unwrap_or(u32::MAX),
+        });
+        self.done(&instance.host, &attempted, request, ARMING).await
+    }
+
+    async fn disarm_guard(&self, instance: &Instance) -> Result<(), EffectError> {
+        let attempted = format!("disarm the guard of {}", instance.id);
+        // The point of the guard: whoever confirms must have been able to come in after the window.
+        self.reconnect(&instance.host).await.map_err(|error| EffectError {
+            attempted: attempted.clone(),
+            place: instance.host.as_str().to_owned(),
+            observed: error.to_string(),
+            certainty: Certainty::Refused,
+        })?;
+        let request = Request::DisarmGuard { instance: instance.id.clone() };
+        self.done(&instance.host, &attempted, request, ARMING).await
+    }
+
+    async fn evidence(&self, instance: &Instance) -> Result<Vec<String>, EffectError> {
+        let attempted = format!("read the logs of {}", instance.id);
+        let lines = u32::try_from(EVIDENCE_LINES).unwrap_or(u32::MAX);
+        let request = Request::JournalTail { unit: instance.unit.clone(), lines };
+        let mut evidence = Vec::new();
+        let outcome = self.request(&instance.host, &attempted, &request, ARMING).await?;
+        let Outcome::Journal { lines, ended } = outcome else {
+            return Err(unfitting(&attempted, &instance.host));
+        };
+        evidence.extend(ended.map(|how| format!("{}: {how}", instance.unit)));
+        evidence.extend(lines);
+        for file in log_files(instance) {
+            match self.get(&instance.host, &file).await {
+                Ok(Some(text)) => evidence.extend(tail(&file, &text)),
+                Ok(None) => {}
+                // A log that cannot be read (mostly: too large) is no reason to lose the rest.
+                Err(error) => evidence.push(format!("{file}: not read: {}", error.observed)),
+            }
+        }
+        Ok(evidence)
+    }
+}
+
+impl Fleet {
+    async fn home(&self, host: &HostId, attempted: &str) -> Result<Utf8PathBuf, EffectError> {
+        let failed = |observed: String| EffectError {
+            attempted: attempted.to_owned(),
+            place: host.as_str().to_owned(),
+            observed,
+            certainty: Certainty::Refused,
+        };
+        let hello = self.hello(host).await.map_err(|error| failed(error.to_string()))?;
+        if hello.home.is_absolute() && hello.home != "/" {
+            Ok(hello.home)
+        } else {
+            Err(failed(format!("{} has no home folder to keep packages in", hello.user)))
+        }
+    }
+}
+
+/// An instance as the agent looks at it.
+pub fn probe_instance(instance: &Instance) -> ProbeInstance {
+    ProbeInstance {
+        id: instance.id.clone(),
+        unit: instance.unit.clone(),
+        binary: instance.binary(),
+        deploy_dir: instance.deploy_dir.clone(),
+    }
+}
+
+/// TiUP's names (`run_*.sh`): what a process writes to standard error, then its own log.
+fn log_files(instance: &Instance) -> [Utf8PathBuf; 2] {
+    let stem = instance.role.as_str();
+    [
+        instance.log_dir.join(format!("{stem}_stderr.log")),
+        instance.log_dir.join(format!("{stem}.log")),
+    ]
+}
+
+fn tail(file: &Utf8Path, text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(EVIDENCE_LINES);
+    let name = file.file_name().unwrap_or(file.as_str());
+    lines[from..].iter().map(|line| format!("{name}: {line}")).collect()
+}
+
+fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
