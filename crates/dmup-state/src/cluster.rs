@@ -90,7 +90,11 @@ impl Cluster {
         let Some(text) = read_text(&path, META_BYTES)? else {
             return Err(StateError::NoCluster { name: self.name.to_string(), known: Vec::new() });
         };
-        Meta::parse(&text).map_err(|error| StateError::BadMeta { path, text, error })
+        Meta::parse(&text).map_err(|error| StateError::BadMeta {
+            path,
+            text,
+            error: Box::new(error),
+        })
     }
 
     /// Writes the record; the one before is kept in `backup`, under the name that TiUP gives it.

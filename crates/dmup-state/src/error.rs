@@ -32,7 +32,7 @@ pub enum StateError {
         /// Its text, to show the place.
         text: String,
         /// What is wrong with it.
-        error: TopologyError,
+        error: Box<TopologyError>,
     },
     /// A file is not what it should be.
     #[error("{path}: {why}")]
