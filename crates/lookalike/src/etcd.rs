@@ -19,6 +19,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Message)]
 pub(crate) struct Header {
+    #[prost(uint64, tag = "2")]
+    pub(crate) member_id: u64,
     #[prost(int64, tag = "3")]
     pub(crate) revision: i64,
 }
@@ -170,6 +172,20 @@ struct MemberAddRequest {
 struct MemberAddResponse {
     #[prost(message, repeated, tag = "3")]
     members: Vec<EtcdMember>,
+}
+
+#[derive(Clone, Message)]
+struct StatusResponse {
+    #[prost(message, optional, tag = "1")]
+    header: Option<Header>,
+    #[prost(uint64, tag = "4")]
+    leader: u64,
+}
+
+#[derive(Clone, Message)]
+struct MoveLeaderRequest {
+    #[prost(uint64, tag = "1")]
+    target: u64,
 }
 
 #[derive(Clone, Message)]
@@ -375,6 +391,20 @@ impl Etcd {
     pub(crate) async fn members(&self) -> Result<Vec<EtcdMember>, EtcdError> {
         let answer: MemberListResponse = self.call("/etcdserverpb.Cluster/MemberList", Empty {}).await?;
         Ok(answer.members)
+    }
+
+    /// If the member that answers leads in raft, another one of `members` does so afterwards. To be called with one
+    /// endpoint.
+    pub(crate) async fn hand_raft_over(&self, members: &[EtcdMember]) -> Result<(), EtcdError> {
+        let status: StatusResponse = self.call("/etcdserverpb.Maintenance/Status", Empty {}).await?;
+        let own = status.header.map_or(0, |header| header.member_id);
+        match members.iter().find(|member| member.id != own) {
+            Some(other) if status.leader == own => {
+                let request = MoveLeaderRequest { target: other.id };
+                self.call::<_, Empty>("/etcdserverpb.Maintenance/MoveLeader", request).await.map(drop)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Adds a member by its peer URL; all members afterwards, the new one without a name.

@@ -247,6 +247,10 @@ impl Master {
         let lease = self.lease.lock().expect("no panic under this lock").take();
         let Some(lease) = lease else { return };
         if stopping && let Ok(Ok(members)) = timeout(Duration::from_secs(1), self.etcd.members()).await {
+            // etcd would do so itself, but not before its clients' streams have ended.
+            if let Ok(Err(error)) = timeout(Duration::from_secs(1), self.etcd.hand_raft_over(&members)).await {
+                log::warning!("hand raft's leadership over: {error}");
+            }
             for url in members.iter().flat_map(|member| &member.client_urls) {
                 self.etcd.add_master(url);
             }
@@ -417,7 +421,7 @@ enum Refusal {
     ForGood(String),
 }
 
-/// Ends etcd in its own order, or hard after 30 s.
+/// Ends etcd, hard if it waits for its clients' streams longer than a dm-master takes to stop.
 async fn stop_etcd(child: &mut Child) {
     let pid = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed()));
     if let Some(pid) = pid
@@ -425,7 +429,7 @@ async fn stop_etcd(child: &mut Child) {
     {
         log::warning!("stop etcd: {error}");
     }
-    if timeout(Duration::from_secs(30), child.wait()).await.is_err()
+    if timeout(STOP_TAKES, child.wait()).await.is_err()
         && let Err(error) = child.kill().await
     {
         log::warning!("kill etcd: {error}");
