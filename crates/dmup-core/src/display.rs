@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::ids::ClusterName;
 use crate::instance::{Instance, Role};
-use crate::topology::Meta;
+use crate::topology::{Meta, Topology};
 
 /// What stands above the table.
 #[derive(Clone, Debug)]
@@ -92,13 +92,12 @@ impl Header {
 impl Row {
     /// A row for an instance of this cluster.
     pub fn of(
-        meta: &Meta,
-        instance: Instance,
+        topology: &Topology,
+        instance: &Instance,
         status: impl Into<String>,
         up_s: Option<u64>,
     ) -> Self {
-        let numa_node = meta
-            .topology
+        let numa_node = topology
             .servers()
             .into_iter()
             .find(|server| server.role == instance.role && server.id() == instance.id.as_str())
@@ -106,8 +105,8 @@ impl Row {
             .map(|server| server.numa_node.to_owned())
             .unwrap_or_default();
         Self {
-            ports: meta.topology.ports_text(&instance),
-            instance,
+            ports: topology.ports_text(instance),
+            instance: instance.clone(),
             status: status.into(),
             up_s,
             numa_node,

@@ -26,7 +26,9 @@ fn display(nodes: &[&str], roles: &[&str], uptimes: &[u64]) -> Display {
         .zip(states)
         .enumerate()
         .filter(|(_, (instance, _))| is_shown(instance, &own(nodes), &own(roles)))
-        .map(|(at, (instance, state))| Row::of(&meta, instance, state, uptimes.get(at).copied()))
+        .map(|(at, (instance, state))| {
+            Row::of(&meta.topology, &instance, state, uptimes.get(at).copied())
+        })
         .collect();
     Display { header: Header::of(&"prod".parse().unwrap(), &meta, "/tls"), rows }
 }
@@ -78,7 +80,7 @@ fn the_manuals_example_after_a_hotfix_comes_out_as_printed() {
         .instances()
         .into_iter()
         .zip(states)
-        .map(|(instance, state)| Row::of(&meta, instance, state, None))
+        .map(|(instance, state)| Row::of(&meta.topology, &instance, state, None))
         .collect();
     let display = Display { header: Header::of(&"dm-test".parse().unwrap(), &meta, "/tls"), rows };
     assert_eq!(
