@@ -1,1 +1,133 @@
-//! Under construction.
+//! What happens on one host: dmup's agent, a synchronous loop over standard input and output.
+//!
+//! ```text
+//!  frames ──► serve ──► agent: who does it? ──┬─► stage, prepare, files, probe     as the deploy user
+//!  (dmup-wire)  ▲                             └─► privileged ──► sudo -n dmup agent --privileged
+//!               └── answers ◄── switch, guard, accounts ──► services: systemd │ supervised
+//! ```
+//!
+//! The same binary as the controller, sent to the host and run there, so it assumes nothing of it: no
+//! shell, no locale, no file in `/etc`. It decides nothing; it does one thing per request, checks
+//! before and looks after, and says how things are when it could not.
+
+mod accounts;
+mod agent;
+mod archive;
+mod files;
+mod guard;
+mod hash;
+mod host;
+mod prepare;
+mod privileged;
+mod probe;
+mod processes;
+mod refuse;
+mod run;
+mod serve;
+mod services;
+mod stage;
+mod switch;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use camino::Utf8PathBuf;
+
+pub use serve::{Broken, serve};
+
+/// How an agent works.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Mode {
+    /// It is the privileged part of another agent and does everything itself.
+    pub privileged: bool,
+    /// Units are plain processes below this folder, as on a playground without systemd.
+    pub supervised: Option<Utf8PathBuf>,
+}
+
+/// What `dmup agent …` is called for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Call {
+    Serve(Mode),
+    Fire { supervised: Option<Utf8PathBuf>, armed: Utf8PathBuf },
+}
+
+/// `dmup agent [--privileged] [--supervised DIR] [--fire-guard FILE]`; `arguments` is what follows `agent`.
+///
+/// Ends with 0, with 1 if the conversation broke or the guard could not act, with 2 for arguments that it does not know.
+pub fn main_of_agent(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let failed = |words: &dyn std::fmt::Display, code: u8| {
+        say(words);
+        ExitCode::from(code)
+    };
+    match parse(arguments) {
+        Err(words) => failed(&words, 2),
+        Ok(Call::Serve(mode)) => match serve(std::io::stdin().lock(), std::io::stdout(), &mode) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(broken) => failed(&broken, 1),
+        },
+        Ok(Call::Fire { supervised, armed }) => {
+            let mode = Mode { privileged: true, supervised };
+            let agent = agent::Agent::new(&mode);
+            let fired = match &mode.supervised {
+                Some(_) => guard::sleep_and_fire(&agent.places, &*agent.services, &armed),
+                None => guard::fire(&agent.places, &*agent.services, &armed),
+            };
+            match fired {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(refusal) => failed(&refusal, 1),
+            }
+        }
+    }
+}
+
+#[allow(clippy::print_stderr, reason = "the agent's stdout is the protocol; stderr is for people")]
+fn say(words: &dyn std::fmt::Display) {
+    eprintln!("dmup agent: {words}");
+}
+
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call, String> {
+    let (mut mode, mut armed) = (Mode::default(), None);
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        let mut path = || {
+            let given =
+                arguments.next().and_then(|path| path.into_string().ok()).map(Utf8PathBuf::from);
+            given
+                .filter(|path| path.is_absolute())
+                .ok_or_else(|| format!("{} needs an absolute path", argument.to_string_lossy()))
+        };
+        match argument.to_str() {
+            Some("--privileged") => mode.privileged = true,
+            Some("--supervised") => mode.supervised = Some(path()?),
+            Some("--fire-guard") => armed = Some(path()?),
+            _ => return Err(format!("unknown argument `{}`", argument.to_string_lossy())),
+        }
+    }
+    Ok(match armed {
+        Some(armed) => Call::Fire { supervised: mode.supervised, armed },
+        None => Call::Serve(mode),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &[&str]) -> Result<Call, String> {
+        parse(words.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn arguments_are_read_and_strange_ones_refused() {
+        assert_eq!(parsed(&[]), Ok(Call::Serve(Mode::default())));
+        assert_eq!(
+            parsed(&["--privileged"]),
+            Ok(Call::Serve(Mode { privileged: true, supervised: None }))
+        );
+        let fire = Call::Fire { supervised: Some("/p".into()), armed: "/g.json".into() };
+        assert_eq!(parsed(&["--supervised", "/p", "--fire-guard", "/g.json"]), Ok(fire));
+        for bad in [&["--supervised"][..], &["--supervised", "p"], &["x"], &["--fire-guard"]] {
+            assert!(parsed(bad).is_err(), "{bad:?}");
+        }
+    }
+}

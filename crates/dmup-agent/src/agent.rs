@@ -1,0 +1,507 @@
+//! Which verb is done by whom: by the deploy user, or by the privileged part.
+//!
+//! | verb | who |
+//! |---|---|
+//! | stage, prepare | the agent's user (prepare again by root if permission is denied) |
+//! | unit, switch, guards, users | root |
+//! | put, make, remove, get, probe, journal | the agent's user; root where asked for, for other owners, and where permission is denied |
+//!
+//! On a playground ([`crate::services::supervised`]), and if the agent is root anyway, it does everything itself.
+
+use std::io::{Read, empty};
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::ids::UserName;
+use dmup_wire::message::{
+    MakeDir, Outcome, PutFile, Refusal, RefusalKind, Request, UnitDone, UnitOrder, Unpack,
+};
+
+use crate::accounts::{Account, ensure_user, owner_named};
+use crate::files::{self, check_absolute};
+use crate::hash::Hashes;
+use crate::host::Places;
+use crate::prepare::prepare;
+use crate::privileged::Privileged;
+use crate::probe::probe;
+use crate::refuse::{Reply, bad, refuse};
+use crate::services::supervised::Supervised;
+use crate::services::systemd::Systemd;
+use crate::services::{Services, verb};
+use crate::switch::switch;
+use crate::{Mode, guard, stage};
+
+/// Longest line of a journal that is sent.
+const LINE_BYTES: usize = 2048;
+
+/// All lines of a journal together: they must fit into one frame, escaped.
+const JOURNAL_BYTES: usize = 400 * 1024;
+
+/// What the verbs of one conversation work with.
+pub(crate) struct Agent {
+    pub(crate) me: Account,
+    pub(crate) places: Places,
+    pub(crate) services: Box<dyn Services>,
+    pub(crate) hashes: Hashes,
+    /// None: this process does it itself.
+    pub(crate) root: Option<Privileged>,
+}
+
+impl Agent {
+    pub(crate) fn new(mode: &Mode) -> Self {
+        let me = Account::own();
+        let alone = mode.privileged || mode.supervised.is_some() || me.uid == 0;
+        let (places, services): (Places, Box<dyn Services>) = match &mode.supervised {
+            Some(dir) => {
+                // Where unit files go; who cannot make it learns so at the first put.
+                fs_err::create_dir_all(Supervised::units(dir)).ok();
+                (Places::supervised(dir), Box::new(Supervised::new(dir)))
+            }
+            None => (Places::system(), Box::new(Systemd)),
+        };
+        let root = (!alone).then(Privileged::by_sudo);
+        Self { me, places, services, hashes: Hashes::default(), root }
+    }
+
+    /// Does what is asked. `stream` is read only by requests that take one.
+    pub(crate) fn answer(&self, request: Request, stream: &mut dyn Read) -> Reply {
+        check(&request)?;
+        match &request {
+            Request::Probe(order) => self.or_root(&request, || probe(self, order)),
+            Request::CheckSudo => self.by_root(&request, || Ok(Outcome::Done)),
+            Request::Stage(order) => stage::stage(order, stream),
+            Request::Unpack(order) => self.unpack(order, &request, stream),
+            Request::Prepare(order) => self.or_root(&request, || prepare(order)),
+            Request::Switch(order) => {
+                let here = || switch(&*self.services, &self.hashes, order);
+                if order.restart {
+                    self.by_root(&request, here)
+                } else {
+                    self.or_root(&request, here)
+                }
+            }
+            Request::Unit(order) => self.by_root(&request, || Ok(self.act_on(order))),
+            Request::Put { files } => self.each(files, |file| self.put(file)),
+            Request::Get { path, max_bytes } => {
+                self.or_root(&request, || files::get(&self.places.real(path), *max_bytes))
+            }
+            Request::MakeDirs { dirs } => self.each(dirs, |dir| self.make_dir(dir)),
+            Request::Remove { paths } => self.each(paths, |path| {
+                let request = Request::Remove { paths: vec![path.clone()] };
+                self.or_root(&request, || {
+                    files::remove(&self.places.real(path)).map(|()| Outcome::Done)
+                })
+            }),
+            Request::EnsureUser(order) => self.by_root(&request, || ensure_user(order)),
+            Request::JournalTail { unit, lines } => {
+                let here = || {
+                    let seen = self.services.look_at(unit)?;
+                    // Without a journal that we may read, how it ended is still worth something.
+                    let lines = self.services.journal(unit, *lines).unwrap_or_default();
+                    Ok(Outcome::Journal { lines: fit(lines), ended: seen.ended })
+                };
+                // An ordinary user sees an empty journal and no error; without sudo that must do.
+                match self.by_root(&request, here) {
+                    Err(refusal) if refusal.kind == RefusalKind::Permission => here(),
+                    other => other,
+                }
+            }
+            Request::ArmGuard(order) => self.by_root(&request, || guard::arm(&self.places, order)),
+            Request::DisarmGuard { instance } => {
+                self.by_root(&request, || guard::disarm(&self.places, instance))
+            }
+        }
+    }
+
+    /// Whether a request takes a stream.
+    pub(crate) fn takes_stream(request: &Request) -> bool {
+        match request {
+            Request::Stage(_) | Request::Unpack(_) => true,
+            Request::Probe(_)
+            | Request::CheckSudo
+            | Request::Prepare(_)
+            | Request::Switch(_)
+            | Request::Unit(_)
+            | Request::Put { .. }
+            | Request::Get { .. }
+            | Request::MakeDirs { .. }
+            | Request::Remove { .. }
+            | Request::EnsureUser(_)
+            | Request::JournalTail { .. }
+            | Request::ArmGuard(_)
+            | Request::DisarmGuard { .. } => false,
+        }
+    }
+
+    /// Lets the privileged part do it, if there is one.
+    fn by_root(&self, request: &Request, here: impl FnOnce() -> Reply) -> Reply {
+        match &self.root {
+            Some(root) => root.ask(request, &mut empty()),
+            None => here(),
+        }
+    }
+
+    /// Tries it as the agent's user, and again by the privileged part if permission is denied.
+    fn or_root(&self, request: &Request, here: impl FnOnce() -> Reply) -> Reply {
+        match (here(), &self.root) {
+            (Err(refusal), Some(root)) if refusal.kind == RefusalKind::Permission => {
+                root.ask(request, &mut empty())
+            }
+            (reply, _) => reply,
+        }
+    }
+
+    fn each<T>(&self, items: &[T], act: impl Fn(&T) -> Reply) -> Reply {
+        for (number, item) in items.iter().enumerate() {
+            act(item).map_err(|mut refusal| {
+                let state =
+                    refusal.state.take().map(|state| format!("; {state}")).unwrap_or_default();
+                refusal.state = (number > 0 || !state.is_empty())
+                    .then(|| format!("{number} of {} are done{state}", items.len()));
+                refusal
+            })?;
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// Whether files for this owner need root.
+    fn is_foreign(&self, owner: Option<&UserName>) -> bool {
+        owner.is_some_and(|owner| owner.as_str() != self.me.name)
+    }
+
+    fn own_name(&self) -> Option<UserName> {
+        UserName::new(self.me.name.clone()).ok()
+    }
+
+    fn put(&self, file: &PutFile) -> Reply {
+        let path = self.places.real(&file.path);
+        if self.root.is_some() && (file.root || self.is_foreign(file.owner.as_ref())) {
+            return self.by_root(&Request::Put { files: vec![file.clone()] }, || Ok(Outcome::Done));
+        }
+        let owner = file.owner.clone().or_else(|| if file.root { None } else { self.own_name() });
+        let request = Request::Put { files: vec![PutFile { owner, ..file.clone() }] };
+        self.or_root(&request, || {
+            files::put(&PutFile { path, ..file.clone() }).map(|()| Outcome::Done)
+        })
+    }
+
+    fn make_dir(&self, dir: &MakeDir) -> Reply {
+        let owner = dir.owner.clone().or_else(|| self.own_name());
+        let request = Request::MakeDirs { dirs: vec![MakeDir { owner, ..dir.clone() }] };
+        if self.root.is_some() && self.is_foreign(dir.owner.as_ref()) {
+            return self.by_root(&request, || Ok(Outcome::Done));
+        }
+        self.or_root(&request, || {
+            files::make_dir(&MakeDir { path: self.places.real(&dir.path), ..dir.clone() })
+                .map(|()| Outcome::Done)
+        })
+    }
+
+    fn unpack(&self, order: &Unpack, request: &Request, stream: &mut dyn Read) -> Reply {
+        match &self.root {
+            Some(root) if self.is_foreign(order.owner.as_ref()) => root.ask(request, stream),
+            _ => {
+                let owner = order
+                    .owner
+                    .as_ref()
+                    .filter(|_| self.is_foreign(order.owner.as_ref()))
+                    .map(owner_named)
+                    .transpose()?;
+                stage::unpack_into(order, owner, stream)
+            }
+        }
+    }
+
+    fn act_on(&self, order: &UnitOrder) -> Outcome {
+        let units = order
+            .units
+            .iter()
+            .map(|unit| {
+                let began = Instant::now();
+                let acted =
+                    self.services.act(unit, order.action, Duration::from_millis(order.within_ms));
+                UnitDone {
+                    unit: unit.clone(),
+                    failed: acted.err().map(|refusal| {
+                        let now = self
+                            .services
+                            .look_at(unit)
+                            .map(|seen| format!("; it is {}", seen.words()));
+                        format!(
+                            "{} {unit}: {}{}",
+                            verb(order.action),
+                            refusal.observed,
+                            now.unwrap_or_default()
+                        )
+                    }),
+                    took_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+                }
+            })
+            .collect();
+        Outcome::Units { units }
+    }
+}
+
+/// Cuts lines, and drops the oldest if all together would not fit.
+fn fit(lines: Vec<String>) -> Vec<String> {
+    let mut left = JOURNAL_BYTES;
+    let mut kept: Vec<String> = lines
+        .into_iter()
+        .rev()
+        .map(|line| {
+            let end = (0..=line.len().min(LINE_BYTES)).rev().find(|at| line.is_char_boundary(*at));
+            line[..end.unwrap_or(0)].to_owned()
+        })
+        .take_while(|line| {
+            let fits = line.len() < left;
+            left = left.saturating_sub(line.len() + 8);
+            fits
+        })
+        .collect();
+    kept.reverse();
+    kept
+}
+
+/// The limits of the wire, and paths that no verb may take.
+fn check(request: &Request) -> Result<(), Refusal> {
+    match request {
+        Request::Probe(order) => {
+            at_most("instances", order.instances.len(), 256)?;
+            at_most("disks", order.disks.len(), 64)?;
+            at_most("ports", order.ports.len(), 256)?;
+            at_most("paths", order.paths.len(), 256)?;
+            at_most("users", order.users.len(), 16)?;
+            order.disks.iter().chain(&order.paths).try_for_each(|path| check_absolute(path))?;
+            order.instances.iter().try_for_each(|instance| {
+                check_absolute(&instance.binary)?;
+                check_absolute(&instance.deploy_dir)
+            })
+        }
+        Request::Stage(order) => check_absolute(&order.store),
+        Request::Unpack(order) => {
+            check_absolute(&order.into).and_then(|()| deep_enough(&order.into))
+        }
+        Request::Prepare(order) => {
+            at_most("replaced files", order.replace.len(), 4096)?;
+            at_most("version arguments", order.version_arguments.as_ref().map_or(0, Vec::len), 16)
+        }
+        Request::Switch(order) => within_a_day("the stop", order.stop_within_ms),
+        Request::Unit(order) => {
+            at_most("units", order.units.len(), 64)?;
+            within_a_day("the order", order.within_ms)
+        }
+        Request::Put { files } => {
+            at_most("files", files.len(), 256)?;
+            files.iter().try_for_each(|file| {
+                check_absolute(&file.path)?;
+                check_mode(&file.path, file.mode)?;
+                at_most(
+                    "bytes of a file",
+                    file.content.len(),
+                    usize::try_from(files::SMALL).unwrap_or(usize::MAX),
+                )
+            })
+        }
+        Request::Get { path, max_bytes } => {
+            check_absolute(path)?;
+            at_most(
+                "bytes of a file",
+                *max_bytes as usize,
+                usize::try_from(files::SMALL).unwrap_or(usize::MAX),
+            )
+        }
+        Request::MakeDirs { dirs } => {
+            at_most("folders", dirs.len(), 256)?;
+            dirs.iter().try_for_each(|dir| {
+                check_absolute(&dir.path)?;
+                check_mode(&dir.path, dir.mode)
+            })
+        }
+        Request::Remove { paths } => {
+            at_most("paths", paths.len(), 256)?;
+            paths.iter().try_for_each(|path| {
+                check_absolute(path)?;
+                deep_enough(path)
+            })
+        }
+        Request::JournalTail { lines, .. } => at_most("lines", *lines as usize, 1000),
+        Request::ArmGuard(order) => {
+            if (1..=86_400).contains(&order.after_s) {
+                return Ok(());
+            }
+            Err(bad("arm a guard", format!("it may act after 1 to 86400 s, not {}", order.after_s)))
+        }
+        Request::CheckSudo | Request::EnsureUser(_) | Request::DisarmGuard { .. } => Ok(()),
+    }
+}
+
+fn at_most(what: &str, given: usize, most: usize) -> Result<(), Refusal> {
+    if given <= most {
+        return Ok(());
+    }
+    Err(bad("take the request", format!("{given} {what}, at most {most} are allowed")))
+}
+
+fn within_a_day(what: &str, ms: u64) -> Result<(), Refusal> {
+    if ms <= 86_400_000 {
+        return Ok(());
+    }
+    Err(bad("take the request", format!("{what} may take at most a day, not {ms} ms")))
+}
+
+fn check_mode(path: &Utf8Path, mode: u32) -> Result<(), Refusal> {
+    if mode & !0o777 == 0 {
+        return Ok(());
+    }
+    Err(bad(format!("take mode {mode:o} of {path}"), "only permission bits are allowed"))
+}
+
+fn deep_enough(path: &Utf8PathBuf) -> Result<(), Refusal> {
+    // The root counts as one.
+    if path.components().count() > 2 {
+        return Ok(());
+    }
+    Err(refuse(RefusalKind::BadRequest, format!("touch {path}"), "it is less than two levels deep"))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use dmup_core::ids::{InstanceId, UnitName};
+    use dmup_wire::message::{Probe, ProbeInstance};
+
+    use super::*;
+    use crate::switch::tests::Fake;
+
+    /// An agent with a fake unit, on a playground of its own.
+    pub(crate) fn agent(dir: &Utf8Path) -> Agent {
+        Agent {
+            me: Account::own(),
+            places: Places::supervised(&dir.join("playground")),
+            services: Box::new(Fake::default()),
+            hashes: Hashes::default(),
+            root: None,
+        }
+    }
+
+    fn folder() -> (tempfile::TempDir, Utf8PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::from_path_buf(folder.path().to_owned()).unwrap();
+        (folder, path)
+    }
+
+    fn ask(agent: &Agent, request: Request) -> Reply {
+        agent.answer(request, &mut empty())
+    }
+
+    #[test]
+    fn requests_beyond_the_limits_are_refused_before_anything_is_done() {
+        let (_keep, dir) = folder();
+        let agent = agent(&dir);
+        let file = PutFile {
+            path: dir.join("f"),
+            mode: 0o644,
+            root: false,
+            owner: None,
+            content: String::new(),
+        };
+        for request in [
+            Request::Put { files: vec![file.clone(); 257] },
+            Request::Put { files: vec![PutFile { mode: 0o4755, ..file.clone() }] },
+            Request::Put {
+                files: vec![PutFile { content: "x".repeat(512 * 1024 + 1), ..file.clone() }],
+            },
+            Request::Put { files: vec![PutFile { path: "relative".into(), ..file }] },
+            Request::Remove { paths: vec!["/".into()] },
+            Request::Remove { paths: vec!["/home".into()] },
+            Request::Remove { paths: vec!["/home/../etc/x".into()] },
+            Request::Get { path: "/etc/passwd".into(), max_bytes: 1 << 20 },
+            Request::JournalTail { unit: UnitName::new("a.service").unwrap(), lines: 1001 },
+            Request::Probe(Probe { ports: vec![1; 257], ..Probe::default() }),
+        ] {
+            assert_eq!(
+                ask(&agent, request.clone()).unwrap_err().kind,
+                RefusalKind::BadRequest,
+                "{request:?}"
+            );
+        }
+        assert_eq!(fs_err::read_dir(&dir).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn unit_files_of_a_playground_stay_inside_it() {
+        let (_keep, dir) = folder();
+        let agent = agent(&dir);
+        fs_err::create_dir_all(dir.join("playground/units")).unwrap();
+        let path = Utf8PathBuf::from("/etc/systemd/system/dm-worker-1.service");
+        let file = PutFile {
+            path: path.clone(),
+            mode: 0o644,
+            root: true,
+            owner: None,
+            content: "x".into(),
+        };
+        ask(&agent, Request::Put { files: vec![file] }).unwrap();
+        assert!(dir.join("playground/units/dm-worker-1.service").exists() && !path.exists());
+        let got = ask(&agent, Request::Get { path: path.clone(), max_bytes: 10 }).unwrap();
+        assert_eq!(got, Outcome::Got { content: Some("x".into()) });
+        ask(&agent, Request::Remove { paths: vec![path] }).unwrap();
+        assert!(!dir.join("playground/units/dm-worker-1.service").exists());
+    }
+
+    #[test]
+    fn a_probe_sees_files_ports_disks_users_and_leftovers() {
+        let (_keep, dir) = folder();
+        let agent = agent(&dir);
+        fs_err::create_dir_all(dir.join("deploy/bin.old.v1")).unwrap();
+        fs_err::write(dir.join("deploy/binary"), "old").unwrap();
+        let bound = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = bound.local_addr().unwrap().port();
+        let order = Probe {
+            instances: vec![ProbeInstance {
+                id: InstanceId::new("h:1").unwrap(),
+                unit: UnitName::new("dm-worker-1.service").unwrap(),
+                binary: dir.join("deploy/binary"),
+                deploy_dir: dir.join("deploy"),
+            }],
+            hashes: true,
+            disks: vec![dir.join("not/there/yet")],
+            ports: vec![port, 1],
+            paths: vec![dir.join("deploy"), dir.join("no")],
+            users: vec![UserName::new("root").unwrap(), UserName::new("no-such-user").unwrap()],
+        };
+        let Outcome::Probed(seen) = ask(&agent, Request::Probe(order)).unwrap() else { panic!() };
+        assert_eq!(seen.processes[0].1.on_disk, Some(dmup_core::digest::Digest::of(b"old")));
+        assert!(seen.disks[0].1 > 0);
+        assert_eq!((seen.listening, seen.existing), (vec![port], vec![dir.join("deploy")]));
+        assert_eq!(seen.users, [UserName::new("root").unwrap()]);
+        assert_eq!(seen.leftovers[0].path, dir.join("deploy/bin.old.v1"));
+    }
+
+    #[test]
+    fn a_list_that_stops_in_the_middle_says_how_far_it_came() {
+        let (_keep, dir) = folder();
+        let agent = agent(&dir);
+        let file = |name: &str| PutFile {
+            path: dir.join(name),
+            mode: 0o644,
+            root: false,
+            owner: None,
+            content: String::new(),
+        };
+        let refusal = ask(&agent, Request::Put { files: vec![file("a"), file("no/b"), file("c")] })
+            .unwrap_err();
+        assert_eq!(refusal.state.as_deref(), Some("1 of 3 are done"));
+    }
+
+    #[test]
+    fn a_journal_that_does_not_fit_keeps_its_newest_lines() {
+        let lines: Vec<String> =
+            (0..1000).map(|number| format!("{number} {}", "x".repeat(4000))).collect();
+        let kept = fit(lines);
+        assert!(kept.iter().map(String::len).sum::<usize>() <= JOURNAL_BYTES && kept.len() > 100);
+        assert!(
+            kept.last().unwrap().starts_with("999 ")
+                && kept.iter().all(|line| line.len() <= LINE_BYTES)
+        );
+    }
+}

@@ -1,0 +1,551 @@
+//! The guard of a window: the host undoes an exchange by itself unless somebody confirms it.
+//!
+//! ```text
+//! /var/lib/dmup/agent-<digest>             a copy of this program that outlives upgrades and homes
+//! /var/lib/dmup/guards/<instance>.json     armed: what to do
+//! /var/lib/dmup/guards/<instance>.fired    has acted, or is acting: what it did
+//! /etc/systemd/system/dmup-guard-<unit>.timer          acts when the time is up
+//! /etc/systemd/system/dmup-guard-<unit>.service        … by this
+//! /etc/systemd/system/dmup-guard-<unit>-boot.service   acts at the next boot, before the unit starts
+//! ```
+//!
+//! Who renames `.json` away has decided: disarming and firing cannot both happen. A guard that
+//! is cut off while it acts is run again at the next boot, because its boot service goes last.
+//!
+//! Two services, because a unit that is ordered before the DM unit must not wait for the DM
+//! unit's start: at boot the guard only exchanges, and the boot starts the unit; later it does a whole window.
+//!
+//! Without systemd ([`crate::services::supervised`]) a detached process sleeps until the time is up; it does not survive a reboot.
+//!
+//! Not done: hosts where SELinux forbids systemd to execute files under `/var/lib` need a
+//! rule for it; there the service fails, and the window stays as it is.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::ids::{InstanceId, UnitName};
+use dmup_core::inventory::UnitActive;
+use dmup_wire::message::{
+    Guard, Leftover, LeftoverKind, Outcome, ProbeInstance, Refusal, RefusalKind, UnitAction,
+};
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+
+use crate::files::{check_absolute, check_relative, sync_folder, write_atomically};
+use crate::hash::Hashes;
+use crate::host::{Places, boot_id, clock_ms};
+use crate::refuse::{Reply, When, refuse};
+use crate::services::{Services, supervised, systemd};
+use crate::switch::{switch, undo};
+
+/// A stop beyond systemd's own 90 s will not come any more.
+const STOP_LIMIT: Duration = Duration::from_secs(180);
+
+/// How often the guard tries before it gives up and says so.
+const TRIES: u32 = 3;
+
+/// Between two tries.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// `.json` and `.fired`.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+struct Record {
+    guard: Guard,
+    /// Of the boot in which it was armed: after a reboot the unit has not been started yet.
+    boot_id: String,
+    /// When it was armed; tells a guard that was armed again from the one before.
+    armed_ms: i64,
+    /// What it did; none while it has not acted to its end.
+    did: Option<String>,
+}
+
+/// File names of one guard.
+struct Files {
+    armed: Utf8PathBuf,
+    fired: Utf8PathBuf,
+}
+
+impl Files {
+    fn of(places: &Places, instance: &InstanceId) -> Self {
+        let name = file_name(instance);
+        Self {
+            armed: places.guards.join(format!("{name}.json")),
+            fired: places.guards.join(format!("{name}.fired")),
+        }
+    }
+}
+
+/// An instance as part of a file name and of a command line of a unit file: letters, digits, `.`, `-`, and `_XX` for others.
+fn file_name(instance: &InstanceId) -> String {
+    instance
+        .as_str()
+        .bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' => char::from(byte).to_string(),
+            other => format!("_{other:02X}"),
+        })
+        .collect()
+}
+
+fn stem(unit: &UnitName) -> &str {
+    unit.as_str().strip_suffix(".service").unwrap_or(unit.as_str())
+}
+
+/// Unit files of a guard: timer, its service, and the service of the next boot.
+fn unit_names(unit: &UnitName) -> [String; 3] {
+    // `@` would make it an instance of a template that does not exist.
+    let stem = stem(unit).replace('@', "_at_");
+    [
+        format!("dmup-guard-{stem}.timer"),
+        format!("dmup-guard-{stem}.service"),
+        format!("dmup-guard-{stem}-boot.service"),
+    ]
+}
+
+/// Arms a guard; one that is armed already starts over. Needs root on a host with systemd.
+pub(crate) fn arm(places: &Places, guard: &Guard) -> Reply {
+    let attempted = || format!("arm the guard of {}", guard.instance);
+    for path in [&guard.live, &guard.staged] {
+        check_absolute(path)?;
+    }
+    check_relative(&guard.binary)?;
+    let files = Files::of(places, &guard.instance);
+    fs::create_dir_all(&places.guards).when(attempted)?;
+    let record =
+        Record { guard: guard.clone(), boot_id: boot_id(), armed_ms: clock_ms(), did: None };
+    fs::remove_file(&files.fired).ok();
+    write(&files.armed, &record).when(attempted)?;
+    match &places.supervised {
+        Some(dir) => {
+            let own = own_executable().when(attempted)?;
+            let mut command = Command::new(own);
+            command.args([
+                "agent",
+                "--supervised",
+                dir.as_str(),
+                "--fire-guard",
+                files.armed.as_str(),
+            ]);
+            supervised::detach(command, &places.guards.join("log")).when(attempted)?;
+        }
+        None => arm_systemd(places, guard, &files.armed).inspect_err(|_| {
+            fs::remove_file(&files.armed).ok();
+        })?,
+    }
+    Ok(Outcome::Done)
+}
+
+fn arm_systemd(places: &Places, guard: &Guard, armed: &Utf8Path) -> Result<(), Refusal> {
+    let attempted = || format!("arm the guard of {}", guard.instance);
+    let agent = copy_agent(places).when(attempted)?;
+    let names = unit_names(&guard.unit);
+    let texts = unit_texts(guard, &agent, armed);
+    for (name, text) in names.iter().zip(&texts) {
+        write_atomically(&places.units.join(name), text.as_bytes(), 0o644, None).when(attempted)?;
+    }
+    let [timer, _, boot] = &names;
+    // A timer of an earlier guard would go on with its old time.
+    systemd::act_on_guard("stop", timer).ok();
+    systemd::reload()?;
+    systemd::act_on_guard("enable", boot)?;
+    for folder in [places.units.clone(), places.units.join("multi-user.target.wants")] {
+        sync_folder(&folder).when(attempted)?;
+    }
+    systemd::act_on_guard("start", timer)
+}
+
+/// Timer, service, boot service. Checked on systemd 252.
+fn unit_texts(guard: &Guard, agent: &Utf8Path, armed: &Utf8Path) -> [String; 3] {
+    let unit = &guard.unit;
+    let about = format!(
+        "# Written by dmup; it removes itself.\n[Unit]\nDescription=dmup guard of {unit}\n"
+    );
+    let run = format!("ExecStart={agent} agent --fire-guard {armed}\n");
+    let [_, service, _] = unit_names(unit);
+    [
+        format!(
+            "{about}\n[Timer]\nOnActiveSec={}s\nAccuracySec=100ms\nUnit={service}\n",
+            guard.after_s
+        ),
+        format!("{about}\n[Service]\nType=simple\n{run}"),
+        format!(
+            "{about}After=local-fs.target remote-fs.target\nBefore={unit}\n\n[Service]\nType=oneshot\nTimeoutStartSec=300\n{run}\n[Install]\nWantedBy=multi-user.target\n"
+        ),
+    ]
+}
+
+fn own_executable() -> io::Result<std::path::PathBuf> {
+    fs::read_link("/proc/self/exe")
+}
+
+/// Copies this program to a place that only root can write, named by content.
+fn copy_agent(places: &Places) -> io::Result<Utf8PathBuf> {
+    let own = fs::read(Path::new("/proc/self/exe"))?;
+    let digest = dmup_core::digest::Digest::of(&own);
+    let path = places.agents.join(format!("agent-{}", digest.as_str()));
+    let there = Hashes::default().of_existing(&path)?;
+    if there.is_none_or(|(seen, _)| seen != digest) {
+        write_atomically(&path, &own, 0o755, None)?;
+    }
+    fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+    remove_other_agents(places, &path);
+    Ok(path)
+}
+
+/// Copies of earlier versions go once no guard is armed any more that may name them.
+fn remove_other_agents(places: &Places, keep: &Utf8Path) {
+    let armed = places.guards.read_dir_utf8().map_or(usize::MAX, |entries| {
+        entries.filter_map(Result::ok).filter(|entry| entry.file_name().ends_with(".json")).count()
+    });
+    if armed > 1 {
+        return; // besides the one that is being armed
+    }
+    let Ok(entries) = places.agents.read_dir_utf8() else { return };
+    for entry in entries.filter_map(Result::ok) {
+        if entry.file_name().starts_with("agent-") && entry.path() != keep {
+            fs::remove_file(entry.path()).ok();
+        }
+    }
+}
+
+/// The window is good: the guard must not fire any more.
+pub(crate) fn disarm(places: &Places, instance: &InstanceId) -> Reply {
+    let attempted = || format!("disarm the guard of {instance}");
+    let files = Files::of(places, instance);
+    let record = read(&files.armed);
+    match fs::remove_file(&files.armed) {
+        Ok(()) => {
+            sync_folder(&places.guards).when(attempted)?;
+            if let Some(record) = record {
+                remove_units(places, &record.guard.unit, Ending::Disarmed)?;
+            }
+            Ok(Outcome::Done)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match read(&files.fired) {
+            Some(record) => {
+                let did = record.did.unwrap_or_else(|| "it is acting right now".to_owned());
+                Err(refuse(RefusalKind::Precondition, attempted(), format!("it has fired: {did}")))
+            }
+            None => Ok(Outcome::Done),
+        },
+        Err(error) => Err(error).when(attempted),
+    }
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Ending {
+    Disarmed,
+    Fired,
+}
+
+fn remove_units(places: &Places, unit: &UnitName, ending: Ending) -> Result<(), Refusal> {
+    if places.supervised.is_some() {
+        return Ok(()); // the sleeper finds nothing to do and ends
+    }
+    let names = unit_names(unit);
+    if ending == Ending::Disarmed {
+        systemd::act_on_guard("stop", &names[0])?;
+    }
+    // The link first: what is enabled must exist.
+    let link = places.units.join("multi-user.target.wants").join(&names[2]);
+    crate::files::remove(&link)?;
+    for name in &names {
+        crate::files::remove(&places.units.join(name))?;
+    }
+    match ending {
+        Ending::Disarmed => systemd::reload(),
+        // In the middle of a boot systemd has better things to do; it reads them anew at the next reload.
+        Ending::Fired => Ok(()),
+    }
+}
+
+/// Acts for a guard file whose time is up. Run by the guard's own service, as root.
+pub(crate) fn fire(
+    places: &Places,
+    services: &dyn Services,
+    armed: &Utf8Path,
+) -> Result<(), Refusal> {
+    let attempted = || format!("fire the guard {armed}");
+    let fired = armed.with_extension("fired");
+    match fs::rename(armed, &fired) {
+        Ok(()) => sync_folder(&places.guards).when(attempted)?,
+        // Disarmed; or cut off in an earlier try, then the record says that it did not end.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).when(attempted),
+    }
+    let Some(mut record) = read(&fired).filter(|record| record.did.is_none()) else {
+        return Ok(());
+    };
+    let did = undo_window(services, &record);
+    record.did = Some(did);
+    write(&fired, &record).when(attempted)?;
+    remove_units(places, &record.guard.unit, Ending::Fired)
+}
+
+/// Returns what was done, in words.
+fn undo_window(services: &dyn Services, record: &Record) -> String {
+    let guard = &record.guard;
+    let boots = record.boot_id != boot_id();
+    let down = services.look_at(&guard.unit).is_ok_and(|unit| unit.is_down());
+    let hashes = Hashes::default();
+    let mut last = String::new();
+    for attempt in 0..TRIES {
+        if attempt > 0 {
+            thread::sleep(PAUSE);
+        }
+        let order = undo(guard, !(boots && down), STOP_LIMIT);
+        match switch(services, &hashes, &order) {
+            Ok(Outcome::Switched(done)) => {
+                if !order.restart {
+                    // Ordered before the unit: its start must not be waited for.
+                    services.start_later(&guard.unit).ok();
+                }
+                let when = if boots { "after a reboot" } else { "nobody confirmed in time" };
+                return if done.already {
+                    format!("{when}: {} had build {} already", guard.instance, guard.from)
+                } else {
+                    format!("{when}: {} went back to build {}", guard.instance, guard.from)
+                };
+            }
+            Ok(_) => last = "an answer that makes no sense".to_owned(),
+            Err(refusal) => {
+                last = refusal.to_string();
+                if refusal.kind == RefusalKind::Precondition {
+                    break; // trees do not change by waiting
+                }
+            }
+        }
+    }
+    // Whatever lies there: a unit that runs beats one that does not.
+    let running = services.look_at(&guard.unit).is_ok_and(|unit| unit.active == UnitActive::Active);
+    if !running {
+        let started = if boots && down {
+            services.start_later(&guard.unit)
+        } else {
+            services.act(&guard.unit, UnitAction::Start, STOP_LIMIT)
+        };
+        if let Err(refusal) = started {
+            return format!("could not go back: {last}; and the unit does not start: {refusal}");
+        }
+    }
+    format!("could not go back: {last}")
+}
+
+/// Without systemd: waits until the time is up, then acts unless the guard was disarmed or armed anew meanwhile.
+pub(crate) fn sleep_and_fire(
+    places: &Places,
+    services: &dyn Services,
+    armed: &Utf8Path,
+) -> Result<(), Refusal> {
+    let Some(mine) = read(armed) else { return Ok(()) };
+    let deadline = mine.armed_ms.saturating_add(i64::from(mine.guard.after_s) * 1000);
+    let left = u64::try_from(deadline.saturating_sub(clock_ms())).unwrap_or(0);
+    // Never longer than ordered, even if the clock was set back since.
+    thread::sleep(
+        Duration::from_millis(left).min(Duration::from_secs(u64::from(mine.guard.after_s))),
+    );
+    if read(armed).is_some_and(|now| now.armed_ms == mine.armed_ms) {
+        return fire(places, services, armed);
+    }
+    Ok(())
+}
+
+/// Guards of the given instances, and trees that TiUP saved.
+pub(crate) fn leftovers(places: &Places, instances: &[ProbeInstance]) -> Vec<Leftover> {
+    let mut found = Vec::new();
+    for ProbeInstance { id, deploy_dir, .. } in instances {
+        let files = Files::of(places, id);
+        for (path, kind) in
+            [(files.armed, LeftoverKind::ArmedGuard), (files.fired, LeftoverKind::FiredGuard)]
+        {
+            if path.exists() {
+                found.push(Leftover { instance: id.clone(), kind, path });
+            }
+        }
+        let mut saved: Vec<Utf8PathBuf> = deploy_dir
+            .read_dir_utf8()
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_name().starts_with("bin.old."))
+            .map(camino::Utf8DirEntry::into_path)
+            .collect();
+        saved.sort();
+        found.extend(saved.into_iter().map(|path| Leftover {
+            instance: id.clone(),
+            kind: LeftoverKind::TiupBackup,
+            path,
+        }));
+    }
+    found
+}
+
+fn read(path: &Utf8Path) -> Option<Record> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+fn write(path: &Utf8Path, record: &Record) -> io::Result<()> {
+    write_atomically(path, &serde_json::to_vec_pretty(record)?, 0o644, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use dmup_wire::message::Switch;
+
+    use super::*;
+    use crate::switch::tests::{Fake, live, trees};
+
+    fn places(dir: &Utf8Path) -> Places {
+        Places::supervised(&dir.join("playground"))
+    }
+
+    fn guard(order: &Switch) -> Guard {
+        Guard {
+            instance: order.instance.clone(),
+            unit: order.unit.clone(),
+            live: order.live.clone(),
+            staged: order.staged.clone(),
+            binary: order.binary.clone(),
+            from: order.from.clone(),
+            to: order.to.clone(),
+            after_s: 3600,
+        }
+    }
+
+    /// As armed, without the process that sleeps.
+    fn armed(places: &Places, guard: &Guard, boot_id: String) -> Utf8PathBuf {
+        fs::create_dir_all(&places.guards).unwrap();
+        let files = Files::of(places, &guard.instance);
+        let record = Record { guard: guard.clone(), boot_id, armed_ms: 1, did: None };
+        write(&files.armed, &record).unwrap();
+        files.armed
+    }
+
+    fn kinds(places: &Places, order: &Switch) -> Vec<LeftoverKind> {
+        let instance = ProbeInstance {
+            id: order.instance.clone(),
+            unit: order.unit.clone(),
+            binary: order.live.join(&order.binary),
+            deploy_dir: order.live.parent().unwrap().to_owned(),
+        };
+        leftovers(places, &[instance]).into_iter().map(|leftover| leftover.kind).collect()
+    }
+
+    #[test]
+    fn an_unconfirmed_window_is_undone_and_the_guard_says_so() {
+        let (_keep, order) = trees();
+        let places = places(order.live.parent().unwrap());
+        let services = Fake::default();
+        switch(&services, &Hashes::default(), &order).unwrap();
+        let armed = armed(&places, &guard(&order), boot_id());
+        assert_eq!(kinds(&places, &order), [LeftoverKind::ArmedGuard]);
+        for _ in 0..2 {
+            fire(&places, &services, &armed).unwrap();
+            assert_eq!(live(&order), "old");
+        }
+        assert_eq!(kinds(&places, &order), [LeftoverKind::FiredGuard]);
+        assert_eq!(services.orders().iter().filter(|order| *order == "stop").count(), 2);
+        let refusal = disarm(&places, &order.instance).unwrap_err();
+        assert_eq!(refusal.kind, RefusalKind::Precondition);
+        assert!(refusal.observed.contains("went back to build"), "{refusal}");
+    }
+
+    #[test]
+    fn a_disarmed_guard_never_fires_and_disarming_twice_is_fine() {
+        let (_keep, order) = trees();
+        let places = places(order.live.parent().unwrap());
+        let services = Fake::default();
+        switch(&services, &Hashes::default(), &order).unwrap();
+        let armed = armed(&places, &guard(&order), boot_id());
+        for _ in 0..2 {
+            assert_eq!(disarm(&places, &order.instance), Ok(Outcome::Done));
+        }
+        fire(&places, &services, &armed).unwrap();
+        assert_eq!(live(&order), "new");
+        assert!(kinds(&places, &order).is_empty());
+    }
+
+    #[test]
+    fn after_a_reboot_the_trees_are_exchanged_before_the_unit_starts() {
+        let (_keep, order) = trees();
+        let places = places(order.live.parent().unwrap());
+        crate::switch::exchange(&order.live, &order.staged).unwrap();
+        let armed = armed(&places, &guard(&order), "an earlier boot".into());
+        let services = Fake::default();
+        fire(&places, &services, &armed).unwrap();
+        assert_eq!(
+            (live(&order).as_str(), services.orders()),
+            ("old", vec!["start later".to_owned()])
+        );
+    }
+
+    #[test]
+    fn a_guard_that_was_cut_off_while_it_acted_acts_again() {
+        let (_keep, order) = trees();
+        let places = places(order.live.parent().unwrap());
+        crate::switch::exchange(&order.live, &order.staged).unwrap();
+        let armed = armed(&places, &guard(&order), "an earlier boot".into());
+        fs::rename(&armed, armed.with_extension("fired")).unwrap();
+        fire(&places, &Fake::default(), &armed).unwrap();
+        assert_eq!(live(&order), "old");
+    }
+
+    #[test]
+    fn trees_that_the_guard_does_not_know_are_left_but_the_unit_is_started() {
+        let (_keep, order) = trees();
+        let places = places(order.live.parent().unwrap());
+        fs::write(order.live.join(&order.binary), "something else").unwrap();
+        let armed = armed(&places, &guard(&order), boot_id());
+        let services = Fake::default();
+        fire(&places, &services, &armed).unwrap();
+        assert_eq!(services.orders(), ["start"]);
+        let fired = read(&armed.with_extension("fired")).unwrap();
+        assert!(fired.did.unwrap().starts_with("could not go back"));
+    }
+
+    #[test]
+    fn a_guard_that_was_armed_anew_does_not_fire_at_the_old_time() {
+        let (_keep, order) = trees();
+        let places = places(order.live.parent().unwrap());
+        let mut guard = guard(&order);
+        guard.after_s = 0;
+        switch(&Fake::default(), &Hashes::default(), &order).unwrap();
+        let armed = armed(&places, &guard, boot_id());
+        sleep_and_fire(&places, &Fake::default(), &armed).unwrap();
+        assert_eq!(live(&order), "old");
+    }
+
+    #[test]
+    fn names_of_instances_are_safe_in_paths_and_unit_files() {
+        let name = |id: &str| file_name(&InstanceId::new(id).unwrap());
+        assert_eq!(name("172.16.100.21:8262"), "172.16.100.21_3A8262");
+        assert_eq!(name("[fe80::1%eth0]:8262"), "_5Bfe80_3A_3A1_25eth0_5D_3A8262");
+    }
+
+    #[test]
+    fn what_happens_at_boot_is_ordered_before_the_unit_and_the_timer_runs_the_other_service() {
+        let (_keep, order) = trees();
+        let [timer, service, boot] = unit_texts(
+            &guard(&order),
+            "/var/lib/dmup/agent-1".into(),
+            "/var/lib/dmup/guards/h.json".into(),
+        );
+        assert!(
+            timer.contains("OnActiveSec=3600s")
+                && timer.contains("Unit=dmup-guard-dm-worker-1.service")
+        );
+        assert!(
+            boot.contains("Before=dm-worker-1.service")
+                && boot.contains("WantedBy=multi-user.target")
+        );
+        assert!(
+            !service.contains("Before=")
+                && service.contains("agent --fire-guard /var/lib/dmup/guards/h.json")
+        );
+    }
+}
