@@ -1,4 +1,28 @@
-//! What tests and the demo need around dmup: hosts, a DM to look at, rows, an operator at a keyboard.
+//! What tests and the demo need around the product: machines, faults, programs and packages.
+//!
+//! - [`hosts`]: real machines (systemd, sshd, sudo) in `systemd-nspawn`, in sets h1 … hN, with [`hosts::Host`] carrying the faults
+//! - [`root_image`]: the Debian root that these machines run on, made once and cached
+//! - [`debian`]: which Debian packages this needs, and installing what is missing
+//! - [`local_hosts`]: folders and loopback addresses, for machines that cannot boot hosts
+//! - [`delay_proxy`]: a TCP proxy that adds latency or cuts connections
+//! - [`build`]: builds the workspace's programs and says where they are
+//! - [`surroundings`]: the environment variables that are read, all in one place
+//!
+//! Everything here is for development; nothing of it is reachable from `dmup`.
 
-pub mod dm;
-pub mod operator;
+pub mod build;
+pub mod command;
+pub mod debian;
+pub mod delay_proxy;
+pub mod hosts;
+pub mod local_hosts;
+pub mod packages;
+pub mod root_image;
+pub mod surroundings;
+pub mod witness;
+pub mod writer;
+mod waiting;
+
+pub use command::CommandFailed;
+pub use hosts::{Host, HostSet, LabError};
+pub use waiting::{wait_for, wait_until};
