@@ -88,7 +88,8 @@ pub(crate) fn read_key(
     path: &Utf8Path,
     passphrase: Option<&Secret>,
 ) -> Result<russh::keys::PrivateKey, russh::keys::Error> {
-    let text = fs_err::read_to_string(path)?;
+    // The caller names the file.
+    let text = std::fs::read_to_string(path)?;
     russh::keys::decode_secret_key(&text, passphrase.map(Secret::reveal))
 }
 

@@ -115,14 +115,17 @@ async fn dial(target: &Target, within: Duration) -> Result<TcpStream, ReachError
     let addresses = resolve(target, within).await?;
     let mut last = None;
     for address in addresses {
+        // Worth saying only if it was looked up.
+        let is_given = target.host.parse::<IpAddr>().is_ok();
+        let at = if is_given { String::new() } else { format!("{address}: ") };
         last = Some(match tokio::time::timeout_at(deadline, TcpStream::connect(address)).await {
             Ok(Ok(socket)) => {
                 // Nothing is lost but speed if the system refuses.
                 drop(socket.set_nodelay(true));
                 return Ok(socket);
             }
-            Ok(Err(error)) => (connect_failure(&error), format!("{address}: {error}")),
-            Err(_) => (ConnectFailure::TimedOut, format!("{address}: no answer within {within:?}")),
+            Ok(Err(error)) => (connect_failure(&error), format!("{at}{error}")),
+            Err(_) => (ConnectFailure::TimedOut, format!("{at}no answer within {within:?}")),
         });
     }
     let (failure, observed) = last.expect("resolve gives at least one address");

@@ -1,0 +1,448 @@
+//! Everything between a controller and an agent, over a real sshd on this machine.
+//!
+//! `cargo test -p dmup-remote --test sshd -- --ignored`: needs OpenSSH's programs. The daemon listens on
+//! the loopback interface only, with keys made for the run, and every folder is a temporary one. This very
+//! program is what is sent as the agent; as such it answers a few verbs without touching anything.
+
+#![allow(clippy::unwrap_used, reason = "a test program without harness")]
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::digest::Digest;
+use dmup_core::ids::{HostId, UserName};
+use dmup_exec::ports::{Certainty, Hosts as _, Parcel};
+use dmup_remote::ssh::{ConnectFailure, HostKeys, Reach, ReachError, ReachLimits, UnknownHostKeys};
+use dmup_remote::{AuthMethod, Fleet, FleetSettings, HostAddress, Login, Secret};
+use dmup_wire::PROTOCOL;
+use dmup_wire::frame::{Decoder, Frame, Kind};
+use dmup_wire::message::{Answer, Hello, Outcome, Probed, Refusal, RefusalKind, Request};
+
+#[allow(clippy::print_stderr, reason = "a test program without harness")]
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == "agent") {
+        act_as_agent();
+        return ExitCode::SUCCESS;
+    }
+    if !arguments.iter().any(|argument| argument == "--ignored" || argument == "--include-ignored")
+    {
+        eprintln!("sshd: skipped, needs OpenSSH (run with -- --ignored)");
+        return ExitCode::SUCCESS;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let started = Instant::now();
+    let say = |what: &str| eprintln!("{:6.2} s  ok: {what}", started.elapsed().as_secs_f64());
+    runtime.block_on(scenarios(&say));
+    ExitCode::SUCCESS
+}
+
+async fn scenarios(say: &dyn Fn(&str)) {
+    let place = Place::new();
+    for (kind, bits) in [("ed25519", "256"), ("rsa", "3072"), ("ecdsa", "384")] {
+        place.make_key(&format!("id_{kind}"), kind, bits, "");
+    }
+    place.make_key("id_locked", "ed25519", "256", "open sesame");
+    place.make_key("id_stranger", "ed25519", "256", "");
+    place.make_key("host_a", "ed25519", "256", "");
+    place.make_key("host_b", "ed25519", "256", "");
+    place.allow(&["id_ed25519", "id_rsa", "id_ecdsa", "id_locked"]);
+    let mut sshd = Sshd::start(&place, "host_a", free_port());
+    let host = HostId::new("127.0.0.1").unwrap();
+    let with = |auth: Vec<AuthMethod>, unknown: UnknownHostKeys, port: u16| {
+        place.fleet(Reach::Russh, auth, unknown, port)
+    };
+    let key = |name: &str| vec![AuthMethod::key_file(place.path(name))];
+
+    let fleet = with(key("id_ed25519"), UnknownHostKeys::Refuse, sshd.port);
+    let Err(ReachError::UnknownHostKey(new)) = fleet.hello(&host).await else { panic!() };
+    assert!(new.fingerprint.starts_with("SHA256:"), "{new:?}");
+    assert!(!place.path("cluster_known_hosts").exists());
+    say("an unknown host key is refused");
+
+    let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = asked.clone();
+    let ask = UnknownHostKeys::Ask(std::sync::Arc::new(move |key| {
+        seen.lock().unwrap().push(key.fingerprint.clone());
+        true
+    }));
+    let began = Instant::now();
+    let fleet = with(key("id_ed25519"), ask, sshd.port);
+    let hello = fleet.hello(&host).await.unwrap();
+    assert_eq!(hello.hostname, "an agent of the test");
+    assert_eq!(*asked.lock().unwrap(), [new.fingerprint]);
+    say(&format!("asked about, remembered; agent sent and started in {:?}", began.elapsed()));
+
+    let began = Instant::now();
+    fleet.reconnect(&host).await.unwrap();
+    say(&format!("started again where it lies, in {:?}", began.elapsed()));
+    let began = Instant::now();
+    for _ in 0..100 {
+        fleet.check_sudo(&host).await.unwrap();
+    }
+    say(&format!("100 requests in {:?}", began.elapsed()));
+
+    for name in ["id_rsa", "id_ecdsa"] {
+        let fleet = with(key(name), UnknownHostKeys::Refuse, sshd.port);
+        fleet.hello(&host).await.unwrap();
+        say(name);
+    }
+    let locked = |passphrase: Option<&str>| {
+        vec![AuthMethod::KeyFile {
+            path: place.path("id_locked"),
+            passphrase: passphrase.map(Secret::new),
+        }]
+    };
+    assert!(dmup_remote::login::needs_passphrase(&place.path("id_locked")).unwrap());
+    assert!(!dmup_remote::login::needs_passphrase(&place.path("id_rsa")).unwrap());
+    let fleet = with(locked(Some("open sesame")), UnknownHostKeys::Refuse, sshd.port);
+    fleet.hello(&host).await.unwrap();
+    for (passphrase, word) in [(None, "encrypted"), (Some("wrong"), "passphrase")] {
+        let fleet = with(locked(passphrase), UnknownHostKeys::Refuse, sshd.port);
+        let Err(ReachError::Auth { tried, .. }) = fleet.hello(&host).await else { panic!() };
+        assert!(tried[0].contains(word), "{tried:?}");
+    }
+    say("an encrypted key, with, without and with the wrong passphrase");
+
+    let several = vec![
+        AuthMethod::key_file(place.path("missing")),
+        AuthMethod::key_file(place.path("id_stranger")),
+        AuthMethod::Agent { socket: place.path("no-agent") },
+        AuthMethod::Password(Secret::new("hunter2")),
+    ];
+    let error = with(several, UnknownHostKeys::Refuse, sshd.port).hello(&host).await.unwrap_err();
+    let text = error.to_string();
+    for word in
+        ["missing", "id_stranger: refused", "no-agent", "password", "the server takes publickey"]
+    {
+        assert!(text.contains(word), "{text}");
+    }
+    assert!(!text.contains("hunter2"));
+    say(&format!("nothing accepted: {text}"));
+
+    let agent = SshAgent::start(&place);
+    agent.add("id_stranger");
+    agent.add("id_rsa");
+    let method = vec![AuthMethod::Agent { socket: agent.socket.clone() }];
+    with(method, UnknownHostKeys::Refuse, sshd.port).hello(&host).await.unwrap();
+    drop(agent);
+    say("ssh-agent, second key, RSA");
+
+    let fleet = with(key("id_ed25519"), UnknownHostKeys::Refuse, sshd.port);
+    let parcel = place.parcel(40 << 20);
+    let began = Instant::now();
+    let sent = fleet.stage(&host, &parcel).await.unwrap();
+    assert_eq!(sent, 40 << 20);
+    say(&format!("40 MiB staged in {:?}", began.elapsed()));
+
+    // The agent ends by itself in the middle of a request.
+    let dying = fleet.remove(&host, vec!["/a/b".into()]).await.unwrap_err();
+    assert_eq!(dying.certainty, Certainty::Unknown, "{dying}");
+    assert!(dying.observed.contains("last words"), "{dying}");
+    fleet.check_sudo(&host).await.unwrap();
+    say(&format!("an agent that dies leaves it unknown, the next request connects anew: {dying}"));
+
+    // The cable: the whole connection is stopped, then the keepalive gives up.
+    let session = sshd.newest_session();
+    signal(session, "-STOP");
+    let began = Instant::now();
+    let cut = fleet.check_sudo(&host).await.unwrap_err();
+    assert_eq!(cut.certainty, Certainty::Unknown, "{cut}");
+    assert!(began.elapsed() < Duration::from_secs(30));
+    signal(session, "-KILL");
+    say(&format!("a dead line is noticed after {:?}: {cut}", began.elapsed()));
+
+    let system = Reach::SystemSsh { program: "ssh".into() };
+    let fleet = place.fleet(system.clone(), key("id_ed25519"), UnknownHostKeys::Accept, sshd.port);
+    let began = Instant::now();
+    match fleet.hello(&host).await {
+        Ok(hello) => assert_eq!(hello.protocol, PROTOCOL),
+        Err(error) => panic!("{error}"),
+    }
+    say(&format!("the system's ssh, in {:?}", began.elapsed()));
+    let fleet = place.fleet(system, key("id_stranger"), UnknownHostKeys::Accept, sshd.port);
+    let Err(ReachError::SystemSsh { observed, .. }) = fleet.hello(&host).await else { panic!() };
+    assert!(observed.contains("Permission denied"), "{observed}");
+    say(&format!("the system's ssh says why: {observed}"));
+
+    let fleet =
+        place.fleet(Reach::Local { arguments: Vec::new() }, Vec::new(), UnknownHostKeys::Refuse, 1);
+    fleet.check_sudo(&host).await.unwrap();
+    say("no ssh at all");
+
+    let port = sshd.port;
+    sshd.stop();
+    let fleet = with(key("id_ed25519"), UnknownHostKeys::Accept, port);
+    let error = fleet.hello(&host).await.unwrap_err();
+    assert!(
+        matches!(&error, ReachError::Connect { failure: ConnectFailure::Refused, .. }),
+        "{error}"
+    );
+    say(&format!("nobody there: {error}"));
+
+    let mut sshd = Sshd::start(&place, "host_b", port);
+    let fleet = with(key("id_ed25519"), UnknownHostKeys::Accept, port);
+    let Err(ReachError::ChangedHostKey(changed)) = fleet.hello(&host).await else { panic!() };
+    assert_eq!((changed.place.line, changed.known != changed.shown), (1, true));
+    say(&format!("even who accepts new keys does not accept a changed one: {changed}"));
+    sshd.stop();
+}
+
+/// A temporary folder for everything.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self { dir: tempfile::tempdir().unwrap() };
+        fs_err::create_dir(place.path("home")).unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> Utf8PathBuf {
+        Utf8Path::from_path(self.dir.path()).unwrap().join(name)
+    }
+
+    fn make_key(&self, name: &str, kind: &str, bits: &str, passphrase: &str) {
+        let done = Command::new("ssh-keygen")
+            .args(["-q", "-t", kind, "-b", bits, "-N", passphrase, "-C", name, "-f"])
+            .arg(self.path(name))
+            .status()
+            .unwrap();
+        assert!(done.success());
+    }
+
+    fn allow(&self, names: &[&str]) {
+        let lines: String = names
+            .iter()
+            .map(|name| fs_err::read_to_string(self.path(&format!("{name}.pub"))).unwrap())
+            .collect();
+        fs_err::write(self.path("authorized_keys"), lines).unwrap();
+    }
+
+    fn parcel(&self, bytes: usize) -> Parcel {
+        let path = self.path("parcel");
+        let content: Vec<u8> = (0..bytes).map(|n| (n * 7 % 253) as u8).collect();
+        fs_err::write(&path, &content).unwrap();
+        Parcel {
+            path,
+            digest: Digest::of(&content),
+            compressed_bytes: bytes as u64,
+            unpacked_bytes: bytes as u64,
+        }
+    }
+
+    fn fleet(
+        &self,
+        reach: Reach,
+        auth: Vec<AuthMethod>,
+        unknown: UnknownHostKeys,
+        port: u16,
+    ) -> Fleet {
+        let host = HostId::new("127.0.0.1").unwrap();
+        let settings = FleetSettings {
+            reach,
+            login: Login { user: UserName::new(whoami()).unwrap(), auth },
+            host_keys: HostKeys {
+                files: Vec::new(),
+                cluster_file: self.path("cluster_known_hosts"),
+                unknown,
+            },
+            limits: ReachLimits { keepalive: Duration::from_secs(1), ..ReachLimits::default() },
+            concurrency: 5,
+            agent: Utf8PathBuf::from_path_buf(std::env::current_exe().unwrap()).unwrap(),
+        };
+        let address = HostAddress {
+            id: host.clone(),
+            ssh_host: host,
+            ssh_port: port,
+            login: None,
+            places: Vec::new(),
+        };
+        Fleet::new(settings, [address])
+    }
+}
+
+struct Sshd {
+    child: Child,
+    port: u16,
+}
+
+impl Sshd {
+    fn start(place: &Place, host_key: &str, port: u16) -> Self {
+        let config = place.path("sshd_config");
+        let text = format!(
+            "ListenAddress 127.0.0.1:{port}\nHostKey {}\nPidFile none\nStrictModes no\nUsePAM no\n\
+             PasswordAuthentication no\nPermitRootLogin yes\nAuthorizedKeysFile {}\nSetEnv HOME={}\n",
+            place.path(host_key),
+            place.path("authorized_keys"),
+            place.path("home"),
+        );
+        fs_err::write(&config, text).unwrap();
+        // Where root's privilege separation wants an empty folder.
+        drop(fs_err::create_dir_all("/run/sshd"));
+        let child = Command::new("/usr/sbin/sshd")
+            .args(["-D", "-e", "-f"])
+            .arg(&config)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < deadline, "sshd does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self { child, port }
+    }
+
+    /// The process that serves the connection made last.
+    fn newest_session(&self) -> u32 {
+        let out = Command::new("pgrep")
+            .args(["-n", "-P", &self.child.id().to_string()])
+            .output()
+            .unwrap();
+        let listener = String::from_utf8(out.stdout).unwrap();
+        listener.trim().parse().expect("a session is open")
+    }
+
+    fn stop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct SshAgent {
+    child: Child,
+    socket: Utf8PathBuf,
+    place: Utf8PathBuf,
+}
+
+impl SshAgent {
+    fn start(place: &Place) -> Self {
+        let socket = place.path("agent.sock");
+        let child = Command::new("ssh-agent")
+            .args(["-D", "-a", socket.as_str()])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !socket.exists() {
+            assert!(Instant::now() < deadline, "ssh-agent does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self { child, socket, place: place.path("") }
+    }
+
+    fn add(&self, key: &str) {
+        let done = Command::new("ssh-add")
+            .arg("-q")
+            .arg(self.place.join(key))
+            .env("SSH_AUTH_SOCK", &self.socket)
+            .status()
+            .unwrap();
+        assert!(done.success());
+    }
+}
+
+impl Drop for SshAgent {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn signal(pid: u32, which: &str) {
+    assert!(Command::new("kill").args([which, &pid.to_string()]).status().unwrap().success());
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn whoami() -> String {
+    let out = Command::new("id").arg("-un").output().unwrap();
+    String::from_utf8(out.stdout).unwrap().trim().to_owned()
+}
+
+/// Says hello, takes streams, answers; at `Remove` it dies.
+#[allow(clippy::print_stderr, reason = "an agent's last words go to standard error")]
+fn act_as_agent() {
+    const WINDOW: u32 = 512 << 10;
+    let mut out = std::io::stdout().lock();
+    let mut say = |kind, id, body| {
+        out.write_all(&Frame { kind, id, body }.encode().unwrap()).unwrap();
+        out.flush().unwrap();
+    };
+    let hello = Hello {
+        protocol: PROTOCOL,
+        dmup: "test".to_owned(),
+        machine_id: String::new(),
+        boot_id: String::new(),
+        hostname: "an agent of the test".to_owned(),
+        clock_ms: 0,
+        arch: std::env::consts::ARCH.to_owned(),
+        os: "linux".to_owned(),
+        systemd: None,
+        user: whoami(),
+        home: "/home/test".into(),
+    };
+    say(Kind::Hello, 0, serde_json::to_vec(&hello).unwrap());
+    let (mut decoder, mut input, mut buffer) =
+        (Decoder::default(), std::io::stdin().lock(), vec![0; 256 << 10]);
+    let mut content = Vec::new();
+    loop {
+        while let Some(frame) = decoder.next_frame().unwrap() {
+            let answer = match frame.kind {
+                Kind::Request => match serde_json::from_slice(&frame.body).unwrap() {
+                    Request::Stage(_) => {
+                        say(Kind::Credit, frame.id, WINDOW.to_be_bytes().to_vec());
+                        continue;
+                    }
+                    Request::Probe(_) => {
+                        Answer::Held { outcome: Outcome::Probed(Probed::default()) }
+                    }
+                    Request::CheckSudo => Answer::Held { outcome: Outcome::Done },
+                    Request::Remove { .. } => {
+                        eprintln!("last words");
+                        return;
+                    }
+                    other => Answer::Refused(Refusal {
+                        attempted: format!("{other:?}"),
+                        observed: "not in this test".to_owned(),
+                        kind: RefusalKind::BadRequest,
+                        state: None,
+                    }),
+                },
+                Kind::Chunk => {
+                    let taken = u32::try_from(frame.body.len()).unwrap();
+                    content.extend(frame.body);
+                    say(Kind::Credit, frame.id, taken.to_be_bytes().to_vec());
+                    continue;
+                }
+                Kind::End => Answer::Held {
+                    outcome: Outcome::Staged {
+                        folder: format!("/store/{}", Digest::of(&content).as_str()).into(),
+                        already: false,
+                        files: Vec::new(),
+                    },
+                },
+                Kind::Hello | Kind::Answer | Kind::Credit => panic!("not for an agent"),
+            };
+            say(Kind::Answer, frame.id, serde_json::to_vec(&answer).unwrap());
+        }
+        match input.read(&mut buffer).unwrap() {
+            0 => return,
+            count => decoder.feed(&buffer[..count]),
+        }
+    }
+}
