@@ -137,7 +137,7 @@ impl Run<'_> {
                 return;
             }
         };
-        if *gate.build != stage.to || !self.is_hotfix() {
+        if *gate.build != stage.to || stage.is_return || !self.is_hotfix() {
             return; // a way back: its hash is what counts
         }
         let Some((release, commit)) =

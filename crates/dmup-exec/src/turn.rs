@@ -25,7 +25,7 @@ pub(crate) struct Stage {
     pub(crate) to: Digest,
     around: Around,
     /// It takes an earlier turn of the same run back.
-    is_return: bool,
+    pub(crate) is_return: bool,
     pub(crate) was_broken: bool,
     pub(crate) baseline: Option<DmSeen>,
     pid_before: Option<u32>,

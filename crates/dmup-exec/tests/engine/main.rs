@@ -1,0 +1,334 @@
+//! The executor against a cluster in memory: good builds, bad builds, kills, lost answers.
+
+mod sim;
+
+use std::time::Duration;
+
+use dmup_core::instance::Role;
+use dmup_core::journal::{Entry, Line};
+use dmup_core::plan::{Decision, Plan, plan_hotfix};
+use dmup_core::policy::{OnFailure, Policy};
+use dmup_core::report::{InstanceEnd, Report, RunEnd};
+use dmup_exec::{MemoryJournal, Reach, RunError, execute, look, resume};
+use tokio_util::sync::CancellationToken;
+
+use sim::{Behaviour, Shape, Sim, id, new, old};
+
+fn reach(sim: &Sim) -> Reach<'_> {
+    Reach { hosts: sim, dm: sim, clock: sim, records: sim }
+}
+
+async fn decide(sim: &Sim, shape: &Shape, policy: &Policy) -> Decision {
+    let inventory = look(&sim.instances(), sim, sim, sim, true, true, 4).await;
+    plan_hotfix(&sim.request(shape), &inventory, policy)
+}
+
+async fn plan(sim: &Sim, shape: &Shape) -> Plan {
+    // Simulated seconds cost real milliseconds.
+    let policy = Policy { healthy_within_s: 20, ..Policy::default() };
+    match decide(sim, shape, &policy).await {
+        Decision::Go(plan) => *plan,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn go(plan: &Plan, sim: &Sim, journal: &mut MemoryJournal) -> Result<Report, RunError> {
+    let cancel = CancellationToken::new();
+    execute(plan, reach(sim), journal, &mut |_| {}, &cancel).await
+}
+
+async fn go_on(plan: &Plan, sim: &Sim, journal: &mut MemoryJournal) -> Result<Report, RunError> {
+    let past = lines(&journal.entries);
+    let cancel = CancellationToken::new();
+    resume(plan, &past, reach(sim), journal, &mut |_| {}, &cancel).await
+}
+
+fn lines(entries: &[Entry]) -> Vec<Line> {
+    let at = jiff::Timestamp::UNIX_EPOCH;
+    let line = |(seq, entry): (usize, &Entry)| Line {
+        v: 1,
+        seq: seq as u64,
+        at,
+        prev: old(),
+        entry: entry.clone(),
+    };
+    entries.iter().enumerate().map(line).collect()
+}
+
+fn all_new(sim: &Sim) -> bool {
+    let instances = sim.instances();
+    let builds = sim.builds();
+    instances.iter().all(|i| builds[&i.id] == (new(i.role), Some(new(i.role))))
+}
+
+fn all_old(sim: &Sim) -> bool {
+    sim.builds().values().all(|build| *build == (old(), Some(old())))
+}
+
+const SMALL: Shape = Shape {
+    masters: 3,
+    workers: 3,
+    sources: 2,
+    leader: 0,
+    version: "v8.1.0",
+    has_monitoring: true,
+};
+
+fn old_version() -> Shape {
+    Shape { version: "v5.3.0", ..SMALL }
+}
+
+#[tokio::test]
+async fn a_good_hotfix_ends_with_every_process_on_the_new_build_and_leadership_moved_once() {
+    for seed in 0..300 {
+        let shape = Shape::any(seed);
+        let sim = Sim::new(&shape, seed);
+        let plan = plan(&sim, &shape).await;
+        let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+        assert_eq!(report.end, RunEnd::Done, "{seed} {shape:?}");
+        assert_eq!(report.exit_code(), 0);
+        assert!(all_new(&sim), "{seed}");
+        assert_eq!(sim.is_settled(), Vec::<String>::new(), "{seed} {shape:?}");
+        let state = sim.state.lock().unwrap();
+        assert_eq!(state.windows, plan.turns.len(), "{seed}");
+        assert!(state.elections <= 1, "{seed}: {} elections", state.elections);
+        assert_eq!(state.marks.len(), plan.turns.len());
+        assert!(state.marks.values().all(|(_, patched)| *patched));
+    }
+}
+
+#[tokio::test]
+async fn a_bad_build_ends_old_on_its_node_and_leaves_the_rest_alone() {
+    let bad = [
+        Behaviour::ExitsAtStart,
+        Behaviour::ExitsAfter(2),
+        Behaviour::NeverJoins,
+        Behaviour::CallsItselfOther,
+    ];
+    for seed in 0..300 {
+        let shape = Shape::any(seed);
+        let sim = Sim::new(&shape, seed);
+        let behaviour = bad[seed as usize % bad.len()];
+        let role = if seed % 2 == 0 { Role::DmMaster } else { Role::DmWorker };
+        sim.state.lock().unwrap().behaviours.insert(new(role), behaviour);
+        let plan = plan(&sim, &shape).await;
+        let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+        let context = format!("{seed} {shape:?} {behaviour:?} {role} {:?}", report.end);
+        assert!(matches!(report.end, RunEnd::RolledBackNode { .. }), "{context}");
+        assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+        if role == Role::DmMaster {
+            assert_eq!(report.exit_code(), 5, "{context}");
+            assert!(all_old(&sim), "{context}");
+        } else {
+            assert_eq!(report.exit_code(), 6, "{context}");
+            for instance in sim.instances().iter().filter(|i| i.role == Role::DmWorker) {
+                assert_eq!(sim.builds()[&instance.id], (old(), Some(old())), "{context}");
+            }
+        }
+        let part = report.instances.iter().find(|(_, p)| p.end == InstanceEnd::RolledBack).unwrap();
+        assert!(!part.1.evidence.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn on_request_a_bad_build_takes_all_nodes_of_the_run_back() {
+    for seed in 0..100 {
+        let shape = Shape::any(seed);
+        let sim = Sim::new(&shape, seed);
+        sim.state.lock().unwrap().behaviours.insert(new(Role::DmWorker), Behaviour::NeverJoins);
+        let policy = Policy { on_failure: OnFailure::RollbackAll, ..Policy::default() };
+        let Decision::Go(plan) = decide(&sim, &shape, &policy).await else { panic!() };
+        let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+        assert!(matches!(report.end, RunEnd::RolledBackAll { .. }), "{seed} {:?}", report.end);
+        assert_eq!(report.exit_code(), 5, "{seed}");
+        assert!(all_old(&sim), "{seed}");
+        assert_eq!(sim.is_settled(), Vec::<String>::new(), "{seed}");
+        assert!(sim.state.lock().unwrap().marks.values().all(|(_, patched)| !patched));
+    }
+}
+
+#[tokio::test]
+async fn a_bad_node_is_left_when_that_is_the_policy() {
+    let sim = Sim::new(&SMALL, 1);
+    sim.state.lock().unwrap().behaviours.insert(new(Role::DmMaster), Behaviour::NeverJoins);
+    let policy = Policy { on_failure: OnFailure::Stop, ..Policy::default() };
+    let Decision::Go(plan) = decide(&sim, &SMALL, &policy).await else { panic!() };
+    let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+    assert!(matches!(report.end, RunEnd::Failed { .. }));
+    assert_eq!(report.exit_code(), 6);
+    sim.pass(Duration::from_secs(600));
+    let first = &plan.turns[0].instance;
+    assert_eq!(sim.builds()[first].0, new(Role::DmMaster), "the guard must not take it back");
+}
+
+/// Kills a run at its n-th journal entry, lets some time pass, resumes; for every n.
+async fn killed_everywhere(shape: &Shape, seed: u64, absent_s: u64, prepare: fn(&Sim)) {
+    let undisturbed = Sim::new(shape, seed);
+    prepare(&undisturbed);
+    let plan = plan(&undisturbed, shape).await;
+    let mut journal = MemoryJournal::default();
+    let report = go(&plan, &undisturbed, &mut journal).await.unwrap();
+    for limit in 0..journal.entries.len() {
+        let sim = Sim::new(shape, seed);
+        prepare(&sim);
+        let mut journal = MemoryJournal { killed_at: Some(limit), ..MemoryJournal::default() };
+        let error = go(&plan, &sim, &mut journal).await.unwrap_err();
+        assert!(matches!(error, RunError::Record(_)), "{error}");
+        sim.pass(Duration::from_secs(absent_s));
+        journal.killed_at = None;
+        let resumed = go_on(&plan, &sim, &mut journal).await.unwrap();
+        let context = format!(
+            "killed at {limit} of {shape:?}: {:?}",
+            &journal.entries[limit.saturating_sub(1)]
+        );
+        assert_eq!(
+            std::mem::discriminant(&resumed.end),
+            std::mem::discriminant(&report.end),
+            "{context}: {:?}",
+            resumed.end
+        );
+        assert_eq!(resumed.exit_code(), report.exit_code(), "{context}");
+        assert_eq!(sim.builds(), undisturbed.builds(), "{context}");
+        assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_killed_before_or_after_any_effect_resumes_to_the_same_end() {
+    for absent_s in [0, 300] {
+        killed_everywhere(&SMALL, 3, absent_s, |_| {}).await;
+        killed_everywhere(&old_version(), 3, absent_s, |_| {}).await;
+        let crowded = Shape { sources: 3, ..old_version() };
+        killed_everywhere(&crowded, 3, absent_s, |_| {}).await;
+    }
+}
+
+#[tokio::test]
+async fn a_run_with_a_bad_build_killed_anywhere_resumes_to_the_same_end() {
+    for absent_s in [0, 300] {
+        for shape in [SMALL, old_version(), Shape { sources: 3, ..old_version() }] {
+            killed_everywhere(&shape, 5, absent_s, |sim| {
+                let mut state = sim.state.lock().unwrap();
+                state.behaviours.insert(new(Role::DmWorker), Behaviour::NeverJoins);
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn lost_answers_are_looked_at_and_the_end_is_the_same() {
+    for seed in 0..300 {
+        let shape = Shape::any(seed);
+        let sim = Sim::new(&shape, seed);
+        let plan = plan(&sim, &shape).await;
+        sim.state.lock().unwrap().lose_one_in = 12;
+        let mut journal = MemoryJournal::default();
+        let mut report = loop {
+            // The look before the first step may be lost as well; nothing was touched then.
+            match go(&plan, &sim, &mut journal).await {
+                Ok(report) => break report,
+                Err(RunError::Look { .. }) => {}
+                Err(error) => panic!("{seed}: {error}"),
+            }
+        };
+        for _ in 0..20 {
+            if !matches!(report.end, RunEnd::Unknown { .. }) {
+                break;
+            }
+            report = go_on(&plan, &sim, &mut journal).await.unwrap();
+        }
+        let context = format!("{seed} {shape:?} {:?}", report.end);
+        assert_eq!(sim.violations(), Vec::<String>::new(), "{context}");
+        assert_eq!(report.end, RunEnd::Done, "{context}");
+        assert!(all_new(&sim), "{context}");
+        assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+    }
+}
+
+#[tokio::test]
+async fn a_broken_node_is_cured_first_when_it_is_included() {
+    let sim = Sim::new(&SMALL, 1);
+    sim.break_node(&id("h3:8261"));
+    let policy = Policy::default();
+    assert!(matches!(decide(&sim, &SMALL, &policy).await, Decision::Blocked(_)));
+    let inventory = look(&sim.instances(), &sim, &sim, &sim, true, true, 4).await;
+    let mut request = sim.request(&SMALL);
+    request.include_down = true;
+    let Decision::Go(plan) = plan_hotfix(&request, &inventory, &policy) else { panic!() };
+    assert_eq!(plan.turns[0].instance, id("h3:8261"));
+    let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    assert!(all_new(&sim));
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_stale_plan_is_refused_before_anything_is_touched() {
+    let sim = Sim::new(&SMALL, 1);
+    let plan = plan(&sim, &SMALL).await;
+    sim.break_node(&id("h3:8262"));
+    let mut journal = MemoryJournal::default();
+    let error = go(&plan, &sim, &mut journal).await.unwrap_err();
+    assert!(matches!(&error, RunError::Stale { changes } if !changes.is_empty()), "{error}");
+    assert_eq!(error.exit_code(), 3);
+    assert!(journal.entries.is_empty());
+}
+
+#[tokio::test]
+async fn when_leadership_moves_on_the_way_the_leader_still_comes_last() {
+    let sim = Sim::new(&SMALL, 1);
+    let plan = plan(&sim, &SMALL).await;
+    let moved = std::sync::atomic::AtomicBool::new(false);
+    let mut order = Vec::new();
+    let cancel = CancellationToken::new();
+    let mut journal = MemoryJournal::default();
+    let report = execute(
+        &plan,
+        reach(&sim),
+        &mut journal,
+        &mut |event| {
+            if let dmup_exec::Event::TurnBegins { instance, .. } = event {
+                if !moved.swap(true, std::sync::atomic::Ordering::SeqCst) {
+                    // The planned first follower has its turn; the second takes leadership over.
+                    sim.state.lock().unwrap().leader = Some(id("h3:8261"));
+                }
+                order.push(instance.to_string());
+            }
+        },
+        &cancel,
+    )
+    .await
+    .unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    assert_eq!(order[..3], ["h2:8261", "h1:8261", "h3:8261"]);
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+    assert_eq!(sim.state.lock().unwrap().elections, 1);
+}
+
+#[tokio::test]
+async fn an_interrupted_run_finishes_the_node_under_way_and_can_be_resumed() {
+    let sim = Sim::new(&SMALL, 1);
+    let plan = plan(&sim, &SMALL).await;
+    let cancel = CancellationToken::new();
+    let mut journal = MemoryJournal::default();
+    let report = execute(
+        &plan,
+        reach(&sim),
+        &mut journal,
+        &mut |event| {
+            if matches!(event, dmup_exec::Event::TurnBegins { number: 2, .. }) {
+                cancel.cancel();
+            }
+        },
+        &cancel,
+    )
+    .await
+    .unwrap();
+    assert_eq!((report.end.clone(), report.exit_code()), (RunEnd::Interrupted, 130));
+    assert_eq!(sim.state.lock().unwrap().windows, 2);
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+    let report = go_on(&plan, &sim, &mut journal).await.unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    assert!(all_new(&sim));
+}

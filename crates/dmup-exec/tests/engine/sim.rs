@@ -1,0 +1,847 @@
+//! A cluster in memory: hosts with units and guards, masters that elect, workers that take sources.
+//!
+//! After every effect it checks what must never happen; what it finds is in [`Sim::violations`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dmup_core::digest::Digest;
+use dmup_core::ids::{ClusterName, HostId, InstanceId, MemberName, SourceId, TaskName, UnitName};
+use dmup_core::instance::{Instance, Role};
+use dmup_core::inventory::{
+    DmSeen, HostSeen, MasterSeen, ProcessSeen, SubtaskSeen, SubtaskStage, SubtaskUnit, UnitActive,
+    WorkerSeen, WorkerStage,
+};
+use dmup_core::plan::{HotfixRequest, ParcelSpec, TargetBuild};
+use dmup_exec::ports::{
+    Around, Build, Certainty, Clock, Dm, EffectError, Hosts, Parcel, Records, ReportedBuild, Window,
+};
+
+/// A small generator of numbers: same seed, same run.
+#[derive(Clone, Debug)]
+pub(crate) struct Dice(pub u64);
+
+impl Dice {
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % sides
+    }
+}
+
+/// How a build behaves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Behaviour {
+    Good,
+    ExitsAtStart,
+    ExitsAfter(u64),
+    NeverJoins,
+    CallsItselfOther,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) instance: Instance,
+    pub(crate) live: Digest,
+    pub(crate) staged: Option<Digest>,
+    pub(crate) running: Option<Digest>,
+    pub(crate) pid: Option<u32>,
+    pub(crate) restarts: u32,
+    pub(crate) is_looping: bool,
+    started: Duration,
+    guard: Option<(Duration, Digest, Digest)>,
+    fired: bool,
+    evicted: bool,
+    broken_from_the_start: bool,
+}
+
+impl Node {
+    fn is_up(&self) -> bool {
+        self.running.is_some()
+    }
+}
+
+pub(crate) struct State {
+    pub(crate) nodes: BTreeMap<InstanceId, Node>,
+    pub(crate) leader: Option<InstanceId>,
+    pub(crate) sources: BTreeMap<SourceId, Option<InstanceId>>,
+    pub(crate) subtasks: BTreeMap<(TaskName, SourceId), SubtaskStage>,
+    pub(crate) marks: BTreeMap<InstanceId, (Digest, bool)>,
+    pub(crate) behaviours: BTreeMap<Digest, Behaviour>,
+    pub(crate) stops_before_lease: bool,
+    pub(crate) windows: usize,
+    pub(crate) elections: usize,
+    now: Duration,
+    next_pid: u32,
+    stored: BTreeSet<HostId>,
+    dice: Dice,
+    /// One answer in so many is lost.
+    pub(crate) lose_one_in: u64,
+    pub(crate) violations: Vec<String>,
+}
+
+pub(crate) struct Sim {
+    pub(crate) state: Mutex<State>,
+}
+
+pub(crate) fn digest(text: &str) -> Digest {
+    Digest::of(text.as_bytes())
+}
+
+pub(crate) fn old() -> Digest {
+    digest("old")
+}
+
+pub(crate) fn new(role: Role) -> Digest {
+    digest(&format!("new {role}"))
+}
+
+pub(crate) fn id(text: &str) -> InstanceId {
+    InstanceId::new(text).unwrap()
+}
+
+fn instance(role: Role, number: usize) -> Instance {
+    let (letter, port) = match role {
+        Role::DmMaster => ("m", 8261),
+        Role::DmWorker => ("w", 8262),
+        Role::Prometheus => ("p", 9090),
+        Role::Grafana => ("g", 3000),
+        Role::Alertmanager => ("a", 9093),
+    };
+    let host = HostId::new(format!("h{number}")).unwrap();
+    Instance {
+        id: id(&format!("h{number}:{port}")),
+        role,
+        name: MemberName::new(format!("{letter}{number}")).unwrap(),
+        host: host.clone(),
+        ssh_host: host,
+        ssh_port: 22,
+        port,
+        ports: vec![port],
+        deploy_dir: format!("/dm/{role}-{port}").into(),
+        data_dirs: Vec::new(),
+        log_dir: "/dm/log".into(),
+        unit: UnitName::new(format!("{role}-{port}.service")).unwrap(),
+        os: "linux".into(),
+        arch: "amd64".into(),
+        patched: false,
+    }
+}
+
+/// What a cluster is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    pub(crate) masters: usize,
+    pub(crate) workers: usize,
+    pub(crate) sources: usize,
+    pub(crate) leader: usize,
+    pub(crate) version: &'static str,
+    pub(crate) has_monitoring: bool,
+}
+
+impl Shape {
+    pub(crate) fn any(seed: u64) -> Self {
+        let mut dice = Dice(seed);
+        let masters = [1, 3, 3, 5][dice.roll(4) as usize];
+        let workers = 1 + dice.roll(5) as usize;
+        Self {
+            masters,
+            workers,
+            sources: dice.roll(workers as u64 + 1) as usize,
+            leader: dice.roll(masters as u64) as usize,
+            version: ["v5.3.0", "v6.5.0", "v8.1.0"][dice.roll(3) as usize],
+            has_monitoring: dice.roll(2) == 0,
+        }
+    }
+}
+
+impl Sim {
+    pub(crate) fn new(shape: &Shape, seed: u64) -> Self {
+        let mut nodes = BTreeMap::new();
+        let mut next_pid = 100;
+        let mut roles: Vec<(Role, usize)> =
+            (1..=shape.masters).map(|n| (Role::DmMaster, n)).collect();
+        roles.extend((1..=shape.workers).map(|n| (Role::DmWorker, n)));
+        if shape.has_monitoring {
+            roles.extend([(Role::Prometheus, 1), (Role::Grafana, 1), (Role::Alertmanager, 1)]);
+        }
+        for (role, number) in roles {
+            let instance = instance(role, number);
+            next_pid += 1;
+            nodes.insert(
+                instance.id.clone(),
+                Node {
+                    instance,
+                    live: old(),
+                    staged: None,
+                    running: Some(old()),
+                    pid: Some(next_pid),
+                    restarts: 0,
+                    is_looping: false,
+                    started: Duration::ZERO,
+                    guard: None,
+                    fired: false,
+                    evicted: false,
+                    broken_from_the_start: false,
+                },
+            );
+        }
+        let mut sources = BTreeMap::new();
+        let mut subtasks = BTreeMap::new();
+        for number in 1..=shape.sources {
+            let source = SourceId::new(format!("s{number}")).unwrap();
+            sources.insert(source.clone(), Some(id(&format!("h{number}:8262"))));
+            subtasks.insert((TaskName::new("t1").unwrap(), source.clone()), SubtaskStage::Running);
+            // Somebody has paused this one; it has to stay so.
+            subtasks.insert((TaskName::new("t2").unwrap(), source), SubtaskStage::Paused);
+        }
+        let version: dmup_core::version::DmVersion = shape.version.parse().unwrap();
+        Self {
+            state: Mutex::new(State {
+                nodes,
+                leader: Some(id(&format!("h{}:8261", shape.leader + 1))),
+                sources,
+                subtasks,
+                marks: BTreeMap::new(),
+                behaviours: BTreeMap::new(),
+                stops_before_lease: version.stops_subtasks_before_lease(),
+                windows: 0,
+                elections: 0,
+                now: Duration::from_secs(1),
+                next_pid,
+                stored: BTreeSet::new(),
+                dice: Dice(seed ^ 0xabcd),
+                lose_one_in: 0,
+                violations: Vec::new(),
+            }),
+        }
+    }
+
+    pub(crate) fn instances(&self) -> Vec<Instance> {
+        let state = self.state.lock().unwrap();
+        let mut all: Vec<Instance> =
+            state.nodes.values().map(|node| node.instance.clone()).collect();
+        all.sort_by_key(|instance| (instance.role, instance.id.clone()));
+        all
+    }
+
+    pub(crate) fn request(&self, shape: &Shape) -> HotfixRequest {
+        let instances = self.instances();
+        HotfixRequest {
+            cluster: ClusterName::new("prod").unwrap(),
+            version: shape.version.parse().unwrap(),
+            selected: instances.iter().map(|instance| instance.id.clone()).collect(),
+            instances,
+            parcel: ParcelSpec {
+                path: "/p".into(),
+                digest: digest("parcel"),
+                compressed_bytes: 10,
+                unpacked_bytes: 20,
+            },
+            targets: Role::ALL
+                .into_iter()
+                .map(|role| (role, TargetBuild { digest: new(role), replace: Vec::new() }))
+                .collect(),
+            offline: false,
+            force: false,
+            include_down: false,
+            known_bad: BTreeMap::new(),
+        }
+    }
+
+    /// The end state, without times and numbers of processes.
+    pub(crate) fn builds(&self) -> BTreeMap<InstanceId, (Digest, Option<Digest>)> {
+        let state = self.state.lock().unwrap();
+        state
+            .nodes
+            .iter()
+            .map(|(id, n)| (id.clone(), (n.live.clone(), n.running.clone())))
+            .collect()
+    }
+
+    /// What must hold whenever nothing is under way.
+    pub(crate) fn is_settled(&self) -> Vec<String> {
+        let state = self.state.lock().unwrap();
+        let mut wrong = state.violations.clone();
+        for ((task, source), stage) in &state.subtasks {
+            let expected =
+                if task.as_str() == "t1" { SubtaskStage::Running } else { SubtaskStage::Paused };
+            if *stage != expected {
+                wrong.push(format!("{task} on {source} is {stage:?}"));
+            }
+        }
+        for (source, worker) in &state.sources {
+            if worker.is_none() {
+                wrong.push(format!("{source} is unbound"));
+            }
+        }
+        for node in state.nodes.values() {
+            if node.evicted {
+                wrong.push(format!("{} is still evicted", node.instance.id));
+            }
+            if node.guard.is_some() {
+                wrong.push(format!("the guard of {} is still armed", node.instance.id));
+            }
+        }
+        wrong
+    }
+
+    pub(crate) fn violations(&self) -> Vec<String> {
+        self.state.lock().unwrap().violations.clone()
+    }
+
+    pub(crate) fn break_node(&self, id: &InstanceId) {
+        let mut state = self.state.lock().unwrap();
+        let node = state.nodes.get_mut(id).unwrap();
+        node.broken_from_the_start = true;
+        node.running = None;
+        node.pid = None;
+        node.is_looping = true;
+        node.restarts = 7;
+        state.settle();
+    }
+
+    pub(crate) fn pass(&self, span: Duration) {
+        let mut state = self.state.lock().unwrap();
+        state.advance(span);
+    }
+
+    fn lose(&self, place: &str) -> Option<EffectError> {
+        let mut state = self.state.lock().unwrap();
+        let sides = state.lose_one_in;
+        (sides > 0 && state.dice.roll(sides) == 0).then(|| EffectError {
+            attempted: "talk".into(),
+            place: place.into(),
+            observed: "the stream broke".into(),
+            certainty: Certainty::Unknown,
+        })
+    }
+
+    /// An effect whose answer, or which itself, may be lost on the way.
+    fn effect<T>(
+        &self,
+        place: &str,
+        act: impl FnOnce(&mut State) -> Result<T, String>,
+    ) -> Result<T, EffectError> {
+        if let Some(lost) = self.lose(place) {
+            return Err(lost);
+        }
+        let done = {
+            let mut state = self.state.lock().unwrap();
+            let done = act(&mut state);
+            state.advance(Duration::from_millis(20));
+            done
+        };
+        if let Some(lost) = self.lose(place) {
+            return Err(lost);
+        }
+        done.map_err(|observed| EffectError {
+            attempted: "do it".into(),
+            place: place.into(),
+            observed,
+            certainty: Certainty::Refused,
+        })
+    }
+}
+
+impl State {
+    fn advance(&mut self, span: Duration) {
+        let end = self.now + span;
+        while self.now < end {
+            self.now = (self.now + Duration::from_millis(500)).min(end);
+            self.tick();
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.now;
+        let due: Vec<InstanceId> = self
+            .nodes
+            .iter()
+            .filter(|(_, n)| n.guard.as_ref().is_some_and(|(at, ..)| *at <= now))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in due {
+            let node = self.nodes.get_mut(&id).unwrap();
+            let (_, from, to) = node.guard.take().unwrap();
+            node.fired = true;
+            let (live, running) = (node.live.clone(), node.running.clone());
+            if live == to {
+                self.exchange(&id, &to, &from);
+            }
+            if running.as_ref() != Some(&from) {
+                self.stop(&id);
+                self.start(&id);
+            }
+        }
+        let crashed: Vec<InstanceId> = self
+            .nodes
+            .values()
+            .filter(|n| {
+                let build = n.running.as_ref();
+                build.and_then(|b| self.behaviours.get(b)).is_some_and(|behaviour| {
+                    matches!(behaviour, Behaviour::ExitsAfter(s) if n.started + Duration::from_secs(*s) <= now)
+                })
+            })
+            .map(|n| n.instance.id.clone())
+            .collect();
+        for id in crashed {
+            self.crash(&id);
+        }
+        self.settle();
+    }
+
+    fn crash(&mut self, id: &InstanceId) {
+        let node = self.nodes.get_mut(id).unwrap();
+        node.running = None;
+        node.pid = None;
+        node.is_looping = true;
+        node.restarts += 1;
+        self.settle();
+    }
+
+    /// Elections and bindings.
+    fn settle(&mut self) {
+        let joined = |state: &Self, id: &InstanceId| state.joins(id);
+        let masters: Vec<InstanceId> = self.of(Role::DmMaster);
+        let alive: Vec<InstanceId> =
+            masters.iter().filter(|id| joined(self, id)).cloned().collect();
+        let has_quorum = alive.len() > masters.len() / 2;
+        let leader_is_good =
+            self.leader.as_ref().is_some_and(|id| alive.contains(id) && !self.nodes[id].evicted);
+        if !has_quorum {
+            self.leader = None;
+        } else if !leader_is_good {
+            let candidates: Vec<&InstanceId> =
+                alive.iter().filter(|id| !self.nodes[*id].evicted).collect();
+            if candidates.is_empty() {
+                self.leader = None;
+            } else {
+                let at = self.dice.roll(candidates.len() as u64) as usize;
+                self.leader = Some(candidates[at].clone());
+                self.elections += 1;
+            }
+        }
+        for source in self.sources.keys().cloned().collect::<Vec<_>>() {
+            let bound = self.sources[&source].clone();
+            if bound.as_ref().is_some_and(|id| joined(self, id)) {
+                continue;
+            }
+            self.sources.insert(source.clone(), None);
+            if self.leader.is_none() {
+                continue;
+            }
+            let free: Vec<InstanceId> = self
+                .of(Role::DmWorker)
+                .into_iter()
+                .filter(|id| {
+                    joined(self, id) && !self.sources.values().any(|b| b.as_ref() == Some(id))
+                })
+                .collect();
+            if !free.is_empty() {
+                let at = self.dice.roll(free.len() as u64) as usize;
+                self.sources.insert(source, Some(free[at].clone()));
+            }
+        }
+    }
+
+    fn of(&self, role: Role) -> Vec<InstanceId> {
+        self.nodes
+            .values()
+            .filter(|n| n.instance.role == role)
+            .map(|n| n.instance.id.clone())
+            .collect()
+    }
+
+    fn joins(&self, id: &InstanceId) -> bool {
+        let node = &self.nodes[id];
+        node.running
+            .as_ref()
+            .is_some_and(|build| self.behaviours.get(build) != Some(&Behaviour::NeverJoins))
+    }
+
+    fn stop(&mut self, id: &InstanceId) {
+        let running_here = self.sources.iter().any(|(source, bound)| {
+            bound.as_ref() == Some(id)
+                && self
+                    .subtasks
+                    .iter()
+                    .any(|((_, s), stage)| s == source && *stage == SubtaskStage::Running)
+        });
+        let others = self.of(Role::DmWorker).iter().any(|o| {
+            o != id && self.joins(o) && !self.sources.values().any(|b| b.as_ref() == Some(o))
+        });
+        let is_bad = self.nodes[id].live != old();
+        if running_here && others && !self.stops_before_lease && !is_bad {
+            self.violations.push(format!("{id} was stopped while it wrote: two writers"));
+        }
+        let node = self.nodes.get_mut(id).unwrap();
+        node.running = None;
+        node.pid = None;
+        node.is_looping = false;
+        node.restarts = 0;
+        node.evicted = false;
+        self.settle();
+        self.check_availability(id);
+    }
+
+    fn check_availability(&mut self, stopped: &InstanceId) {
+        let masters = self.of(Role::DmMaster);
+        let alive = masters.iter().filter(|id| self.nodes[*id].is_up()).count();
+        let is_master = self.nodes[stopped].instance.role == Role::DmMaster;
+        if is_master && masters.len() >= 3 && alive <= masters.len() / 2 {
+            self.violations.push(format!("{alive} of {} masters are up", masters.len()));
+        }
+        let down: Vec<String> = self
+            .nodes
+            .values()
+            .filter(|n| n.instance.role.is_dm() && !n.is_up() && !n.broken_from_the_start)
+            .map(|n| n.instance.id.to_string())
+            .collect();
+        if down.len() > 1 {
+            self.violations.push(format!("down together: {}", down.join(", ")));
+        }
+    }
+
+    fn start(&mut self, id: &InstanceId) {
+        self.next_pid += 1;
+        let pid = self.next_pid;
+        let behaviour =
+            self.behaviours.get(&self.nodes[id].live).copied().unwrap_or(Behaviour::Good);
+        let now = self.now;
+        let node = self.nodes.get_mut(id).unwrap();
+        node.restarts = 0;
+        node.is_looping = false;
+        node.running = Some(node.live.clone());
+        node.pid = Some(pid);
+        node.started = now;
+        if behaviour == Behaviour::ExitsAtStart {
+            self.crash(id);
+        } else {
+            node.broken_from_the_start = false;
+        }
+        self.settle();
+    }
+
+    fn exchange(&mut self, id: &InstanceId, from: &Digest, to: &Digest) {
+        let node = self.nodes.get_mut(id).unwrap();
+        assert_eq!((&node.live, node.staged.as_ref()), (from, Some(to)));
+        node.live = to.clone();
+        node.staged = Some(from.clone());
+    }
+}
+
+#[async_trait]
+impl Hosts for Sim {
+    async fn look(
+        &self,
+        host: &HostId,
+        instances: &[Instance],
+        hashes: bool,
+    ) -> Result<(HostSeen, Vec<(InstanceId, ProcessSeen)>), EffectError> {
+        if let Some(lost) = self.lose(host.as_str()) {
+            return Err(lost);
+        }
+        let state = self.state.lock().unwrap();
+        let seen = HostSeen {
+            machine_id: host.to_string(),
+            boot_id: "b".into(),
+            clock_skew_ms: 0,
+            arch: "x86_64".into(),
+            free_bytes: BTreeMap::new(),
+        };
+        let processes = instances
+            .iter()
+            .map(|instance| {
+                let node = &state.nodes[&instance.id];
+                let (active, sub) = match (node.is_up(), node.is_looping) {
+                    (true, _) => (UnitActive::Active, "running"),
+                    (false, true) => (UnitActive::Activating, "auto-restart"),
+                    (false, false) => (UnitActive::Inactive, "dead"),
+                };
+                let process = ProcessSeen {
+                    active,
+                    sub_state: sub.into(),
+                    enabled: true,
+                    pid: node.pid,
+                    restarts: node.restarts,
+                    active_since_ms: None,
+                    running: node.running.clone().filter(|_| hashes),
+                    on_disk: Some(node.live.clone()).filter(|_| hashes),
+                };
+                (instance.id.clone(), process)
+            })
+            .collect();
+        Ok((seen, processes))
+    }
+
+    async fn stage(&self, host: &HostId, parcel: &Parcel) -> Result<u64, EffectError> {
+        self.effect(host.as_str(), |state| {
+            Ok(if state.stored.insert(host.clone()) { parcel.compressed_bytes } else { 0 })
+        })
+    }
+
+    async fn prepare(
+        &self,
+        instance: &Instance,
+        _: &Parcel,
+        build: &Build,
+    ) -> Result<Option<String>, EffectError> {
+        self.effect(instance.id.as_str(), |state| {
+            if !state.stored.contains(&instance.host) {
+                return Err("nothing is staged".into());
+            }
+            let node = state.nodes.get_mut(&instance.id).unwrap();
+            if node.live != old() {
+                state.violations.push(format!("the way back of {} was overwritten", instance.id));
+                return Err("live is not old".into());
+            }
+            node.staged = Some(build.digest.clone());
+            Ok(Some(version_text(&build.digest)))
+        })
+    }
+
+    async fn switch(
+        &self,
+        instance: &Instance,
+        from: &Digest,
+        to: &Digest,
+        around: Around,
+        _: Duration,
+    ) -> Result<Window, EffectError> {
+        let id = &instance.id;
+        self.effect(id.as_str(), |state| {
+            let node = &state.nodes[id];
+            if node.live == *to && node.staged.as_ref() == Some(from) {
+                if around != Around::Restart || node.running.as_ref() == Some(to) {
+                    return Ok(Window { already: true, ..Window::default() });
+                }
+            } else if node.live != *from || node.staged.as_ref() != Some(to) {
+                return Err("another build lies there".into());
+            }
+            let has_old = node.live == *from;
+            if around == Around::Restart {
+                if has_old && *from == old() && node.guard.is_none() {
+                    state.violations.push(format!("the window of {id} has no guard"));
+                }
+                state.stop(id);
+                state.advance(Duration::from_millis(700));
+            } else if node.is_up() && around == Around::Offline {
+                return Err("it runs".into());
+            }
+            if state.nodes[id].live == *from {
+                state.exchange(id, from, to);
+                state.windows += 1;
+            }
+            if around == Around::Restart {
+                state.start(id);
+                if state.nodes[id].is_looping && state.dice.roll(2) == 0 {
+                    return Err("the unit failed; the new build lies in bin".into());
+                }
+            }
+            Ok(Window { total: Duration::from_millis(800), ..Window::default() })
+        })
+    }
+
+    async fn arm_guard(
+        &self,
+        instance: &Instance,
+        from: &Digest,
+        to: &Digest,
+        after: Duration,
+    ) -> Result<(), EffectError> {
+        self.effect(instance.id.as_str(), |state| {
+            let deadline = state.now + after;
+            let node = state.nodes.get_mut(&instance.id).unwrap();
+            node.guard = Some((deadline, from.clone(), to.clone()));
+            node.fired = false;
+            Ok(())
+        })
+    }
+
+    async fn disarm_guard(&self, instance: &Instance) -> Result<(), EffectError> {
+        self.effect(instance.id.as_str(), |state| {
+            let node = state.nodes.get_mut(&instance.id).unwrap();
+            node.guard = None;
+            if node.fired { Err("the guard has acted".into()) } else { Ok(()) }
+        })
+    }
+
+    async fn evidence(&self, instance: &Instance) -> Result<Vec<String>, EffectError> {
+        Ok(vec![format!("last words of {}", instance.id)])
+    }
+}
+
+pub(crate) fn version_text(build: &Digest) -> String {
+    format!("Release Version: v{build}\nGit Commit Hash: {build}\n")
+}
+
+#[async_trait]
+impl Dm for Sim {
+    async fn look(&self, avoiding: &[InstanceId]) -> Result<DmSeen, EffectError> {
+        if let Some(lost) = self.lose("DM") {
+            return Err(lost);
+        }
+        let state = self.state.lock().unwrap();
+        let Some(leader) = &state.leader else {
+            return Err(EffectError {
+                attempted: "ask the masters".into(),
+                place: "DM".into(),
+                observed: "no leader".into(),
+                certainty: Certainty::Refused,
+            });
+        };
+        let name = |id: &InstanceId| state.nodes[id].instance.name.clone();
+        let masters = state
+            .of(Role::DmMaster)
+            .iter()
+            .map(|id| {
+                let alive = state.joins(id);
+                let asked = alive && !avoiding.contains(id);
+                MasterSeen {
+                    name: name(id),
+                    instance: Some(id.clone()),
+                    alive,
+                    leader: id == leader,
+                    calls_leader: asked.then(|| name(leader)),
+                    etcd_healthy: asked.then_some(true),
+                    release: None,
+                }
+            })
+            .collect();
+        let workers = state
+            .of(Role::DmWorker)
+            .iter()
+            .map(|id| {
+                let source = state.sources.iter().find(|(_, b)| b.as_ref() == Some(id));
+                let stage = match (state.joins(id), &source) {
+                    (false, _) => WorkerStage::Offline,
+                    (true, Some(_)) => WorkerStage::Bound,
+                    (true, None) => WorkerStage::Free,
+                };
+                WorkerSeen {
+                    name: name(id),
+                    instance: Some(id.clone()),
+                    stage,
+                    source: source.map(|(s, _)| s.clone()),
+                }
+            })
+            .collect();
+        let subtasks = state
+            .subtasks
+            .iter()
+            .map(|((task, source), stage)| {
+                let worker = state.sources[source].as_ref();
+                SubtaskSeen {
+                    task: task.clone(),
+                    source: source.clone(),
+                    worker: worker.map(name),
+                    stage: if worker.is_some() { *stage } else { SubtaskStage::Unknown },
+                    unit: SubtaskUnit::Sync,
+                    errors: Vec::new(),
+                    synced: false,
+                    position: Some(format!("{:?}", state.now)),
+                    source_position: Some("further".into()),
+                    lag_s: Some(0),
+                    blocked_ddls: 0,
+                }
+            })
+            .collect();
+        Ok(DmSeen {
+            masters,
+            workers,
+            sources: state.sources.iter().map(|(s, b)| (s.clone(), b.as_ref().map(name))).collect(),
+            subtasks,
+        })
+    }
+
+    async fn build_of(&self, instance: &Instance) -> Result<ReportedBuild, EffectError> {
+        let state = self.state.lock().unwrap();
+        let running = state.nodes[&instance.id].running.clone().unwrap();
+        let said = match state.behaviours.get(&running) {
+            Some(Behaviour::CallsItselfOther) => old(),
+            _ => running,
+        };
+        Ok(ReportedBuild { release: format!("v{said}"), commit: said.to_string() })
+    }
+
+    async fn evict_leader(&self, master: &Instance) -> Result<(), EffectError> {
+        self.effect("DM", |state| {
+            state.nodes.get_mut(&master.id).unwrap().evicted = true;
+            state.settle();
+            Ok(())
+        })
+    }
+
+    async fn cancel_evict(&self, master: &Instance) -> Result<(), EffectError> {
+        self.effect("DM", |state| {
+            state.nodes.get_mut(&master.id).unwrap().evicted = false;
+            state.settle();
+            Ok(())
+        })
+    }
+
+    async fn pause(&self, task: &TaskName, source: &SourceId) -> Result<(), EffectError> {
+        self.effect("DM", |state| {
+            state.subtasks.insert((task.clone(), source.clone()), SubtaskStage::Paused);
+            Ok(())
+        })
+    }
+
+    async fn resume(&self, task: &TaskName, source: &SourceId) -> Result<(), EffectError> {
+        self.effect("DM", |state| {
+            if state.sources[source].is_none() {
+                return Err("source is not bound".into());
+            }
+            if task.as_str() == "t2" {
+                state.violations.push("a task that a person paused was resumed".into());
+            }
+            state.subtasks.insert((task.clone(), source.clone()), SubtaskStage::Running);
+            Ok(())
+        })
+    }
+
+    async fn transfer(&self, source: &SourceId, worker: &MemberName) -> Result<(), EffectError> {
+        self.effect("DM", |state| {
+            let to = state.nodes.values().find(|n| n.instance.name == *worker).unwrap();
+            let to = to.instance.id.clone();
+            let bound = state.sources[source].clone();
+            if bound.as_ref() == Some(&to) {
+                return Ok(());
+            }
+            if state.sources.values().any(|b| b.as_ref() == Some(&to)) {
+                return Err("the worker is bound to another source".into());
+            }
+            state.sources.insert(source.clone(), Some(to));
+            Ok(())
+        })
+    }
+}
+
+#[async_trait]
+impl Clock for Sim {
+    fn now(&self) -> jiff::Timestamp {
+        let state = self.state.lock().unwrap();
+        jiff::Timestamp::UNIX_EPOCH + state.now
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.state.lock().unwrap().now
+    }
+
+    async fn sleep(&self, span: Duration) {
+        self.pass(span);
+    }
+}
+
+impl Records for Sim {
+    fn mark(&self, instance: &InstanceId, build: &Digest, patched: bool) -> Result<(), String> {
+        let mut state = self.state.lock().unwrap();
+        state.marks.insert(instance.clone(), (build.clone(), patched));
+        Ok(())
+    }
+}
