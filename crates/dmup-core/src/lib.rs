@@ -14,6 +14,7 @@ pub mod ids;
 pub mod instance;
 pub mod inventory;
 pub mod journal;
+pub mod layout;
 pub mod plan;
 pub mod policy;
 pub mod report;

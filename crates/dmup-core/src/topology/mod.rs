@@ -16,6 +16,7 @@ mod load;
 mod meta;
 mod server;
 mod spec;
+mod tls;
 mod yaml;
 
 pub use check::Neighbour;
@@ -31,3 +32,4 @@ pub use spec::{
 pub use yaml::{Place, Value, YamlError, to_text as yaml_text};
 
 pub(crate) use server::host_port;
+pub(crate) use tls::tls_entries;

@@ -1,0 +1,187 @@
+//! What is put on hosts, next to what TiUP 1.16.5 put there.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use dmup_core::ids::ClusterName;
+use dmup_core::layout::{
+    Deployment, PlacedFile, directories, exporter_directories, exporter_files, files,
+    host_directories, sudoers,
+};
+use dmup_core::topology::{Meta, Topology};
+
+const META: &str = include_str!("fixtures/tiup-1.16.5/meta.yaml");
+const HOST_TREE: &str = include_str!("fixtures/tiup-1.16.5/host_tree.txt");
+
+fn cluster() -> ClusterName {
+    "prod".parse().unwrap()
+}
+
+fn rendered(topology: &Topology, id: &str) -> Vec<PlacedFile> {
+    let cluster = cluster();
+    let instance =
+        topology.instances().into_iter().find(|instance| instance.id.as_str() == id).unwrap();
+    files(&Deployment::new(&cluster, topology), &instance).unwrap()
+}
+
+fn content(files: &[PlacedFile], path_end: &str) -> String {
+    files.iter().find(|file| file.path.as_str().ends_with(path_end)).unwrap().content.clone()
+}
+
+fn full() -> Topology {
+    let mut topology = Topology::parse(include_str!("fixtures/full.yaml")).unwrap();
+    topology.expand_dirs();
+    topology
+}
+
+#[test]
+fn every_path_of_a_host_is_one_that_tiup_makes() {
+    let topology = Meta::parse(META).unwrap().topology;
+    let cluster = cluster();
+    let deployment = Deployment::new(&cluster, &topology);
+    let on_host: Vec<(&str, &str)> = HOST_TREE
+        .lines()
+        .filter_map(|line| {
+            let parts: Vec<&str> = line.split_whitespace().collect();
+            Some((*parts.first()?, *parts.iter().find(|part| part.starts_with('/'))?))
+        })
+        .collect();
+    let mut placed: Vec<(String, String)> = Vec::new();
+    for instance in topology.instances().iter().filter(|it| it.host.as_str() == "198.18.0.11") {
+        placed.extend(
+            directories(&deployment, instance)
+                .iter()
+                .map(|dir| ("d".to_owned() + &bits(dir.mode), dir.path.to_string())),
+        );
+        placed.extend(
+            files(&deployment, instance)
+                .unwrap()
+                .iter()
+                .map(|file| ("-".to_owned() + &bits(file.mode), file.path.to_string())),
+        );
+    }
+    placed.extend(
+        host_directories(&deployment)
+            .iter()
+            .map(|dir| ("d".to_owned() + &bits(dir.mode), dir.path.to_string())),
+    );
+    for (mode, path) in &placed {
+        assert!(on_host.contains(&(mode, path)), "{mode} {path}");
+    }
+    for (_, path) in on_host.iter().filter(|(_, path)| {
+        path.contains("/scripts/run") || path.contains("/conf/dm-") && !path.contains("/bin")
+    }) {
+        assert!(placed.iter().any(|(_, ours)| ours == path), "missing: {path}");
+    }
+}
+
+fn bits(mode: u32) -> String {
+    (0..9)
+        .rev()
+        .map(|bit| if mode >> bit & 1 == 1 { ["x", "w", "r"][bit % 3] } else { "-" })
+        .collect()
+}
+
+#[test]
+fn units_are_those_of_tiup() {
+    let topology = Meta::parse(META).unwrap().topology;
+    let unit = content(&rendered(&topology, "198.18.0.11:8261"), ".service");
+    // The size of the recorded file.
+    assert_eq!(unit.len(), 320);
+    insta::assert_snapshot!(unit);
+    let unit = content(&rendered(&topology, "198.18.0.11:8262"), ".service");
+    assert_eq!(unit.len(), 320);
+    insta::assert_snapshot!(content(&rendered(&full(), "172.19.0.101:8261"), ".service"));
+}
+
+#[test]
+fn a_master_starts_with_its_members_or_joins_them() {
+    let topology = Meta::parse(META).unwrap().topology;
+    insta::assert_snapshot!(content(&rendered(&topology, "198.18.0.11:8261"), "run_dm-master.sh"));
+    let new =
+        Topology::parse_scale_out("master_servers: [{host: 198.18.0.15}]", &topology).unwrap();
+    let merged = topology.merged(&new);
+    let cluster = cluster();
+    let deployment = Deployment { joins: Some(&topology), ..Deployment::new(&cluster, &merged) };
+    let instance =
+        merged.instances().into_iter().find(|it| it.host.as_str() == "198.18.0.15").unwrap();
+    insta::assert_snapshot!(content(&files(&deployment, &instance).unwrap(), "run_dm-master.sh"));
+}
+
+#[test]
+fn a_worker_joins_all_masters() {
+    let topology = Meta::parse(META).unwrap().topology;
+    insta::assert_snapshot!(content(&rendered(&topology, "198.18.0.12:8262"), "run_dm-worker.sh"));
+}
+
+#[test]
+fn settings_of_an_instance_win_over_those_of_its_role_and_tls_is_added() {
+    insta::assert_snapshot!(content(&rendered(&full(), "172.19.0.101:8261"), "dm-master.toml"));
+}
+
+#[test]
+fn monitoring_is_wired_together() {
+    let mut all = String::new();
+    for id in ["172.19.0.103:9090", "172.19.0.103:3000", "172.19.0.103:9093"] {
+        for file in rendered(&full(), id) {
+            all +=
+                &format!("=== {} {:o} {}\n{}", file.path, file.mode, file.cache_name, file.content);
+        }
+    }
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn exporters_come_with_monitored_only() {
+    let (cluster, topology) = (cluster(), full());
+    let deployment = Deployment::new(&cluster, &topology);
+    let mut all = String::new();
+    for dir in exporter_directories(&deployment) {
+        all += &format!("{}/\n", dir.path);
+    }
+    for file in exporter_files(&deployment, "10.0.0.1") {
+        all += &format!("=== {} {:o} {}\n{}", file.path, file.mode, file.cache_name, file.content);
+    }
+    insta::assert_snapshot!(all);
+    let topology = Meta::parse(META).unwrap().topology;
+    assert_eq!(exporter_files(&Deployment::new(&cluster, &topology), "h"), []);
+}
+
+#[test]
+fn scripts_are_what_bash_accepts_whatever_the_operator_wrote() {
+    let topology = Topology::parse(
+        "monitoring_servers:\n  - host: h1\n    additional_args: [\"--x=$(touch /tmp/x) `y` 'z'\"]\n\
+         master_servers: [{host: 'fd00::1', numa_node: '0,1'}]\n",
+    )
+    .unwrap();
+    let script = content(&rendered(&topology, "h1:9090"), "run_prometheus.sh");
+    assert!(script.contains(r"    '--x=$(touch /tmp/x) `y` '\''z'\''' \"), "{script}");
+    let script = content(&rendered(&topology, "[fd00::1]:8261"), "run_dm-master.sh");
+    assert!(script.contains("--master-addr=\"[::]:8261\""), "{script}");
+    assert!(
+        script.contains("--initial-cluster=\"dm-fd00::1-8261=http://[fd00::1]:8291\""),
+        "{script}"
+    );
+    assert!(
+        script.contains("exec numactl --cpunodebind=0,1 --membind=0,1 bin/dm-master/dm-master"),
+        "{script}"
+    );
+}
+
+#[test]
+fn the_sudo_rule_is_tiups() {
+    let rule = sudoers("tidb");
+    assert_eq!(rule.content, "tidb ALL=(ALL) NOPASSWD:ALL\n");
+    assert!(HOST_TREE.contains(rule.content.trim_end()));
+    assert_eq!(sudoers("a.b").path, "/etc/sudoers.d/a_b");
+}
+
+#[test]
+fn tls_paths_are_kept_in_meta_as_tiup_keeps_them() {
+    let mut topology = full();
+    topology.set_tls_paths();
+    let text = topology.render();
+    assert!(text.contains("        ssl-ca: /dm-deploy/m1/tls/ca.crt\n        ssl-cert: /dm-deploy/m1/tls/dm-master.crt\n        ssl-key: /dm-deploy/m1/tls/dm-master.pem\n"), "{text}");
+    topology.global.enable_tls = false;
+    topology.set_tls_paths();
+    assert!(!topology.render().contains("ssl-ca"));
+}
