@@ -416,8 +416,18 @@ fn act_as_agent() {
                         eprintln!("last words");
                         return;
                     }
-                    other => Answer::Refused(Refusal {
-                        attempted: format!("{other:?}"),
+                    Request::Unpack(_)
+                    | Request::Prepare(_)
+                    | Request::Switch(_)
+                    | Request::Unit(_)
+                    | Request::Put { .. }
+                    | Request::Get { .. }
+                    | Request::MakeDirs { .. }
+                    | Request::EnsureUser(_)
+                    | Request::JournalTail { .. }
+                    | Request::ArmGuard(_)
+                    | Request::DisarmGuard { .. } => Answer::Refused(Refusal {
+                        attempted: "answer".to_owned(),
                         observed: "not in this test".to_owned(),
                         kind: RefusalKind::BadRequest,
                         state: None,
