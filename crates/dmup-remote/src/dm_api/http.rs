@@ -10,6 +10,8 @@ use dmup_core::ids::HostId;
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 
+use super::code::DmCode;
+
 /// No answer of DM may be longer: members and status of a thousand sources are well below.
 pub(super) const BODY_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 
@@ -135,6 +137,10 @@ pub(super) async fn ask<T: DeserializeOwned>(
 ) -> Result<T, Unanswered> {
     let (status, body) = exchange(http, method, url, json, within).await?;
     if !status.is_success() {
+        // An error that DM has numbered was raised before any effect, whatever status it came with.
+        if DmCode::of(&body).is_some() {
+            return Err(Unanswered::Refused(said(&body)));
+        }
         return Err(Unanswered::Status { status: status.as_u16(), body: said(&body) });
     }
     serde_json::from_str(&body)

@@ -22,7 +22,10 @@ mod code;
 mod display;
 mod grpc;
 mod http;
+mod look;
 mod seen;
+#[cfg(test)]
+mod tests;
 
 pub use client::{DmClient, Timeouts, Unusable};
 pub use code::DmCode;
