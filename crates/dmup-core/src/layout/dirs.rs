@@ -3,6 +3,7 @@
 use camino::Utf8PathBuf;
 
 use super::{Deployment, PlacedDir};
+use crate::ids::UserName;
 use crate::instance::{Instance, Role};
 
 /// Folders of an instance, parents before children; all belong to the deploy user.
@@ -56,6 +57,7 @@ pub fn host_directories(deployment: &Deployment<'_>) -> Vec<PlacedDir> {
 }
 
 pub(super) fn owned(deployment: &Deployment<'_>, paths: Vec<Utf8PathBuf>) -> Vec<PlacedDir> {
-    let owner = &deployment.topology.global.user;
+    let owner = UserName::new(&*deployment.topology.global.user)
+        .expect("names are checked when a topology is read");
     paths.into_iter().map(|path| PlacedDir { path, mode: 0o755, owner: owner.clone() }).collect()
 }

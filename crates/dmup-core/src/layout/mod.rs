@@ -19,7 +19,7 @@ mod unit;
 
 use camino::Utf8PathBuf;
 
-use crate::ids::ClusterName;
+use crate::ids::{ClusterName, UserName};
 use crate::instance::{Instance, Role};
 use crate::topology::Topology;
 
@@ -51,7 +51,7 @@ pub struct PlacedDir {
     /// Permission bits.
     pub mode: u32,
     /// Who owns it if it is made.
-    pub owner: String,
+    pub owner: UserName,
 }
 
 /// What a deployment consists of, for rendering.
