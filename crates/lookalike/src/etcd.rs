@@ -246,7 +246,7 @@ pub(crate) fn client_url(master: &str) -> Option<String> {
     let bare = master.trim_start_matches("http://").trim_end_matches('/');
     let (host, port) = bare.rsplit_once(':')?;
     let port: u16 = port.parse().ok()?;
-    let port = port.checked_add(10_000).unwrap_or(port - 10_000);
+    let port = port.checked_add(10_000).unwrap_or_else(|| port - 10_000);
     Some(format!("http://{host}:{port}"))
 }
 
