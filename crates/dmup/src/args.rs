@@ -1,0 +1,339 @@
+//! The command line: TiUP's commands and flags, and ours.
+//!
+//! Facts: tiup components/dm/command (1.16.5). Flags keep TiUP's names, short
+//! forms and defaults, `--identity_file` with its underscore among them.
+
+use camino::Utf8PathBuf;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXAMPLES: &str = "\
+Examples:
+  dmup deploy prod v8.1.0 topology.yaml -u root -i ~/.ssh/id_ed25519
+  dmup start prod
+  dmup display prod
+  dmup patch prod dm-worker-hotfix-linux-amd64.tar.gz -R dm-worker --plan
+  dmup patch prod dm-worker-hotfix-linux-amd64.tar.gz -R dm-worker
+  dmup rollback prod
+
+Exit codes: 0 done, 1 failed (cluster as described), 2 usage, 3 refused (nothing touched),
+5 rolled back, 6 mixed builds, 7 unknown (look), 130 interrupted (resumable).";
+
+/// Manages DM clusters: deploys them, and replaces the binaries of a running one with a hotfix, online.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "dmup", version, after_help = EXAMPLES, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Flags of every command.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Flags of every command.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Skip all confirmations and assume 'yes'
+    #[arg(short, long, global = true)]
+    pub yes: bool,
+    /// How many hosts to work on at once
+    #[arg(short, long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=256), value_name = "N")]
+    pub concurrency: u16,
+    /// Way to the hosts; the cluster's own `ssh_type` if not given
+    #[arg(long, global = true, value_name = "KIND")]
+    pub ssh: Option<SshKind>,
+    /// Seconds to wait for a connection by SSH
+    #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600), value_name = "SECONDS")]
+    pub ssh_timeout: u64,
+    /// Seconds to wait for an operation to complete
+    #[arg(long, global = true, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86400), value_name = "SECONDS")]
+    pub wait_timeout: u64,
+    /// Form of the output
+    #[arg(long, global = true, default_value = "default", value_name = "FORMAT")]
+    pub format: Format,
+    /// Trust the key of a host that is met for the first time (a changed key is refused all the same)
+    #[arg(long, global = true)]
+    pub accept_new_host_keys: bool,
+}
+
+/// Ways to reach hosts, TiUP's words.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum SshKind {
+    /// dmup's own SSH
+    Builtin,
+    /// The system's `ssh`, with everything of your ssh_config
+    System,
+    /// No SSH: the hosts are this machine
+    None,
+}
+
+/// Forms of the output.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Format {
+    /// Tables and sentences
+    #[value(alias = "plain", alias = "text")]
+    Default,
+    /// JSON
+    Json,
+}
+
+/// Which instances are meant.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Selection {
+    /// Only these nodes: first column of `display`, comma separated or repeated
+    #[arg(short = 'N', long = "node", value_delimiter = ',', value_name = "HOST:PORT")]
+    pub nodes: Vec<String>,
+    /// Only these roles: second column of `display`, comma separated or repeated
+    #[arg(short = 'R', long = "role", value_delimiter = ',', value_name = "ROLE")]
+    pub roles: Vec<String>,
+}
+
+/// What dmup can do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Deploy a DM cluster
+    Deploy(DeployArgs),
+    /// Start a DM cluster
+    Start(SelectedArgs),
+    /// Stop a DM cluster
+    Stop(SelectedArgs),
+    /// Restart a DM cluster: stop all that is selected, then start it
+    Restart(SelectedArgs),
+    /// Enable a DM cluster at boot
+    Enable(SelectedArgs),
+    /// Disable a DM cluster at boot
+    Disable(SelectedArgs),
+    /// List all clusters
+    List,
+    /// Destroy a DM cluster
+    Destroy(DestroyArgs),
+    /// Show what was done with dmup and tiup dm
+    Audit(AuditArgs),
+    /// Display a DM cluster
+    Display(DisplayArgs),
+    /// Replace the binaries of a running cluster with those of a package, online
+    Patch(PatchArgs),
+    /// Go on with a run that was interrupted
+    Resume(ResumeArgs),
+    /// Take a hotfix back: every patched node to the build that it ran before
+    Rollback(RollbackArgs),
+    /// List the runs of a cluster, or show one
+    Runs(RunsArgs),
+    /// Look into hotfix packages
+    Package(PackageArgs),
+    /// Print a completion script for a shell
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Serve a controller over standard input and output; started by dmup itself on hosts
+    #[command(hide = true)]
+    Agent(AgentArgs),
+}
+
+/// Arguments of `deploy`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  dmup deploy prod v8.1.0 topology.yaml -u root -i ~/.ssh/id_ed25519\n  dmup deploy prod v8.1.0 topology.yaml -u admin -p")]
+pub struct DeployArgs {
+    /// How to call the cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// Version of DM, e.g. v8.1.0
+    pub version: String,
+    /// The topology file
+    #[arg(value_name = "TOPOLOGY.YAML")]
+    pub topology: Utf8PathBuf,
+    /// Who to log in as (root, or somebody who may use sudo); you if not given
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Private key to log in with; ~/.ssh/id_rsa if not given
+    #[arg(short, long = "identity_file", alias = "identity-file", value_name = "FILE")]
+    pub identity_file: Option<Utf8PathBuf>,
+    /// Log in with a password; it is asked for
+    #[arg(short, long)]
+    pub password: bool,
+}
+
+/// Arguments of commands that act on a selection.
+#[derive(Args, Clone, Debug)]
+pub struct SelectedArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// Which instances of it
+    #[command(flatten)]
+    pub selection: Selection,
+}
+
+/// Arguments of `destroy`.
+#[derive(Args, Clone, Debug)]
+pub struct DestroyArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// Go on when hosts cannot be reached
+    #[arg(long)]
+    pub force: bool,
+    /// Keep the data of this node or host; repeatable
+    #[arg(long, value_name = "NODE")]
+    pub retain_node_data: Vec<String>,
+    /// Keep the data of this role; repeatable
+    #[arg(long, value_name = "ROLE")]
+    pub retain_role_data: Vec<String>,
+}
+
+/// Arguments of `audit`.
+#[derive(Args, Clone, Debug)]
+pub struct AuditArgs {
+    /// Show this one; list all if not given
+    #[arg(value_name = "AUDIT-ID")]
+    pub id: Option<String>,
+}
+
+/// Arguments of `display`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  dmup display prod\n  dmup display prod -R dm-worker --uptime\n  dmup display prod --verify\n  dmup display prod --format json")]
+pub struct DisplayArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// Which instances of it
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Only print the version of the cluster
+    #[arg(long = "version")]
+    pub only_version: bool,
+    /// Since when each instance runs
+    #[arg(long)]
+    pub uptime: bool,
+    /// Read from every host which build its processes really run
+    #[arg(long)]
+    pub verify: bool,
+    /// Seconds to wait for the status of an instance
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    pub status_timeout: u64,
+}
+
+/// Arguments of `patch`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  dmup patch prod dm-worker-hotfix-linux-amd64.tar.gz -R dm-worker
+  dmup patch prod dm-hotfix.tar.gz                        every instance that the package has a binary for
+  dmup patch prod dm-master-hotfix.tar.gz -N 10.0.1.1:8261 --plan
+  dmup patch prod dm-hotfix.tar.gz --overwrite --soak 30
+
+Neither -N nor -R: all instances of the components in the package. Both: their intersection.")]
+pub struct PatchArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// The package: tar.gz, tar.zst, tar or a bare binary
+    #[arg(value_name = "PACKAGE")]
+    pub package: Utf8PathBuf,
+    /// Which instances of the cluster
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Use this package for instances that are added later, too
+    #[arg(long)]
+    pub overwrite: bool,
+    /// The cluster is stopped: replace files only, restart nothing
+    #[arg(long)]
+    pub offline: bool,
+    /// Print what would be done, and end
+    #[arg(long)]
+    pub plan: bool,
+    /// Seconds that a node must stay healthy before the next one's turn
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=86400), value_name = "SECONDS")]
+    pub soak: u32,
+    /// What to do when a node is not healthy on the new build
+    #[arg(long, default_value = "rollback-node", value_name = "POLICY")]
+    pub on_failure: OnFailureArg,
+    /// Seconds in which the host goes back by itself when dmup is gone
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(10..=86400), value_name = "SECONDS")]
+    pub guard: u32,
+    /// Also patch instances that are down
+    #[arg(long)]
+    pub include_down: bool,
+    /// Go on although subtasks are paused by an error, dumping or loading, or a DDL lock is held
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What to do when a node is not healthy on the new build.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum OnFailureArg {
+    /// Put that node back, stop there
+    RollbackNode,
+    /// Put all nodes of this run back
+    RollbackAll,
+    /// Leave that node as it is, stop there
+    Stop,
+}
+
+/// Arguments of `resume`.
+#[derive(Args, Clone, Debug)]
+pub struct ResumeArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// Which run; the last one that did not end, if not given
+    #[arg(long, value_name = "ID")]
+    pub run: Option<String>,
+}
+
+/// Arguments of `rollback`.
+#[derive(Args, Clone, Debug)]
+pub struct RollbackArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// Which instances of it
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Print what would be done, and end
+    #[arg(long)]
+    pub plan: bool,
+    /// Seconds that a node must stay healthy before the next one's turn
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=86400), value_name = "SECONDS")]
+    pub soak: u32,
+}
+
+/// Arguments of `runs`.
+#[derive(Args, Clone, Debug)]
+pub struct RunsArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// Show this run
+    #[arg(value_name = "ID")]
+    pub run: Option<String>,
+}
+
+/// Arguments of `package`.
+#[derive(Args, Clone, Debug)]
+pub struct PackageArgs {
+    /// What to do with packages
+    #[command(subcommand)]
+    pub command: PackageCommand,
+}
+
+/// What can be done with packages.
+#[derive(Clone, Debug, Subcommand)]
+pub enum PackageCommand {
+    /// Show which components, builds and architectures a package has
+    Show {
+        /// The package
+        #[arg(value_name = "PACKAGE")]
+        package: Utf8PathBuf,
+    },
+}
+
+/// Arguments of the agent; parsed by itself.
+#[derive(Args, Clone, Debug)]
+pub struct AgentArgs {
+    /// Passed on
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub rest: Vec<String>,
+}

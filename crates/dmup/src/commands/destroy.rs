@@ -1,0 +1,122 @@
+//! `destroy`: takes a cluster off its hosts, data included.
+
+use std::collections::BTreeMap;
+
+use camino::Utf8PathBuf;
+use dmup_core::ids::HostId;
+use dmup_core::instance::{Instance, Role};
+use dmup_remote::Fleet;
+use dmup_wire::message::UnitAction;
+use futures::future::join_all;
+
+use super::units;
+use crate::args::DestroyArgs;
+use crate::ask;
+use crate::context::{Context, bad_selection, state_failure};
+use crate::failure::Failure;
+use crate::progress::Progress;
+
+/// TiUP's sentence.
+const SENTENCE: &str = "Yes, I know my cluster and data will be deleted.";
+
+pub(crate) async fn run(args: &DestroyArgs, context: &Context) -> Result<(), Failure> {
+    let known = context.cluster(&args.cluster)?;
+    let instances = known.meta.instances();
+    let kept_roles = dmup_core::selection::select(&instances, &[], &args.retain_role_data)
+        .map_err(|bad| bad_selection(&bad))?;
+    let kept_roles: Vec<Role> =
+        if args.retain_role_data.is_empty() { Vec::new() } else { kept_roles.iter().map(|it| it.role).collect() };
+    let keeps_data = |it: &Instance| {
+        kept_roles.contains(&it.role)
+            || args.retain_node_data.iter().any(|node| node == it.id.as_str() || node == it.host.as_str())
+    };
+    if !context.global.yes {
+        ask::confirm_by_typing(
+            &format!(
+                "This destroys the cluster {} on {} instance(s){}.",
+                known.name,
+                instances.len(),
+                if instances.iter().any(keeps_data) { "; the data of some is kept as asked" } else { " and its data" }
+            ),
+            SENTENCE,
+        )?;
+    }
+    let lock = known.lock("destroy")?;
+    let fleet = known.fleet(context, &instances)?;
+    let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
+    progress.under_way("connect to the hosts");
+    let silent: Vec<String> =
+        fleet.connect_all().await.into_values().filter_map(|it| it.err().map(|error| error.to_string())).collect();
+    if !silent.is_empty() && !args.force {
+        return Err(Failure::refused("not every host can be reached")
+            .because(silent)
+            .hint("--force goes on without them; what lies there stays"));
+    }
+    progress.end();
+    if let Err(failure) = units::bring_down(&fleet, &instances, context).await
+        && !args.force
+    {
+        return Err(failure);
+    }
+    let all: Vec<&Instance> = instances.iter().collect();
+    if let Err(failure) = units::order(&fleet, &all, UnitAction::Disable, context).await
+        && !args.force
+    {
+        return Err(failure);
+    }
+    let failed = remove(&fleet, &instances, &known.meta, keeps_data).await;
+    if !failed.is_empty() && !args.force {
+        return Err(Failure::failed("remove the instances")
+            .because(failed)
+            .now("the services are stopped; some files are still there")
+            .hint(format_args!("`dmup destroy {}` again, or with --force", known.name)));
+    }
+    for text in failed {
+        context.printer.talk(format_args!("note: {text}"));
+    }
+    known.cluster.remove().map_err(state_failure)?;
+    drop(lock);
+    context.printer.talk(format_args!("Destroyed cluster `{}` successfully", known.name));
+    Ok(())
+}
+
+/// Units, deploy, data and log folders; then what instances share, and our own folder in the home.
+async fn remove(
+    fleet: &Fleet,
+    instances: &[Instance],
+    meta: &dmup_core::topology::Meta,
+    keeps_data: impl Fn(&Instance) -> bool,
+) -> Vec<String> {
+    let mut by_host: BTreeMap<HostId, Vec<Utf8PathBuf>> = BTreeMap::new();
+    for instance in instances {
+        let paths = by_host.entry(instance.host.clone()).or_default();
+        paths.push(Utf8PathBuf::from(format!("/etc/systemd/system/{}", instance.unit)));
+        if keeps_data(instance) {
+            let holds_data =
+                instance.data_dirs.iter().any(|data| data.starts_with(&instance.deploy_dir));
+            if holds_data {
+                paths.extend(
+                    ["bin", "conf", "scripts", "tls", ".dmup"].map(|it| instance.deploy_dir.join(it)),
+                );
+                continue;
+            }
+        } else {
+            paths.extend(instance.data_dirs.iter().cloned());
+        }
+        paths.push(instance.log_dir.clone());
+        paths.push(instance.deploy_dir.clone());
+    }
+    let user = meta.user.clone();
+    let work = by_host.into_iter().map(|(host, mut paths)| {
+        let user = user.clone();
+        async move {
+            if let Ok(hello) = fleet.hello(&host).await
+                && hello.user == user.as_str()
+            {
+                paths.push(hello.home.join(dmup_remote::hosts::OUR_FOLDER));
+            }
+            fleet.remove(&host, paths).await
+        }
+    });
+    join_all(work).await.into_iter().filter_map(|it| it.err().map(|error| error.to_string())).collect()
+}

@@ -1,0 +1,15 @@
+//! One room per command.
+
+pub(crate) mod audit;
+pub(crate) mod completion;
+pub(crate) mod deploy;
+pub(crate) mod destroy;
+pub(crate) mod display;
+pub(crate) mod list;
+pub(crate) mod package;
+pub(crate) mod patch;
+pub(crate) mod resume;
+pub(crate) mod rollback;
+pub(crate) mod run;
+pub(crate) mod runs;
+pub(crate) mod units;

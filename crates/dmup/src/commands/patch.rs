@@ -1,0 +1,163 @@
+//! `patch`: replaces the binaries of a running cluster with those of a package, online.
+
+use std::collections::BTreeMap;
+
+use dmup_core::instance::Instance;
+use dmup_core::plan::{
+    Decision, HotfixRequest, ParcelSpec, Plan, TargetBuild, plan_hotfix, render,
+};
+use dmup_core::policy::{OnFailure, Policy};
+use dmup_core::selection::select;
+use dmup_mirror::package::{Package, Wanted, open};
+
+use super::run;
+use crate::args::{Format, OnFailureArg, PatchArgs};
+use crate::ask;
+use crate::context::{Context, Known, bad_selection};
+use crate::failure::{Failure, chain};
+use crate::progress::Progress;
+
+pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failure> {
+    let known = context.cluster(&args.cluster)?;
+    known.refuse_unfinished_scale_out(args.offline)?;
+    let all = known.meta.instances();
+    let meant = select(&all, &args.selection.nodes, &args.selection.roles)
+        .map_err(|bad| bad_selection(&bad))?;
+    let narrowed = !args.selection.nodes.is_empty() || !args.selection.roles.is_empty();
+    let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
+
+    progress.under_way(&format!("open {}", args.package));
+    let scratch = context.scratch()?;
+    let package = open_package(args, &meant, scratch.path())?;
+    // Neither -N nor -R: all instances that the package has a binary for.
+    let selected: Vec<Instance> = if narrowed {
+        meant
+    } else {
+        meant.into_iter().filter(|it| package.components.contains_key(&it.role)).collect()
+    };
+
+    if !args.plan {
+        known.refuse_unfinished_runs()?;
+    }
+    let lock = if args.plan { None } else { Some(known.lock("patch")?) };
+    progress.under_way("look at the cluster");
+    // Other instances count as well: quorum and spares are theirs, too.
+    let fleet = known.fleet(context, &all)?;
+    let dm = known.dm(&all)?;
+    let with_dm = !args.offline && selected.iter().any(|it| it.role.is_dm());
+    let inventory =
+        dmup_exec::look(&all, &fleet, &dm, &context.clock, true, with_dm, context.concurrency()).await;
+    let request = HotfixRequest {
+        cluster: known.name.clone(),
+        version: known.meta.version.clone(),
+        instances: all.clone(),
+        selected: selected.iter().map(|it| it.id.clone()).collect(),
+        parcel: ParcelSpec {
+            path: package.parcel.path.clone(),
+            digest: package.parcel.digest.clone(),
+            compressed_bytes: package.parcel.compressed_bytes,
+            unpacked_bytes: package.parcel.unpacked_bytes,
+        },
+        targets: package
+            .components
+            .iter()
+            .map(|(role, part)| {
+                let target =
+                    TargetBuild { digest: part.binary.clone(), replace: part.replace.clone() };
+                (*role, target)
+            })
+            .collect(),
+        offline: args.offline,
+        force: args.force,
+        include_down: args.include_down,
+        known_bad: if args.force { BTreeMap::new() } else { known.bad_builds()? },
+    };
+    let policy = policy_of(args, context);
+    progress.end();
+    let mut plan = match plan_hotfix(&request, &inventory, &policy) {
+        Decision::NothingToDo => {
+            known.mark_all(&selected, &request)?;
+            context.printer.talk("Nothing to do: every selected instance runs this build already");
+            return Ok(());
+        }
+        Decision::Blocked(blockers) => return Err(run::blocked("patch", &known, &blockers)),
+        Decision::Go(plan) => *plan,
+    };
+    if args.plan {
+        show(&plan, context);
+        return Ok(());
+    }
+    agree(args, &known, &plan, context)?;
+    // The run must find the parcel again when it is resumed by another process.
+    plan.parcel = Some(known.keep_parcel(&package)?);
+
+    let report = run::begin(&plan, &known, &fleet, &dm, context).await;
+    drop(lock);
+    let report = report?;
+    if args.overwrite && report.exit_code() == 0 {
+        known.keep_for_scale_out(&package)?;
+        context.printer.talk("Instances that are added later get this build, too (--overwrite)");
+    }
+    run::end(&report, &known, context)
+}
+
+/// Opens the package with what the selection needs of it.
+fn open_package(
+    args: &PatchArgs,
+    meant: &[Instance],
+    scratch: &camino::Utf8Path,
+) -> Result<Package, Failure> {
+    let mut wanted = Wanted::new();
+    for instance in meant {
+        wanted.entry(instance.role).or_default().insert(instance.arch.clone());
+    }
+    open(&args.package, &wanted, scratch).map_err(|error| {
+        Failure::refused(chain(&error))
+            .hint(format_args!("`dmup package show {}` lists what is inside", args.package))
+    })
+}
+
+fn policy_of(args: &PatchArgs, context: &Context) -> Policy {
+    Policy {
+        concurrency: context.concurrency(),
+        soak_s: args.soak,
+        healthy_within_s: u32::try_from(context.global.wait_timeout).unwrap_or(u32::MAX),
+        guard_s: args.guard,
+        on_failure: match args.on_failure {
+            OnFailureArg::RollbackNode => OnFailure::RollbackNode,
+            OnFailureArg::RollbackAll => OnFailure::RollbackAll,
+            OnFailureArg::Stop => OnFailure::Stop,
+        },
+        ..Policy::default()
+    }
+}
+
+/// Prints the plan: `--plan`.
+pub(crate) fn show(plan: &Plan, context: &Context) {
+    match context.global.format {
+        Format::Default => context.printer.data(render(plan).trim_end_matches('\n')),
+        Format::Json => {
+            context.printer.data(serde_json::to_string_pretty(plan).expect("text and numbers"));
+        }
+    }
+}
+
+fn agree(args: &PatchArgs, known: &Known, plan: &Plan, context: &Context) -> Result<(), Failure> {
+    for warning in &plan.warnings {
+        context.printer.talk(format_args!("note: {warning}"));
+    }
+    for consent in &plan.consents {
+        context.printer.talk(format_args!("note: {consent}"));
+    }
+    if context.global.yes {
+        return Ok(());
+    }
+    let nodes: Vec<String> = plan.turns.iter().map(|turn| format!("  {}", turn.instance)).collect();
+    ask::confirm(&format!(
+        "Will patch {} node(s) of {} with {}, one after the other:\n{}",
+        nodes.len(),
+        known.name,
+        args.package,
+        nodes.join("\n")
+    ))
+}

@@ -1,0 +1,23 @@
+//! `resume`: goes on with a run that was interrupted.
+
+use super::run;
+use crate::args::ResumeArgs;
+use crate::context::Context;
+use crate::failure::Failure;
+
+pub(crate) async fn run(args: &ResumeArgs, context: &Context) -> Result<(), Failure> {
+    let known = context.cluster(&args.cluster)?;
+    let folder = match &args.run {
+        Some(id) => known.run_folder(id)?,
+        None => known.unfinished_runs()?.pop().ok_or_else(|| {
+            Failure::refused(format_args!("no run of {} was interrupted", known.name))
+                .hint(format_args!("`dmup runs {}` lists all runs", known.name))
+        })?,
+    };
+    let _lock = known.lock("resume")?;
+    let all = known.meta.instances();
+    let fleet = known.fleet(context, &all)?;
+    let dm = known.dm(&all)?;
+    let report = run::go_on(&folder, &known, &fleet, &dm, context).await?;
+    run::end(&report, &known, context)
+}

@@ -1,0 +1,246 @@
+//! A run of a plan: its folder, its events on the screen, Ctrl-C, its end. Shared by `patch`, `rollback` and `resume`.
+
+use camino::Utf8Path;
+use dmup_core::plan::{Blocker, Plan};
+use dmup_core::report::{InstanceEnd, Report, RunEnd};
+use dmup_exec::{Event, Reach, RunError, RunFolder, execute, resume};
+use dmup_remote::Fleet;
+use dmup_remote::dm_api::DmClient;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::Format;
+use crate::context::{Context, Known};
+use crate::failure::{Failure, Kind, chain};
+use crate::progress::{Progress, span};
+
+/// Begins a new run and carries it to its end.
+pub(crate) async fn begin(
+    plan: &Plan,
+    known: &Known,
+    fleet: &Fleet,
+    dm: &DmClient,
+    context: &Context,
+) -> Result<Report, Failure> {
+    let folder = known.new_run_folder(context)?;
+    let (run, mut journal) = RunFolder::create(&folder, plan).map_err(|error| not_begun(&error.into()))?;
+    context.printer.talk(format_args!("run {}", id_of(&folder)));
+    let records = known.records();
+    let reach = Reach { hosts: fleet, dm, clock: &context.clock, records: &records };
+    let cancel = CancellationToken::new();
+    let listener = listen(&cancel, known, &folder);
+    let mut progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
+    let mut print = |event: Event| progress.event(&event);
+    let outcome = execute(plan, reach, &mut journal, &mut print, &cancel).await;
+    listener.abort();
+    drop(progress);
+    finish(outcome, &run, known, &folder)
+}
+
+/// Goes on with a run that was interrupted.
+pub(crate) async fn go_on(
+    folder: &Utf8Path,
+    known: &Known,
+    fleet: &Fleet,
+    dm: &DmClient,
+    context: &Context,
+) -> Result<Report, Failure> {
+    let run = RunFolder::at(folder);
+    let plan = run.plan().map_err(|error| not_begun(&error.into()))?;
+    let (mut journal, past) = run.journal().map_err(|error| not_begun(&error.into()))?;
+    context.printer.talk(format_args!("run {}, resumed", id_of(folder)));
+    let records = known.records();
+    let reach = Reach { hosts: fleet, dm, clock: &context.clock, records: &records };
+    let cancel = CancellationToken::new();
+    let listener = listen(&cancel, known, folder);
+    let mut progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
+    let mut print = |event: Event| progress.event(&event);
+    let outcome = resume(&plan, &past, reach, &mut journal, &mut print, &cancel).await;
+    listener.abort();
+    drop(progress);
+    finish(outcome, &run, known, folder)
+}
+
+/// Ctrl-C, SIGTERM and a closed terminal: once, the node under way is finished; twice, we end at once.
+fn listen(cancel: &CancellationToken, known: &Known, folder: &Utf8Path) -> tokio::task::JoinHandle<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let cancel = cancel.clone();
+    let how_to_go_on = format!(
+        "stopped at once; the run can go on: `dmup resume {} --run {}`",
+        known.name,
+        id_of(folder)
+    );
+    tokio::spawn(async move {
+        let (Ok(mut int), Ok(mut term), Ok(mut hup)) = (
+            signal(SignalKind::interrupt()),
+            signal(SignalKind::terminate()),
+            signal(SignalKind::hangup()),
+        ) else {
+            return;
+        };
+        let mut times = 0;
+        loop {
+            tokio::select! {
+                _ = int.recv() => {}
+                _ = term.recv() => {}
+                _ = hup.recv() => {}
+            }
+            times += 1;
+            let text = if times == 1 {
+                "stopping after this node; once more stops at once".to_owned()
+            } else {
+                how_to_go_on.clone()
+            };
+            drop(std::io::Write::write_all(&mut std::io::stderr().lock(), format!("{text}\n").as_bytes()));
+            if times > 1 {
+                // The journal is on disk before every effect: ending here is like any crash, and resumable.
+                #[expect(clippy::disallowed_methods, clippy::exit, reason = "the operator asked to stop now, in the middle of an await")]
+                std::process::exit(i32::from(Kind::Interrupted.code()));
+            }
+            cancel.cancel();
+        }
+    })
+}
+
+fn finish(
+    outcome: Result<Report, RunError>,
+    run: &RunFolder,
+    known: &Known,
+    folder: &Utf8Path,
+) -> Result<Report, Failure> {
+    match outcome {
+        Ok(report) => {
+            run.write_report(&report).map_err(|error| Failure::failed(chain(&error)))?;
+            known.note_bad_builds(&report)?;
+            Ok(report)
+        }
+        Err(error @ (RunError::Stale { .. } | RunError::Look { .. })) => {
+            // Nothing was done: a folder of it would only be in the way of the next run.
+            drop(fs_err::remove_dir_all(folder));
+            Err(not_begun(&error))
+        }
+        Err(error) => Err(not_begun(&error)),
+    }
+}
+
+fn not_begun(error: &RunError) -> Failure {
+    let kind = if error.exit_code() == 3 { Kind::Refused } else { Kind::Failed };
+    Failure::new(kind, chain(error))
+}
+
+/// Prints the report and turns it into the end of the command.
+pub(crate) fn end(report: &Report, known: &Known, context: &Context) -> Result<(), Failure> {
+    match context.global.format {
+        Format::Json => {
+            context.printer.data(serde_json::to_string(report).expect("text and numbers"));
+        }
+        Format::Default => {
+            for (id, part) in &report.instances {
+                if part.down_ms > 0 {
+                    context.printer.talk(format_args!(
+                        "  {id}: down {} ms (stop {}, exchange {:.1}, start {}), healthy after {} ms{}",
+                        part.down_ms,
+                        part.stop_ms,
+                        part.exchange_us as f64 / 1000.0,
+                        part.start_ms,
+                        part.healthy_after_ms,
+                        if part.killed { "; systemd had to kill the old process" } else { "" },
+                    ));
+                }
+            }
+            let took = report.ended.duration_since(report.began);
+            let took = std::time::Duration::try_from(took).unwrap_or_default();
+            let sent: u64 = report.sent_bytes.values().sum();
+            context.printer.talk(format_args!("  took {}, sent {sent} bytes", span(took)));
+        }
+    }
+    let changed = of_end(report, InstanceEnd::Changed);
+    let now = state(report);
+    let failure = |kind, error: String| Failure::new(kind, error).now(&now);
+    match (&report.end, report.exit_code()) {
+        (RunEnd::Done, _) => {
+            context.printer.talk(format_args!("Done: {} node(s) changed, all healthy", changed.len()));
+            Ok(())
+        }
+        (RunEnd::Interrupted, _) => Err(failure(Kind::Interrupted, "stopped as asked".to_owned())
+            .hint(format_args!("`dmup resume {}` goes on", known.name))
+            .hint(format_args!("`dmup rollback {}` takes it back", known.name))),
+        (end, code) => {
+            let (error, why) = match end {
+                RunEnd::RolledBackNode { instance, why } => {
+                    (format!("{instance} was not healthy and was put back"), why.clone())
+                }
+                RunEnd::RolledBackAll { instance, why } => {
+                    (format!("{instance} was not healthy; all nodes of this run were put back"), why.clone())
+                }
+                RunEnd::Unknown { why } => ("it is not known how the cluster is".to_owned(), why.clone()),
+                RunEnd::Failed { why } => ("the run failed".to_owned(), why.clone()),
+                RunEnd::Done | RunEnd::Interrupted => (String::new(), String::new()),
+            };
+            let kind = match code {
+                5 => Kind::RolledBack,
+                6 => Kind::Mixed,
+                7 => Kind::Unknown,
+                _ => Kind::Failed,
+            };
+            let mut failure = failure(kind, error).because([why]);
+            if kind == Kind::Mixed {
+                failure = failure
+                    .hint(format_args!("`dmup rollback {}` puts the changed nodes back, too", known.name));
+            }
+            if kind == Kind::Unknown {
+                failure = failure
+                    .hint(format_args!("`dmup display {} --verify` looks at every node", known.name))
+                    .hint(format_args!("`dmup resume {}` looks and goes on", known.name));
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn of_end(report: &Report, end: InstanceEnd) -> Vec<String> {
+    report.instances.iter().filter(|(_, part)| part.end == end).map(|(id, _)| id.to_string()).collect()
+}
+
+fn state(report: &Report) -> String {
+    let parts: Vec<String> = [
+        (InstanceEnd::Changed, "on the new build"),
+        (InstanceEnd::RolledBack, "back on the old build"),
+        (InstanceEnd::Left, "left as they are, not healthy"),
+        (InstanceEnd::Unknown, "not known"),
+        (InstanceEnd::Untouched, "untouched"),
+    ]
+    .into_iter()
+    .filter_map(|(end, words)| {
+        let ids = of_end(report, end);
+        (!ids.is_empty()).then(|| format!("{words}: {}", ids.join(", ")))
+    })
+    .collect();
+    parts.join("\n")
+}
+
+/// All obstacles at once.
+pub(crate) fn blocked(what: &str, known: &Known, blockers: &[Blocker]) -> Failure {
+    let mut failure = Failure::refused(format_args!(
+        "cannot {what} {} now: {} thing(s) in the way",
+        known.name,
+        blockers.len()
+    ));
+    for blocker in blockers {
+        let flag = blocker
+            .overridden_by()
+            .map(|flag| format!(" ({flag} goes on all the same)"))
+            .unwrap_or_default();
+        failure = failure.because([format!("{blocker}{flag}")]);
+        if let Some(hint) = blocker.hint()
+            && !failure.hints.iter().any(|known| known == hint)
+        {
+            failure = failure.hint(hint);
+        }
+    }
+    failure
+}
+
+/// The last part of a run's folder.
+pub(crate) fn id_of(folder: &Utf8Path) -> &str {
+    folder.file_name().unwrap_or("?")
+}

@@ -1,0 +1,101 @@
+//! `runs`: what was run on a cluster, how it ended, and whether it can go on.
+
+use dmup_core::display::table_text;
+use dmup_core::journal::RunState;
+use dmup_core::plan::Kind;
+use dmup_core::report::RunEnd;
+use dmup_exec::RunFolder;
+
+use crate::args::{Format, RunsArgs};
+use crate::context::{Context, PastRun};
+use crate::failure::{Failure, chain};
+
+pub(crate) fn run(args: &RunsArgs, context: &Context) -> Result<(), Failure> {
+    let known = context.cluster(&args.cluster)?;
+    match &args.run {
+        Some(id) => show(&known.run_folder(id)?, context),
+        None => {
+            list(&known.runs()?, context);
+            Ok(())
+        }
+    }
+}
+
+fn list(runs: &[PastRun], context: &Context) {
+    let rows: Vec<Vec<String>> = runs
+        .iter()
+        .map(|run| {
+            let (kind, nodes) = match &run.content {
+                Ok((plan, _)) => (kind_word(plan.kind), plan.turns.len().to_string()),
+                Err(_) => ("?", "?".to_owned()),
+            };
+            vec![run.id.clone(), kind.to_owned(), nodes, state_words(run)]
+        })
+        .collect();
+    match context.global.format {
+        Format::Default => {
+            context.printer.data(table_text(&["Run", "Kind", "Nodes", "State"], &rows).trim_end_matches('\n'));
+        }
+        Format::Json => {
+            let runs: Vec<serde_json::Value> = rows
+                .iter()
+                .zip(runs)
+                .map(|(row, run)| {
+                    serde_json::json!({
+                        "id": row[0], "kind": row[1], "nodes": row[2], "state": row[3],
+                        "can_go_on": run.can_go_on(),
+                    })
+                })
+                .collect();
+            context.printer.data(serde_json::json!({ "format": 1, "runs": runs }));
+        }
+    }
+}
+
+fn show(folder: &camino::Utf8Path, context: &Context) -> Result<(), Failure> {
+    let run = RunFolder::at(folder);
+    let plan = run.plan().map_err(|error| Failure::failed(chain(&error)))?;
+    let (_, lines) = run.journal().map_err(|error| Failure::failed(chain(&error)))?;
+    match context.global.format {
+        Format::Default => {
+            context.printer.data(dmup_core::plan::render(&plan));
+            context.printer.data("Journal:");
+            for line in &lines {
+                context.printer.data(serde_json::to_string(line).expect("text and numbers"));
+            }
+        }
+        Format::Json => context.printer.data(serde_json::json!({
+            "format": 1, "plan": plan, "journal": lines, "report": run.report(),
+        })),
+    }
+    Ok(())
+}
+
+fn kind_word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Hotfix => "hotfix",
+        Kind::Rollback => "rollback",
+    }
+}
+
+fn state_words(run: &PastRun) -> String {
+    if let Some(why) = &run.closed {
+        return format!("closed: {}", why.trim());
+    }
+    match &run.content {
+        Err(why) => format!("unreadable: {why}"),
+        Ok((_, folded)) => match &folded.state {
+            RunState::Ready | RunState::InDoubt { .. } | RunState::Stopped { .. } => {
+                "interrupted; can go on".to_owned()
+            }
+            RunState::Ended { end } => match end {
+                RunEnd::Done => "done".to_owned(),
+                RunEnd::Failed { why } => format!("failed: {why}"),
+                RunEnd::RolledBackNode { instance, .. } => format!("{instance} put back"),
+                RunEnd::RolledBackAll { .. } => "all put back".to_owned(),
+                RunEnd::Interrupted => "stopped as asked; can go on".to_owned(),
+                RunEnd::Unknown { .. } => "unknown; can go on".to_owned(),
+            },
+        },
+    }
+}

@@ -1,0 +1,523 @@
+//! What every command starts from: surroundings, state, and the ways to hosts and DM.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::digest::Digest;
+use dmup_core::ids::{ClusterName, InstanceId, UserName};
+use dmup_core::instance::Instance;
+use dmup_core::inventory::Inventory;
+use dmup_core::journal::{Folded, RunState, TurnEnd, fold};
+use dmup_core::plan::{Kind as RunKind, ParcelSpec, Plan};
+use dmup_core::report::{Report, RunEnd};
+use dmup_core::selection::BadSelection;
+use dmup_core::topology::Meta;
+use dmup_exec::RunFolder;
+use dmup_exec::ports::{Clock, Records};
+use dmup_mirror::package::Package;
+use dmup_remote::dm_api::{DmClient, Timeouts};
+use dmup_remote::ssh::{HostKeys, NewHostKey, Reach, ReachLimits, UnknownHostKeys};
+use dmup_remote::{AuthMethod, Fleet, FleetSettings, HostAddress, Login};
+use dmup_state::{Cluster, ClusterLock, Profile, StateError};
+use serde::{Deserialize, Serialize};
+
+use crate::args::{Command, Global, SshKind};
+use crate::ask;
+use crate::failure::{Failure, Kind, chain};
+use crate::printer::Printer;
+use crate::surroundings::Surroundings;
+
+/// Of every command.
+pub(crate) struct Context {
+    pub(crate) surroundings: Surroundings,
+    pub(crate) global: Global,
+    pub(crate) printer: Printer,
+    pub(crate) profile: Profile,
+    pub(crate) clock: SystemClock,
+}
+
+impl Context {
+    pub(crate) fn new(surroundings: Surroundings, global: Global, printer: Printer) -> Self {
+        let profile = Profile::at(surroundings.profile.clone());
+        Self { surroundings, global, printer, profile, clock: SystemClock(Instant::now()) }
+    }
+
+    pub(crate) fn concurrency(&self) -> usize {
+        usize::from(self.global.concurrency)
+    }
+
+    /// A cluster by the name that the operator typed.
+    pub(crate) fn cluster(&self, name: &str) -> Result<Known, Failure> {
+        let name = checked_name(name)?;
+        let (cluster, meta) = self.profile.open(&name).map_err(|error| {
+            let failure = state_failure(error);
+            failure.hint("`dmup list` shows all clusters")
+        })?;
+        Ok(Known { name, cluster, meta })
+    }
+
+    /// A folder for unpacked packages that goes away by itself.
+    pub(crate) fn scratch(&self) -> Result<Scratch, Failure> {
+        Scratch::new(&self.profile.root().join("dmup-scratch"))
+    }
+
+    /// How hosts are reached with this login; keys that are met for the first time go to `cluster_keys`.
+    pub(crate) fn fleet(
+        &self,
+        login: Login,
+        ssh: Reach,
+        cluster_keys: &Utf8Path,
+        hosts: Vec<HostAddress>,
+    ) -> Fleet {
+        let unknown = if self.global.accept_new_host_keys {
+            UnknownHostKeys::Accept
+        } else if self.surroundings.stdin_is_terminal && !self.global.yes {
+            UnknownHostKeys::Ask(Arc::new(|key: &NewHostKey| {
+                ask::confirm(&format!(
+                    "The host {} is met for the first time; its key is {} {}.",
+                    key.address(),
+                    key.algorithm,
+                    key.fingerprint
+                ))
+                .is_ok()
+            }))
+        } else {
+            UnknownHostKeys::Refuse
+        };
+        let settings = FleetSettings {
+            reach: ssh,
+            login,
+            host_keys: HostKeys::new(Some(&self.surroundings.home), cluster_keys, unknown),
+            limits: ReachLimits {
+                connect: Duration::from_secs(self.global.ssh_timeout),
+                ..ReachLimits::default()
+            },
+            concurrency: self.concurrency(),
+            agent: self.surroundings.executable.clone(),
+        };
+        Fleet::new(settings, hosts)
+    }
+
+    /// The way to hosts that flags or the topology ask for.
+    pub(crate) fn reach(&self, ssh_type: &str) -> Reach {
+        let kind = self.global.ssh.unwrap_or(match ssh_type {
+            "system" => SshKind::System,
+            "none" => SshKind::None,
+            _ => SshKind::Builtin,
+        });
+        match kind {
+            SshKind::Builtin => Reach::Russh,
+            SshKind::System => Reach::SystemSsh { program: Utf8PathBuf::from("ssh") },
+            SshKind::None => Reach::Local {
+                arguments: self
+                    .surroundings
+                    .supervised
+                    .iter()
+                    .flat_map(|folder| ["--supervised".to_owned(), folder.to_string()])
+                    .collect(),
+            },
+        }
+    }
+
+    /// Records the command as TiUP does, when it has ended.
+    pub(crate) fn record(
+        &self,
+        command: &Command,
+        words: &[std::ffi::OsString],
+        outcome: &Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        match command {
+            Command::Agent(_) | Command::Completion { .. } | Command::Package(_) => return Ok(()),
+            Command::Deploy(_)
+            | Command::Start(_)
+            | Command::Stop(_)
+            | Command::Restart(_)
+            | Command::Enable(_)
+            | Command::Disable(_)
+            | Command::List
+            | Command::Destroy(_)
+            | Command::Audit(_)
+            | Command::Display(_)
+            | Command::Patch(_)
+            | Command::Resume(_)
+            | Command::Rollback(_)
+            | Command::Runs(_) => {}
+        }
+        let words: Vec<String> =
+            words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let text = match outcome {
+            Ok(()) => "ended with 0\n".to_owned(),
+            Err(failure) => format!("{failure}\nended with {}\n", failure.kind.code()),
+        };
+        self.profile
+            .audit()
+            .record(self.clock.now(), &words, &text)
+            .map(drop)
+            .map_err(|error| Failure::failed(chain(&error)))
+    }
+}
+
+/// A cluster that exists.
+pub(crate) struct Known {
+    pub(crate) name: ClusterName,
+    pub(crate) cluster: Cluster,
+    pub(crate) meta: Meta,
+}
+
+/// Our record of builds that were put back, by hash: why.
+const BAD_BUILDS: &str = "bad_builds";
+
+#[derive(Default, Deserialize, Serialize)]
+#[serde(default)]
+struct BadBuilds {
+    builds: BTreeMap<Digest, String>,
+}
+
+impl Known {
+    /// All hosts of these instances, by the cluster's own user and key.
+    pub(crate) fn fleet(&self, context: &Context, instances: &[Instance]) -> Result<Fleet, Failure> {
+        let login = Login {
+            user: self.meta.user.clone(),
+            auth: vec![AuthMethod::key_file(self.cluster.private_key_path())],
+        };
+        let reach = context.reach(self.meta.topology.global.ssh_type.as_str());
+        let hosts = HostAddress::of_instances(instances);
+        Ok(context.fleet(login, reach, &self.host_keys(), hosts))
+    }
+
+    /// Host keys that were accepted for this cluster.
+    pub(crate) fn host_keys(&self) -> Utf8PathBuf {
+        self.cluster.own_dir().join("known_hosts")
+    }
+
+    /// A client of this cluster's DM.
+    pub(crate) fn dm(&self, instances: &[Instance]) -> Result<DmClient, Failure> {
+        DmClient::new(instances, Timeouts::default()).map_err(|error| Failure::failed(chain(&error)))
+    }
+
+    /// One operator at a time.
+    pub(crate) fn lock(&self, what: &str) -> Result<ClusterLock, Failure> {
+        let holder =
+            format!("`{what}` since {}, process {}", jiff::Zoned::now(), std::process::id());
+        self.cluster.lock(&holder).map_err(state_failure)
+    }
+
+    pub(crate) fn refuse_unfinished_scale_out(&self, offline: bool) -> Result<(), Failure> {
+        if offline {
+            return Ok(());
+        }
+        self.cluster.refuse_pending_scale_out().map_err(state_failure)
+    }
+
+    /// Marks instances that run the build of a package already.
+    pub(crate) fn mark_all(
+        &self,
+        selected: &[Instance],
+        request: &dmup_core::plan::HotfixRequest,
+    ) -> Result<(), Failure> {
+        let records = self.records();
+        for instance in selected.iter().filter(|it| !it.patched) {
+            if let Some(target) = request.targets.get(&instance.role) {
+                records.mark(&instance.id, &target.digest, true).map_err(Failure::failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn records(&self) -> MetaRecords {
+        MetaRecords { cluster: self.cluster.clone() }
+    }
+
+    /// Builds that were put back before, and why.
+    pub(crate) fn bad_builds(&self) -> Result<BTreeMap<Digest, String>, Failure> {
+        let record: Option<BadBuilds> = self.cluster.read_record(BAD_BUILDS).map_err(state_failure)?;
+        Ok(record.unwrap_or_default().builds)
+    }
+
+    /// Remembers the build of a node that had to be put back.
+    pub(crate) fn note_bad_builds(&self, report: &Report) -> Result<(), Failure> {
+        let (RunEnd::RolledBackNode { instance, why } | RunEnd::RolledBackAll { instance, why }) =
+            &report.end
+        else {
+            return Ok(());
+        };
+        let Some((_, part)) = report.instances.iter().find(|(id, _)| id == instance) else {
+            return Ok(());
+        };
+        let mut builds = self.bad_builds()?;
+        builds.insert(part.to.clone(), format!("{instance}, {}: {why}", report.ended));
+        self.cluster.write_record(BAD_BUILDS, &BadBuilds { builds }).map_err(state_failure)
+    }
+
+    /// Keeps the parcel where a later `resume` finds it; the last three are kept.
+    pub(crate) fn keep_parcel(&self, package: &Package) -> Result<ParcelSpec, Failure> {
+        let folder = self.cluster.own_dir().join("parcels");
+        let path = folder.join(package.parcel.digest.as_str());
+        let keep = || -> std::io::Result<()> {
+            fs_err::create_dir_all(&folder)?;
+            if !path.exists() {
+                let part = folder.join(format!(".{}.part", std::process::id()));
+                fs_err::copy(&package.parcel.path, &part)?;
+                fs_err::File::open(&part)?.sync_all()?;
+                fs_err::rename(&part, &path)?;
+            }
+            let mut kept: Vec<_> = fs_err::read_dir(&folder)?
+                .filter_map(|entry| {
+                    let entry = entry.ok()?;
+                    Some((entry.metadata().ok()?.modified().ok()?, entry.path()))
+                })
+                .filter(|(_, other)| other != path.as_std_path())
+                .collect();
+            kept.sort();
+            let surplus = kept.len().saturating_sub(2);
+            for (_, old) in kept.into_iter().take(surplus) {
+                fs_err::remove_file(old)?;
+            }
+            Ok(())
+        };
+        keep().map_err(|error| Failure::refused(format_args!("keep the package for a resume: {error}")))?;
+        Ok(ParcelSpec {
+            path,
+            digest: package.parcel.digest.clone(),
+            compressed_bytes: package.parcel.compressed_bytes,
+            unpacked_bytes: package.parcel.unpacked_bytes,
+        })
+    }
+
+    /// `--overwrite`: instances that are added later get this package.
+    pub(crate) fn keep_for_scale_out(&self, package: &Package) -> Result<(), Failure> {
+        for role in package.components.keys() {
+            self.cluster
+                .keep_package(role.as_str(), &package.path, package.digest.as_str())
+                .map_err(state_failure)?;
+        }
+        Ok(())
+    }
+
+    /// Where a new run is written down. Its name begins with the time, so that names sort by age.
+    pub(crate) fn new_run_folder(&self, context: &Context) -> Result<Utf8PathBuf, Failure> {
+        let runs = self.cluster.runs_dir();
+        fs_err::create_dir_all(&runs)
+            .map_err(|error| Failure::refused(format_args!("make a folder for the run: {error}")))?;
+        Ok(runs.join(context.clock.now().strftime("%Y%m%dT%H%M%S%3fZ").to_string()))
+    }
+
+    /// The folder of a run by its id.
+    pub(crate) fn run_folder(&self, id: &str) -> Result<Utf8PathBuf, Failure> {
+        let ids = self.cluster.runs().map_err(state_failure)?;
+        if ids.iter().any(|known| known == id) {
+            return Ok(self.cluster.runs_dir().join(id));
+        }
+        Err(Failure::refused(format_args!("{} has no run {id}", self.name))
+            .hint(format_args!("`dmup runs {}` lists all runs", self.name)))
+    }
+
+    /// All runs, oldest first, with what their journals add up to.
+    pub(crate) fn runs(&self) -> Result<Vec<PastRun>, Failure> {
+        let ids = self.cluster.runs().map_err(state_failure)?;
+        Ok(ids
+            .into_iter()
+            .map(|id| {
+                let path = self.cluster.runs_dir().join(&id);
+                let read = || -> Result<(Plan, Folded), String> {
+                    let folder = RunFolder::at(&path);
+                    let plan = folder.plan().map_err(|error| chain(&error))?;
+                    let (_, lines) = folder.journal().map_err(|error| chain(&error))?;
+                    let folded = fold(lines.iter().map(|line| &line.entry))
+                        .map_err(|error| chain(&error))?;
+                    Ok((plan, folded))
+                };
+                let closed = fs_err::read_to_string(path.join("closed")).ok();
+                PastRun { content: read(), id, path: path.clone(), closed }
+            })
+            .collect())
+    }
+
+    /// Runs that can go on, oldest first.
+    pub(crate) fn unfinished_runs(&self) -> Result<Vec<Utf8PathBuf>, Failure> {
+        Ok(self.runs()?.into_iter().filter(PastRun::can_go_on).map(|run| run.path).collect())
+    }
+
+    /// A new hotfix must not begin on top of half of another.
+    pub(crate) fn refuse_unfinished_runs(&self) -> Result<(), Failure> {
+        let Some(run) = self.runs()?.into_iter().find(|run| run.can_go_on() && run.touched_a_node())
+        else {
+            return Ok(());
+        };
+        Err(Failure::refused(format_args!("run {} of {} has not ended", run.id, self.name))
+            .hint(format_args!("`dmup resume {}` goes on with it", self.name))
+            .hint(format_args!("`dmup rollback {}` takes it back", self.name)))
+    }
+
+    /// After a rollback nothing is left to go on with.
+    pub(crate) fn close_unfinished_runs(&self, why: &str) -> Result<(), Failure> {
+        for folder in self.unfinished_runs()? {
+            fs_err::write(folder.join("closed"), why)
+                .map_err(|error| Failure::failed(format_args!("close a run: {error}")))?;
+        }
+        Ok(())
+    }
+
+    /// The build that an instance ran before its last hotfix, and whether that was a hotfix too.
+    ///
+    /// By the runs' journals, and only if what lies on the host is what they say: a tree that
+    /// somebody else exchanged since is not ours to put back.
+    pub(crate) fn build_before(
+        &self,
+        instance: &InstanceId,
+        inventory: &Inventory,
+    ) -> Result<Option<(Digest, bool)>, Failure> {
+        let runs = self.runs()?;
+        let on_disk = inventory.processes.get(instance).and_then(|it| it.on_disk.clone());
+        let mut before = None;
+        for run in runs.iter().rev() {
+            let Ok((plan, folded)) = &run.content else { continue };
+            let Some(turn) = plan.turns.iter().find(|turn| turn.instance == *instance) else { continue };
+            let has_it = folded.ended.get(instance) == Some(&TurnEnd::Changed)
+                || folded.ended.get(instance) == Some(&TurnEnd::Left)
+                || folded.open.as_ref().is_some_and(|open| open.instance == *instance);
+            if !has_it {
+                continue;
+            }
+            if before.is_none() {
+                // The newest word counts: after a rollback there is no further way back.
+                if plan.kind == RunKind::Rollback || on_disk.as_ref() != Some(&turn.to) {
+                    return Ok(None);
+                }
+                before = Some((turn.from.clone(), false));
+            } else if let Some((build, patched)) = &mut before
+                && turn.to == *build
+            {
+                *patched = plan.kind == RunKind::Hotfix;
+                break;
+            }
+        }
+        Ok(before)
+    }
+}
+
+/// A run of the past.
+pub(crate) struct PastRun {
+    pub(crate) id: String,
+    pub(crate) path: Utf8PathBuf,
+    pub(crate) closed: Option<String>,
+    pub(crate) content: Result<(Plan, Folded), String>,
+}
+
+impl PastRun {
+    pub(crate) fn can_go_on(&self) -> bool {
+        match &self.content {
+            Ok((_, folded)) if self.closed.is_none() => match &folded.state {
+                RunState::Ended { end } => *end == RunEnd::Interrupted,
+                RunState::Ready | RunState::InDoubt { .. } | RunState::Stopped { .. } => true,
+            },
+            Ok(_) | Err(_) => false,
+        }
+    }
+
+    /// Whether a node's turn has begun: before that, a run only sent files and is in nobody's way.
+    pub(crate) fn touched_a_node(&self) -> bool {
+        self.content
+            .as_ref()
+            .is_ok_and(|(_, folded)| folded.open.is_some() || !folded.ended.is_empty())
+    }
+}
+
+/// Writes `patched` into `meta.yaml`.
+pub(crate) struct MetaRecords {
+    cluster: Cluster,
+}
+
+impl Records for MetaRecords {
+    fn mark(&self, instance: &InstanceId, _build: &Digest, patched: bool) -> Result<(), String> {
+        let mut meta = self.cluster.meta().map_err(|error| chain(&error))?;
+        let before = meta.render();
+        meta.topology.mark_patched(&[instance.as_str()], patched);
+        if meta.render() == before {
+            return Ok(());
+        }
+        self.cluster.save_meta(&meta, &jiff::Zoned::now()).map_err(|error| chain(&error))
+    }
+}
+
+/// The machine's clocks.
+pub(crate) struct SystemClock(Instant);
+
+#[async_trait]
+impl Clock for SystemClock {
+    fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::now()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    async fn sleep(&self, span: Duration) {
+        tokio::time::sleep(span).await;
+    }
+}
+
+/// A folder that goes away with its owner.
+pub(crate) struct Scratch(Utf8PathBuf);
+
+impl Scratch {
+    fn new(parent: &Utf8Path) -> Result<Self, Failure> {
+        let path = parent.join(std::process::id().to_string());
+        fs_err::create_dir_all(&path)
+            .map_err(|error| Failure::refused(format_args!("make a scratch folder: {error}")))?;
+        Ok(Self(path))
+    }
+
+    pub(crate) fn path(&self) -> &Utf8Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        drop(fs_err::remove_dir_all(&self.0));
+        // Only if nobody else works there.
+        if let Some(parent) = self.0.parent() {
+            drop(fs_err::remove_dir(parent));
+        }
+    }
+}
+
+pub(crate) fn checked_name(name: &str) -> Result<ClusterName, Failure> {
+    ClusterName::new(name).map_err(|bad| Failure::new(Kind::Usage, bad))
+}
+
+pub(crate) fn checked_user(name: &str) -> Result<UserName, Failure> {
+    UserName::new(name).map_err(|bad| Failure::new(Kind::Usage, bad))
+}
+
+/// State that cannot be read or is in the way: nothing was touched.
+pub(crate) fn state_failure(error: StateError) -> Failure {
+    let failure = Failure::refused(chain(&error));
+    match error {
+        StateError::BadMeta { path, text, error } => {
+            crate::pointing::at(&failure.error, path.as_str(), &text, &error)
+        }
+        StateError::ClusterExists { .. } => failure.hint("choose another name, or destroy that cluster first"),
+        StateError::Locked { .. } => failure.hint("wait for its end; the lock goes away with its process"),
+        StateError::ScaleOutPending { .. } => {
+            failure.hint("finish it with `tiup dm scale-out`, or use `patch --offline` on a stopped cluster")
+        }
+        StateError::NoCluster { .. } | StateError::BadFile { .. } | StateError::System { .. } => failure,
+    }
+}
+
+pub(crate) fn bad_selection(bad: &BadSelection) -> Failure {
+    let failure = Failure::refused(bad);
+    match bad {
+        BadSelection::UnknownNodes { known, .. } => {
+            let known: Vec<&str> = known.iter().map(InstanceId::as_str).collect();
+            failure.hint(format_args!("known nodes: {}", known.join(", ")))
+        }
+        BadSelection::UnknownRoles { .. } | BadSelection::Empty { .. } => failure,
+    }
+}

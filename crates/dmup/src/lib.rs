@@ -1,0 +1,87 @@
+//! The command line of dmup: arguments in, exit code out.
+//!
+//! A command is `Args` + one `run`; it loads (topology, state), has others look
+//! and plan, shows, asks, has others execute, and prints. Exit codes are those
+//! of [`failure::Kind`], 0 for a good end.
+
+pub mod args;
+mod ask;
+mod commands;
+mod context;
+pub mod failure;
+mod pointing;
+mod printer;
+mod progress;
+pub mod surroundings;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::context::Context;
+use crate::failure::{Failure, Kind};
+use crate::printer::Printer;
+use crate::surroundings::Surroundings;
+
+/// Runs one command line to its end.
+pub fn run(words: Vec<OsString>, surroundings: Surroundings) -> ExitCode {
+    // The agent speaks frames on its standard output: clap must not get a chance to print there.
+    if words.get(1).is_some_and(|word| word == "agent") {
+        return dmup_agent::main_of_agent(words.into_iter().skip(2));
+    }
+    let cli = match Cli::try_parse_from(&words) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked_for = !error.use_stderr();
+            drop(error.print());
+            return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(Kind::Usage.code()) };
+        }
+    };
+    let printer = Printer { format: cli.global.format };
+    let context = Context::new(surroundings, cli.global.clone(), printer);
+    let outcome = dispatch(&cli.command, &context);
+    let outcome = context.record(&cli.command, &words, &outcome).and(outcome);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            printer.failure(&failure);
+            ExitCode::from(&failure)
+        }
+    }
+}
+
+fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
+    match command {
+        Command::List => commands::list::run(context),
+        Command::Audit(args) => commands::audit::run(args, context),
+        Command::Completion { shell } => commands::completion::run(*shell),
+        Command::Package(args) => commands::package::run(args, context),
+        Command::Runs(args) => commands::runs::run(args, context),
+        Command::Deploy(args) => in_runtime(commands::deploy::run(args, context)),
+        Command::Start(args) => in_runtime(commands::units::start(args, context)),
+        Command::Stop(args) => in_runtime(commands::units::stop(args, context)),
+        Command::Restart(args) => in_runtime(commands::units::restart(args, context)),
+        Command::Enable(args) => in_runtime(commands::units::enable(args, context)),
+        Command::Disable(args) => in_runtime(commands::units::disable(args, context)),
+        Command::Destroy(args) => in_runtime(commands::destroy::run(args, context)),
+        Command::Display(args) => in_runtime(commands::display::run(args, context)),
+        Command::Patch(args) => in_runtime(commands::patch::run(args, context)),
+        Command::Resume(args) => in_runtime(commands::resume::run(args, context)),
+        Command::Rollback(args) => in_runtime(commands::rollback::run(args, context)),
+        Command::Agent(_) => {
+            Err(Failure::new(Kind::Usage, "`agent` takes no flags of other commands"))
+        }
+    }
+}
+
+/// Async begins here and ends here.
+fn in_runtime(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format_args!("start the runtime: {error}")))?
+        .block_on(work)
+}

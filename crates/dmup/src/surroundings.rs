@@ -1,0 +1,60 @@
+//! What the process finds around itself, read once: environment, terminal, user.
+//!
+//! Nothing else in dmup reads the environment.
+
+use std::io::IsTerminal;
+
+use camino::Utf8PathBuf;
+
+/// The environment as dmup uses it.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// `TIUP_HOME`, else `~/.tiup`.
+    pub tiup_home: Utf8PathBuf,
+    /// `TIUP_COMPONENT_DATA_DIR`, else `<TIUP_HOME>/storage/dm`.
+    pub profile: Utf8PathBuf,
+    /// `HOME`.
+    pub home: Utf8PathBuf,
+    /// `USER` or `LOGNAME`; `root` when neither is set, as in a bare container.
+    pub user: String,
+    /// `SSH_AUTH_SOCK`.
+    pub ssh_agent: Option<Utf8PathBuf>,
+    /// Standard output is a terminal and `NO_COLOR` is not set.
+    pub colour: bool,
+    /// Standard error is a terminal.
+    pub stderr_is_terminal: bool,
+    /// Standard input is a terminal.
+    pub stdin_is_terminal: bool,
+    /// `DMUP_SUPERVISED`: with `--ssh none`, services are plain processes kept in this folder (playgrounds without systemd).
+    pub supervised: Option<Utf8PathBuf>,
+    /// Our own executable: sent to hosts as their agent.
+    pub executable: Utf8PathBuf,
+}
+
+impl Surroundings {
+    /// Reads the process's own environment.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+    pub fn from_process() -> Self {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let home = Utf8PathBuf::from(variable("HOME").unwrap_or_else(|| "/root".to_owned()));
+        let tiup_home = variable("TIUP_HOME").map_or_else(|| home.join(".tiup"), Utf8PathBuf::from);
+        let profile = variable("TIUP_COMPONENT_DATA_DIR")
+            .map_or_else(|| tiup_home.join("storage/dm"), Utf8PathBuf::from);
+        let executable = std::env::current_exe()
+            .ok()
+            .and_then(|path| Utf8PathBuf::from_path_buf(path).ok())
+            .unwrap_or_else(|| Utf8PathBuf::from("/proc/self/exe"));
+        Self {
+            tiup_home,
+            profile,
+            home,
+            user: variable("USER").or_else(|| variable("LOGNAME")).unwrap_or_else(|| "root".to_owned()),
+            ssh_agent: variable("SSH_AUTH_SOCK").map(Utf8PathBuf::from),
+            colour: std::io::stdout().is_terminal() && variable("NO_COLOR").is_none(),
+            stderr_is_terminal: std::io::stderr().is_terminal(),
+            stdin_is_terminal: std::io::stdin().is_terminal(),
+            supervised: variable("DMUP_SUPERVISED").map(Utf8PathBuf::from),
+            executable,
+        }
+    }
+}

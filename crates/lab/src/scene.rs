@@ -1,0 +1,313 @@
+//! A DM cluster on real hosts, deployed by `dmup` itself, with rows flowing through it.
+//!
+//! The beginning of most host tests and of the demo. What it says about instances
+//! (which build runs, how many rows arrived) is read from outside, never from `dmup`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use camino::Utf8PathBuf;
+use lookalike::stamp::Stamp;
+
+use crate::dm::DmCluster;
+use crate::hosts::HostSet;
+use crate::operator::{Operator, Said};
+use crate::packages::{Component, Layout, Packer};
+use crate::witness::Witness;
+use crate::writer::RowWriter;
+use crate::{Host, surroundings};
+
+/// Name of the cluster in every scene.
+pub const CLUSTER: &str = "prod";
+/// Name of its task.
+pub const TASK: &str = "rows";
+/// Its sources.
+pub const SOURCES: [&str; 2] = ["mysql-01", "mysql-02"];
+
+/// How a cluster is spread over hosts.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// Version that is deployed.
+    pub version: String,
+    /// Hosts h1 … with one master each.
+    pub masters: u8,
+    /// Hosts h1 … with one worker each.
+    pub workers: u8,
+    /// The host with Prometheus, Grafana and Alertmanager; none: no monitoring.
+    pub monitoring: Option<u8>,
+}
+
+impl Shape {
+    /// Three masters and three workers on three hosts.
+    pub fn three() -> Self {
+        Self { version: "v8.1.0".to_owned(), masters: 3, workers: 3, monitoring: None }
+    }
+
+    /// As [`Shape::three`], with monitoring on a fourth host.
+    pub fn with_monitoring() -> Self {
+        Self { monitoring: Some(4), ..Self::three() }
+    }
+
+    /// The manual's own: everything once, on one host, DM v5.3.0.
+    pub fn manual() -> Self {
+        Self { version: "v5.3.0".to_owned(), masters: 1, workers: 1, monitoring: Some(1) }
+    }
+
+    /// How many hosts it needs.
+    pub fn hosts(&self) -> u8 {
+        self.masters.max(self.workers).max(self.monitoring.unwrap_or(0))
+    }
+
+    fn components(&self) -> Vec<Component> {
+        let mut all = vec![Component::DmMaster, Component::DmWorker];
+        if self.monitoring.is_some() {
+            all.extend([Component::Prometheus, Component::Grafana, Component::Alertmanager]);
+        }
+        all
+    }
+}
+
+/// Something of the scene that could not be set up.
+#[derive(Debug)]
+pub struct SceneError(pub String);
+
+impl fmt::Display for SceneError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for SceneError {}
+
+fn broken(attempted: &str) -> impl FnOnce(&dyn fmt::Display) -> SceneError + '_ {
+    move |error| SceneError(format!("{attempted}: {error}"))
+}
+
+/// Rows going in and coming out.
+pub struct Flow {
+    /// Writes.
+    pub writer: RowWriter,
+    /// Counts.
+    pub witness: Witness,
+}
+
+/// A cluster and what is around it.
+pub struct Scene {
+    /// Rows, once [`Scene::replicate`] was called. First, so that it ends first.
+    pub flow: Option<Flow>,
+    /// The machines.
+    pub hosts: HostSet,
+    /// Somebody with `dmup`.
+    pub operator: Operator,
+    /// Makes packages into the operator's folder.
+    pub packer: Packer,
+    /// How the cluster is spread.
+    pub shape: Shape,
+    /// DM, from outside.
+    pub dm: DmCluster,
+    _folder: tempfile::TempDir,
+}
+
+impl Scene {
+    /// Boots hosts (taking down what an earlier run left), packs the official packages, writes the topology. Nothing is deployed.
+    ///
+    /// # Errors
+    ///
+    /// What could not be set up.
+    pub fn set(name: &str, block: u8, shape: Shape) -> Result<Self, SceneError> {
+        let hosts = HostSet::fresh(name, block, shape.hosts())
+            .map_err(|error| broken("boot hosts")(&error))?;
+        Self::on(hosts, shape)
+    }
+
+    /// The same on hosts that run already.
+    ///
+    /// # Errors
+    ///
+    /// What could not be set up.
+    pub fn on(hosts: HostSet, shape: Shape) -> Result<Self, SceneError> {
+        let dmup = program(surroundings::dmup_binary(), "LAB_DMUP")?;
+        let lookalike = program(surroundings::lookalike_binary(), "LAB_LOOKALIKE")?;
+        let folder = tempfile::tempdir().map_err(|error| broken("make a folder")(&error))?;
+        let path = Utf8PathBuf::from_path_buf(folder.path().to_owned())
+            .map_err(|path| SceneError(format!("{} is no UTF-8", path.display())))?;
+        let operator =
+            Operator::new(dmup, &path).map_err(|error| broken("sit down")(&error))?;
+        let packer = Packer::new(&lookalike, &path.join("packages"))
+            .map_err(|error| broken("make packages")(&error))?;
+        let official = Packer::new(&lookalike, &operator.packages())
+            .map_err(|error| broken("make packages")(&error))?;
+        let stamp = Stamp::new(&shape.version, &"1".repeat(40));
+        for component in shape.components() {
+            official
+                .package(component, &stamp)
+                .map_err(|error| broken("make an official package")(&error))?;
+        }
+        let masters = hosts.hosts()[..usize::from(shape.masters)]
+            .iter()
+            .map(|host| format!("{}:8261", host.address))
+            .collect::<Vec<_>>();
+        let scene = Self {
+            flow: None,
+            dm: DmCluster::new(masters),
+            hosts,
+            operator,
+            packer,
+            shape,
+            _folder: folder,
+        };
+        fs_err::write(scene.topology(), scene.topology_text())
+            .map_err(|error| broken("write the topology")(&error))?;
+        Ok(scene)
+    }
+
+    /// Deploys and starts.
+    ///
+    /// # Errors
+    ///
+    /// What `dmup` said.
+    pub fn deploy(&self) -> Result<(), SceneError> {
+        let key = self.hosts.key_path();
+        let topology = self.topology();
+        let deploy = ["deploy", CLUSTER, &self.shape.version, topology.as_str(), "-u", "root", "-i"];
+        let mut words = deploy.to_vec();
+        words.extend([key.as_str(), "--accept-new-host-keys", "--yes"]);
+        good(self.operator.run(&words))?;
+        good(self.operator.run(&["start", CLUSTER]))
+    }
+
+    /// Begins to write rows into both sources (or the first, with one worker) and waits until they arrive.
+    ///
+    /// # Errors
+    ///
+    /// What DM said.
+    pub fn replicate(&mut self, rows_per_s: u32) -> Result<(), SceneError> {
+        let count = if self.shape.workers > 1 { 2 } else { 1 };
+        let sources = &SOURCES[..count];
+        let gateway = self.hosts.gateway();
+        let rates: Vec<(&str, u32)> = sources.iter().map(|source| (*source, rows_per_s)).collect();
+        let writer = RowWriter::start(SocketAddr::new(gateway.into(), 0), &rates)
+            .map_err(|error| broken("write rows")(&error))?;
+        let witness = Witness::start(SocketAddr::new(gateway.into(), 0))
+            .map_err(|error| broken("count rows")(&error))?;
+        let host = gateway.to_string();
+        let dm = &self.dm;
+        let patience = Duration::from_secs(60);
+        dm.wait_until("all workers have joined", patience, |dm| {
+            let workers = dm.workers();
+            if workers.len() == usize::from(self.shape.workers) { Ok(()) } else { Err(format!("{workers:?}")) }
+        })
+        .map_err(|error| broken("join")(&error))?;
+        for source in sources {
+            dm.add_source(source, &host, writer.address().port())
+                .map_err(|error| broken("replicate")(&error))?;
+        }
+        dm.start_task(TASK, sources, &host, witness.address().port())
+            .map_err(|error| broken("replicate")(&error))?;
+        dm.wait_running(TASK, count, patience).map_err(|error| broken("replicate")(&error))?;
+        for source in sources {
+            witness
+                .wait(&writer, source, patience, |it| it.arrived > 0)
+                .map_err(|seen| SceneError(format!("rows of {source} do not arrive: {seen}")))?;
+        }
+        witness.mark();
+        self.flow = Some(Flow { writer, witness });
+        Ok(())
+    }
+
+    /// Deployed, started, replicating.
+    ///
+    /// # Errors
+    ///
+    /// What could not be set up.
+    pub fn running(name: &str, block: u8, shape: Shape, rows_per_s: u32) -> Result<Self, SceneError> {
+        let mut scene = Self::set(name, block, shape)?;
+        scene.deploy()?;
+        scene.replicate(rows_per_s)?;
+        Ok(scene)
+    }
+
+    /// A hotfix for masters and workers, made as in the manual.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written.
+    pub fn hotfix(&self, name: &str, stamp: &Stamp) -> Result<Utf8PathBuf, SceneError> {
+        self.packer
+            .hotfix(name, &[Component::DmMaster, Component::DmWorker], stamp, Layout::TopFolder)
+            .map_err(|error| broken("make a hotfix")(&error))
+    }
+
+    /// A stamp of a hotfix of the deployed version.
+    pub fn fixed(&self) -> Stamp {
+        Stamp::new(&format!("{}-hotfix", self.shape.version), &"2".repeat(40))
+    }
+
+    /// Runs `dmup` on the cluster.
+    pub fn dmup(&self, words: &[&str]) -> Said {
+        self.operator.run(words)
+    }
+
+    /// SHA-256 of the executable that a service's process runs, read on the host; none without a process.
+    pub fn running_hash(&self, host: &Host, unit: &str) -> Option<String> {
+        let pid = host.must_run(&["systemctl", "show", "-p", "MainPID", "--value", unit]).ok()?;
+        let pid = pid.trim().to_owned();
+        if pid == "0" {
+            return None;
+        }
+        let sum = host.must_run(&["sha256sum", &format!("/proc/{pid}/exe")]).ok()?;
+        sum.split_whitespace().next().map(str::to_owned)
+    }
+
+    /// Hash of every DM process: `h1 dm-master-8261.service` → SHA-256 or `down`.
+    pub fn running_hashes(&self) -> Vec<(String, String)> {
+        let mut all = Vec::new();
+        for (unit, count) in
+            [("dm-master-8261.service", self.shape.masters), ("dm-worker-8262.service", self.shape.workers)]
+        {
+            for host in &self.hosts.hosts()[..usize::from(count)] {
+                let hash = self.running_hash(host, unit).unwrap_or_else(|| "down".to_owned());
+                all.push((format!("{} {unit}", host.name), hash));
+            }
+        }
+        all
+    }
+
+    /// Where the topology lies.
+    pub fn topology(&self) -> Utf8PathBuf {
+        self.operator.folder().join("topology.yaml")
+    }
+
+    fn topology_text(&self) -> String {
+        let mut text = "global:\n  user: tidb\n  deploy_dir: /home/tidb/deploy\n".to_owned();
+        if self.shape.version == "v5.3.0" {
+            "global:\n  user: tidb\n  deploy_dir: /home/tidb/dm/deploy\n  data_dir: /home/tidb/dm/data\n"
+                .clone_into(&mut text);
+        }
+        let mut section = |name: &str, hosts: &[Host]| {
+            text.push_str(&format!("{name}:\n"));
+            for host in hosts {
+                text.push_str(&format!("  - host: {}\n", host.address));
+            }
+        };
+        let hosts = self.hosts.hosts();
+        section("master_servers", &hosts[..usize::from(self.shape.masters)]);
+        section("worker_servers", &hosts[..usize::from(self.shape.workers)]);
+        if let Some(number) = self.shape.monitoring {
+            let host = &hosts[usize::from(number) - 1..usize::from(number)];
+            section("monitoring_servers", host);
+            section("grafana_servers", host);
+            section("alertmanager_servers", host);
+        }
+        text
+    }
+}
+
+fn program(path: Option<Utf8PathBuf>, variable: &str) -> Result<Utf8PathBuf, SceneError> {
+    path.ok_or_else(|| SceneError(format!("{variable} does not say where the program is; `cargo xtask` sets it")))
+}
+
+fn good(said: Said) -> Result<(), SceneError> {
+    if said.code == 0 { Ok(()) } else { Err(SceneError(said.to_string())) }
+}
