@@ -1,0 +1,10 @@
+//! `cargo xtask ci-checks`: formatting, lints, documentation; the first that fails ends it.
+
+use crate::cargo;
+use crate::failure::Failure;
+
+pub(crate) fn run() -> Result<(), Failure> {
+    cargo(&["fmt", "--all", "--check"], &[])?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"], &[])?;
+    cargo(&["doc", "--workspace", "--no-deps", "--locked"], &[("RUSTDOCFLAGS", "-D warnings")])
+}

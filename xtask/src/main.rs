@@ -1,0 +1,78 @@
+//! What is done around the product: checks, tests, test hosts, the demo. `cargo xtask --help` lists it.
+
+mod checks;
+mod demo;
+mod failure;
+mod hosts;
+mod set_up;
+mod tests;
+
+#[cfg(test)]
+mod arrows;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Failure;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Checks, tests, test hosts and the demo of dmup")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Test hosts: systemd-nspawn machines h1, h2, … with systemd, sshd and sudo (needs root)
+    #[command(subcommand)]
+    Hosts(hosts::Command),
+    /// Run all tests: first those that need no hosts, then those on hosts
+    Test(tests::Args),
+    /// Show the product at work on test hosts (needs root)
+    Demo {
+        /// Leave the hosts and the cluster running afterwards
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Formatting, lints and documentation, as continuous integration checks them
+    CiChecks,
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Hosts(command) => hosts::run(command),
+        Command::Test(args) => tests::run(&args),
+        Command::Demo { keep } => demo::run(keep),
+        Command::CiChecks => checks::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say(&format!("error: {failure}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Tells the person at the terminal; results go the same way, for nobody parses them.
+#[expect(clippy::print_stderr, reason = "the one place where xtask prints")]
+fn say(line: &str) {
+    eprintln!("{line}");
+}
+
+/// Runs cargo with these arguments, its output passed through.
+fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<(), Failure> {
+    say(&format!("$ cargo {}", args.join(" ")));
+    let status = std::process::Command::new(env!("CARGO"))
+        .args(args)
+        .envs(env.iter().copied())
+        .status()
+        .map_err(|error| Failure::new(format!("cannot run cargo: {error}")))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Failure::new(format!("`cargo {}` ended with {status}", args.join(" "))))
+    }
+}

@@ -1,0 +1,147 @@
+//! `cargo xtask test`: first all tests that need no hosts, then the test programs of `crates/lab/tests/*_hosts.rs` on hosts.
+//!
+//! Two of these programs run side by side; each has sets and address blocks of its own. What one says is shown whole when it ends.
+
+use std::collections::VecDeque;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lab::build::{self, Built};
+use lab::{hosts, surroundings};
+
+use crate::failure::Failure;
+use crate::set_up::{self, Programs};
+use crate::{cargo, say};
+
+/// Test programs side by side.
+const LANES: usize = 2;
+/// A program that takes longer hangs. None is expected to take half of it.
+const BOUND: Duration = Duration::from_secs(30 * 60);
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Leave the tests on hosts out
+    #[arg(long)]
+    fast: bool,
+    /// Only the tests on hosts, and of these only programs with this in their name
+    #[arg(long, value_name = "NAME", conflicts_with = "fast")]
+    only: Option<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let hosts_possible = if args.fast {
+        // Some tests without hosts start real etcd; without it they say so themselves.
+        if rustix::process::geteuid().is_root() {
+            set_up::packages()?;
+        }
+        Err(Failure::new("left out by --fast"))
+    } else {
+        set_up::machine()
+    };
+    if args.only.is_none() {
+        cargo(&["test", "--workspace"], &[])?;
+    }
+    match hosts_possible {
+        Ok(()) => on_hosts(args.only.as_deref()),
+        Err(_) if args.fast => Ok(()),
+        Err(why) if surroundings::in_ci() => Err(why),
+        Err(why) => {
+            say(&format!("tests on hosts left out: {why}"));
+            Ok(())
+        }
+    }
+}
+
+fn on_hosts(only: Option<&str>) -> Result<(), Failure> {
+    let programs = set_up::programs()?;
+    let mut tests = build::tests("lab")?;
+    tests.retain(|test| test.name.ends_with("_hosts"));
+    tests.retain(|test| only.is_none_or(|part| test.name.contains(part)));
+    if tests.is_empty() {
+        return Err(Failure::new("there is no such test program"));
+    }
+    tests.sort_by(|one, other| one.name.cmp(&other.name));
+    let before = unheld_sets()?;
+    let begins = Instant::now();
+    let count = tests.len();
+    let queue = Mutex::new(VecDeque::from(tests));
+    let failed = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..LANES {
+            scope.spawn(|| {
+                while let Some(test) = pop(&queue) {
+                    if let Err(failure) = one(&test, &programs) {
+                        failed
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .push(format!("{}: {failure}", test.name));
+                    }
+                }
+            });
+        }
+    });
+    // What a test program that was killed has left.
+    for set in unheld_sets()?.iter().filter(|set| !before.contains(set)) {
+        hosts::down(set)?;
+    }
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    say(&format!("{count} test programs on hosts took {:.0?}", begins.elapsed()));
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::new(format!("tests on hosts failed: {}", failed.join("; "))))
+    }
+}
+
+fn pop(queue: &Mutex<VecDeque<Built>>) -> Option<Built> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+}
+
+fn unheld_sets() -> Result<Vec<String>, Failure> {
+    let sets = hosts::list()?;
+    Ok(sets.iter().filter(|set| !set.held).map(|set| set.name.to_string()).collect())
+}
+
+/// Runs one test program to its end and shows what it said.
+fn one(test: &Built, programs: &Programs) -> Result<(), Failure> {
+    let mut output = tempfile::tempfile()?;
+    let begins = Instant::now();
+    let mut child = Command::new(&test.path)
+        .args(["--ignored", "--test-threads=1"])
+        .env(surroundings::DMUP, &programs.dmup)
+        .env(surroundings::LOOKALIKE, &programs.lookalike)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?)
+        .spawn()?;
+    let mut status: Option<std::io::Result<ExitStatus>> = None;
+    lab::wait_until(BOUND, || {
+        status = child.try_wait().transpose();
+        status.is_some()
+    });
+    let verdict = match status {
+        Some(Ok(status)) if status.success() => Ok(()),
+        Some(Ok(status)) => Err(Failure::new(status.to_string())),
+        Some(Err(error)) => Err(error.into()),
+        None => {
+            child.kill()?;
+            child.wait()?;
+            Err(Failure::new(format!("did not end within {BOUND:?}")))
+        }
+    };
+    let mut text = Vec::new();
+    output.seek(SeekFrom::Start(0))?;
+    output.read_to_end(&mut text)?;
+    let word = if verdict.is_ok() { "passed" } else { "FAILED" };
+    // One call, so that two lanes do not mix.
+    say(&format!(
+        "== {} {word} after {:.1} s\n{}",
+        test.name,
+        begins.elapsed().as_secs_f64(),
+        String::from_utf8_lossy(&text).trim_end()
+    ));
+    verdict
+}
