@@ -136,7 +136,10 @@ impl Graph {
 fn arrows_go_one_way() {
     let graph = Graph::read();
     let listed: BTreeSet<String> = ARROWS.iter().map(|(name, _)| (*name).to_owned()).collect();
-    assert_eq!(graph.workspace, listed, "crates of the workspace, and crates with a line in ARROWS");
+    assert_eq!(
+        graph.workspace, listed,
+        "crates of the workspace, and crates with a line in ARROWS"
+    );
     for (from, allowed) in ARROWS {
         for to in graph.edges[*from].intersection(&graph.workspace) {
             assert!(allowed.contains(&to.as_str()), "{from} must not depend on {to}");

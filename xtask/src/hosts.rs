@@ -74,10 +74,9 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
 }
 
 fn find(name: &str) -> Result<FoundSet, Failure> {
-    hosts::list()?
-        .into_iter()
-        .find(|set| set.name.to_string() == name)
-        .ok_or_else(|| Failure::new(format!("there is no set `{name}`; `cargo xtask hosts up` makes one")))
+    hosts::list()?.into_iter().find(|set| set.name.to_string() == name).ok_or_else(|| {
+        Failure::new(format!("there is no set `{name}`; `cargo xtask hosts up` makes one"))
+    })
 }
 
 fn show(set: &FoundSet) {
@@ -87,7 +86,10 @@ fn show(set: &FoundSet) {
         let state = if host.running { "running" } else { "not running" };
         say(&format!("  {:<4} {:<14} {state}", host.name, host.address));
     }
-    say(&format!("  ssh -i {} -o UserKnownHostsFile={} root@ADDRESS", set.key_path, set.known_hosts));
+    say(&format!(
+        "  ssh -i {} -o UserKnownHostsFile={} root@ADDRESS",
+        set.key_path, set.known_hosts
+    ));
 }
 
 fn ssh(set: &FoundSet, host: &str, command: &[String]) -> Result<(), Failure> {

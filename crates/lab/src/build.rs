@@ -105,7 +105,9 @@ mod tests {
         );
         assert_eq!(built, Some(Built { name: "dmup".into(), path: "/t/debug/dmup".into() }));
         assert_eq!(
-            artifact(r#"{"reason":"compiler-artifact","target":{"name":"serde"},"executable":null}"#),
+            artifact(
+                r#"{"reason":"compiler-artifact","target":{"name":"serde"},"executable":null}"#
+            ),
             None
         );
         assert_eq!(artifact(r#"{"reason":"build-finished","success":true}"#), None);

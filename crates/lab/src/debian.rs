@@ -76,10 +76,7 @@ pub fn missing(packages: &[Package]) -> Result<Vec<Package>, DebianError> {
 /// # Errors
 ///
 /// [`DebianError`].
-pub fn install_missing(
-    packages: &[Package],
-    mut say: impl FnMut(&str),
-) -> Result<(), DebianError> {
+pub fn install_missing(packages: &[Package], mut say: impl FnMut(&str)) -> Result<(), DebianError> {
     let missing = missing(packages)?;
     if missing.is_empty() {
         return Ok(());
@@ -123,7 +120,9 @@ impl NoServices {
         let file = fs::OpenOptions::new().write(true).create_new(true).open(POLICY);
         match file {
             Ok(mut file) => {
-                file.write_all(b"#!/bin/sh\n# Written while dmup's test set-up installs packages.\nexit 101\n")?;
+                file.write_all(
+                    b"#!/bin/sh\n# Written while dmup's test set-up installs packages.\nexit 101\n",
+                )?;
                 file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
                 Ok(Self { ours: true })
             }

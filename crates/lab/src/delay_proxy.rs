@@ -44,7 +44,8 @@ impl DelayProxy {
                     }
                     let Ok(from) = from else { continue };
                     // A target that does not answer shows as a closed connection, as it would without the proxy.
-                    let Ok(to) = TcpStream::connect_timeout(&target, Duration::from_secs(10)) else {
+                    let Ok(to) = TcpStream::connect_timeout(&target, Duration::from_secs(10))
+                    else {
                         continue;
                     };
                     let _kept = pass(&from, &to, delay, &streams);

@@ -17,7 +17,8 @@ use crate::surroundings;
 /// The Debian release. Part of the recipe.
 const SUITE: &str = "bookworm";
 /// What it carries beside the essential packages. Part of the recipe.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,openssh-server,sudo,iproute2,ca-certificates,procps,tar,gzip,curl";
+const PACKAGES: &str =
+    "systemd,systemd-sysv,dbus,openssh-server,sudo,iproute2,ca-certificates,procps,tar,gzip,curl";
 /// Units that only slow a host's start down or wake it up at odd times. Part of the recipe.
 const MASKED: &[&str] = &[
     "apt-daily.timer",
@@ -67,7 +68,9 @@ pub enum RootImageError {
     #[error("making the hosts' Debian root")]
     Command(#[from] CommandFailed),
     /// Debian's alertmanager is not installed here.
-    #[error("{ALERTMANAGER_FILES} is not on this machine; Debian's prometheus-alertmanager carries it")]
+    #[error(
+        "{ALERTMANAGER_FILES} is not on this machine; Debian's prometheus-alertmanager carries it"
+    )]
     NoAlertmanager,
 }
 

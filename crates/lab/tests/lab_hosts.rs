@@ -3,6 +3,8 @@
 //! Blocks 6 and 7. Whatever is waited for is looked at again and again up to a generous bound; nothing is asserted right after a
 //! change.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -45,7 +47,9 @@ fn traces(set: &str, block: u8) -> Vec<String> {
         }
     }
     let mounts = fs_err::read_to_string("/proc/self/mountinfo").unwrap();
-    found.extend(mounts.lines().filter(|line| line.contains(&format!("dmup-{set}-"))).map(Into::into));
+    found.extend(
+        mounts.lines().filter(|line| line.contains(&format!("dmup-{set}-"))).map(Into::into),
+    );
     found.extend(
         mounts.lines().filter(|line| line.contains(&format!("/dmup-lab/{set}/"))).map(Into::into),
     );
@@ -190,7 +194,8 @@ fn every_fault_shows_and_goes_away_again() {
     soon("login with sshd back", || logs_in(host));
 
     let mut session = hosts::ssh_command(&set.key_path(), &set.known_hosts(), "root", host.address);
-    let mut session = session.args(["echo ready; sleep infinity"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut session =
+        session.args(["echo ready; sleep infinity"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut ready = [0; 5];
     std::io::Read::read_exact(session.stdout.as_mut().unwrap(), &mut ready).unwrap();
     host.drop_ssh_sessions().unwrap();
@@ -200,7 +205,8 @@ fn every_fault_shows_and_goes_away_again() {
     host.must_run(&["install", "-d", "-m", "750", "-o", "daemon", "/srv/deploy"]).unwrap();
     host.put("/srv/deploy/kept".into(), b"kept", "0640").unwrap();
     let folder = Utf8Path::new("/srv/deploy");
-    let fills = || host.run(&["dd", "if=/dev/zero", "of=/srv/deploy/big", "bs=64k", "count=32"]).unwrap();
+    let fills =
+        || host.run(&["dd", "if=/dev/zero", "of=/srv/deploy/big", "bs=64k", "count=32"]).unwrap();
     host.limit_disk(folder, 256).unwrap();
     assert!(String::from_utf8_lossy(&fills().stderr).contains("No space left"));
     assert_eq!(word(host, &["cat", "/srv/deploy/kept"]), "kept");

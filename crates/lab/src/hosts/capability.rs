@@ -20,7 +20,8 @@ pub fn can_boot_hosts() -> Result<(), Missing> {
         return Err(Missing(vec!["not root".into()]));
     }
     let mut missing = Vec::new();
-    for program in ["systemd-nspawn", "mmdebstrap", "ip", "unshare", "nsenter", "ssh", "ssh-keygen"] {
+    for program in ["systemd-nspawn", "mmdebstrap", "ip", "unshare", "nsenter", "ssh", "ssh-keygen"]
+    {
         if !command::is_installed(program) {
             missing.push(format!("no {program}"));
         }

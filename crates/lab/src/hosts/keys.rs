@@ -30,10 +30,8 @@ pub(super) fn known_hosts(set: &SetName) -> camino::Utf8PathBuf {
 
 /// Makes a key pair at `path` and `path.pub`, unless both are there.
 pub(super) fn ensure_pair(path: &Utf8Path, kind: &str, comment: &str) -> Result<(), LabError> {
-    let public = Utf8Path::new(path.as_str()).with_file_name(format!(
-        "{}.pub",
-        path.file_name().expect("key paths end in a file name")
-    ));
+    let public = Utf8Path::new(path.as_str())
+        .with_file_name(format!("{}.pub", path.file_name().expect("key paths end in a file name")));
     if path.exists() && public.exists() {
         return Ok(());
     }

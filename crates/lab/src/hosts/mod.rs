@@ -45,10 +45,14 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
     /// The set's name does not fit.
-    #[error("`{0}` is no name for a set of hosts: 1 to 20 lower-case letters, digits or hyphens, a letter first")]
+    #[error(
+        "`{0}` is no name for a set of hosts: 1 to 20 lower-case letters, digits or hyphens, a letter first"
+    )]
     BadName(String),
     /// The block or the number of hosts does not fit.
-    #[error("hosts: 1 to {MOST_HOSTS} are possible in blocks 0 to {MOST_BLOCK}, not {count} in block {block}")]
+    #[error(
+        "hosts: 1 to {MOST_HOSTS} are possible in blocks 0 to {MOST_BLOCK}, not {count} in block {block}"
+    )]
     BadSize {
         /// Hosts asked for.
         count: u8,
@@ -336,7 +340,8 @@ impl HostSet {
             }
             None => Record { block, count, image: root_image::ensure(|_| ())? },
         };
-        if let Some(other) = list()?.into_iter().find(|set| set.block == block && set.name != name) {
+        if let Some(other) = list()?.into_iter().find(|set| set.block == block && set.name != name)
+        {
             return Err(LabError::BlockTaken { block, by: other.name });
         }
         record.write(&name)?;
@@ -589,8 +594,7 @@ fn check_size(block: u8, count: u8) -> Result<(), LabError> {
 /// Every systemd watches some files; with many hosts the kernel's default for one user (128) is used up and units fail.
 fn allow_many_watches() {
     const FILE: &str = "/proc/sys/fs/inotify/max_user_instances";
-    let now: Option<u32> =
-        fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse().ok());
+    let now: Option<u32> = fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse().ok());
     if now.is_some_and(|now| now < 1024) {
         // Where that is not allowed, few hosts still work.
         let _refused = fs::write(FILE, "1024");

@@ -52,7 +52,6 @@ impl SetName {
     pub(super) fn lock(&self) -> Utf8PathBuf {
         Self::base().join(format!(".{self}.lock"))
     }
-
 }
 
 impl fmt::Display for SetName {

@@ -14,7 +14,9 @@ pub(super) fn ensure_bridge(block: u8) -> Result<(), LabError> {
     if !interface_exists(&name) {
         // An address of its own, or the bridge takes another one whenever a cable comes or goes, and neighbours lose it.
         let mac = format!("02:64:6d:{block:02x}:00:01");
-        ip(&format!("link add name {name} address {mac} type bridge forward_delay 0 mcast_snooping 0"))?;
+        ip(&format!(
+            "link add name {name} address {mac} type bridge forward_delay 0 mcast_snooping 0"
+        ))?;
     }
     ip(&format!("addr replace {}/24 dev {name}", gateway(block)))?;
     ip(&format!("link set {name} up"))
@@ -28,9 +30,7 @@ pub(super) fn connect(place: &Place) -> Result<(), LabError> {
     let (namespace, cable) = (place.machine(), place.cable());
     let mac = format!("02:64:6d:{:02x}:01:{:02x}", place.block, place.number);
     ip(&format!("netns add {namespace}"))?;
-    ip(&format!(
-        "link add {cable} type veth peer name eth0 address {mac} netns {namespace}"
-    ))?;
+    ip(&format!("link add {cable} type veth peer name eth0 address {mac} netns {namespace}"))?;
     ip(&format!("link set {cable} master {} up", place.bridge()))?;
     ip(&format!("-n {namespace} addr add {}/24 dev eth0", place.address()))?;
     ip(&format!("-n {namespace} link set lo up"))?;
