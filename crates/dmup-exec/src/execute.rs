@@ -156,6 +156,20 @@ where
     Err(Halt::Unknown(last))
 }
 
+/// Looks until there is an answer: a look that failed says nothing, whatever the reason.
+pub(crate) async fn attempt_look<T, F>(clock: &dyn Clock, look: impl Fn() -> F) -> Result<T, Halt>
+where
+    F: Future<Output = Result<T, EffectError>>,
+{
+    attempt(clock, || {
+        let seen = look();
+        async move {
+            seen.await.map_err(|error| EffectError { certainty: Certainty::Unknown, ..error })
+        }
+    })
+    .await
+}
+
 /// How a turn went.
 pub(crate) struct TurnResult {
     /// How it ended; none: it is still open, because nobody knows.
@@ -385,7 +399,7 @@ impl<'a> Run<'a> {
             && !front.was_broken
             && let Some(last) = last_master
             && last > 0
-            && let Ok(seen) = attempt(self.reach.clock, || self.reach.dm.look(&[])).await
+            && let Ok(seen) = attempt_look(self.reach.clock, || self.reach.dm.look(&[])).await
             && leader_of(&seen).is_some_and(|m| m.instance.as_ref() == Some(&front.instance))
         {
             let leader = queue.pop_front()?;

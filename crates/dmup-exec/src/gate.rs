@@ -11,7 +11,7 @@ use dmup_core::inventory::{DmSeen, ProcessSeen, UnitActive, WorkerStage};
 use dmup_core::plan::{Expectation, Health, Step, is_quiet, is_up, judge, leader_of, master_of};
 
 use crate::events::Event;
-use crate::execute::{Halt, Run, attempt};
+use crate::execute::{Halt, Run, attempt_look};
 use crate::turn::Stage;
 
 /// Between two looks.
@@ -53,6 +53,12 @@ impl Run<'_> {
             let health = match self.look_at_node(&stage.instance, &mut hashed).await {
                 Ok(process) => {
                     is_silent = false;
+                    if went_back(stage, gate, &process) {
+                        return Err(Halt::Failed(format!(
+                            "the guard of {} has put build {} back",
+                            stage.instance.id, stage.from
+                        )));
+                    }
                     self.judge_node(stage, gate, &process).await
                 }
                 Err(Halt::Run(error)) => return Err(error.into()),
@@ -191,7 +197,7 @@ impl Run<'_> {
         let only = std::slice::from_ref(instance);
         let hosts = self.reach.hosts;
         let (_, processes) =
-            attempt(self.reach.clock, || hosts.look(&instance.host, only, true)).await?;
+            attempt_look(self.reach.clock, || hosts.look(&instance.host, only, true)).await?;
         process_of(instance, processes)
     }
 
@@ -345,6 +351,14 @@ impl Run<'_> {
             self.reach.clock.sleep(POLL).await;
         }
     }
+}
+
+/// The host has lost us for too long and has helped itself.
+fn went_back(stage: &Stage, gate: &Gate<'_>, process: &ProcessSeen) -> bool {
+    *gate.build == stage.to
+        && process.running.as_ref() == Some(&stage.from)
+        && process.pid.is_some()
+        && process.pid != gate.pid_before
 }
 
 fn process_of(

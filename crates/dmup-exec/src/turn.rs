@@ -14,7 +14,7 @@ use dmup_core::report::InstanceEnd;
 
 use crate::error::RunError;
 use crate::events::Event;
-use crate::execute::{Halt, Run, TurnResult, attempt, millis};
+use crate::execute::{Halt, Run, TurnResult, attempt, attempt_look, millis};
 use crate::gate::{Gate, unbound};
 use crate::ports::{self, Certainty, Window};
 
@@ -35,6 +35,8 @@ pub(crate) struct Stage {
     is_kept: bool,
     /// When the guard was armed or put off last; none: it is not armed.
     armed_at: Option<Duration>,
+    /// It was armed for the length of a window, not for that of a word from us.
+    has_long_guard: bool,
     /// When the window ended.
     window_ended: Option<Duration>,
 }
@@ -88,6 +90,7 @@ impl Run<'_> {
             is_exchanged: false,
             is_kept: has(|step| matches!(step, Step::DisarmGuard { .. })),
             armed_at: None,
+            has_long_guard: false,
             window_ended: None,
         };
         let process = match self.look_until_known(&stage.instance).await {
@@ -189,6 +192,7 @@ impl Run<'_> {
             is_exchanged: false,
             is_kept: false,
             armed_at: None,
+            has_long_guard: false,
             window_ended: None,
         };
         Ok((stage, steps))
@@ -313,6 +317,7 @@ impl Run<'_> {
                 let instance = &stage.instance;
                 attempt(reach.clock, || reach.hosts.arm_guard(instance, from, to, after)).await?;
                 stage.armed_at = Some(reach.clock.elapsed());
+                stage.has_long_guard = true;
                 Ok(Taken::Done(None))
             }
             Step::Window { from, to, .. } => self.open_window(stage, step, from, to).await,
@@ -370,7 +375,7 @@ impl Run<'_> {
         instance: &InstanceId,
     ) -> Result<Taken, Halt> {
         let reach = self.reach;
-        let dm = attempt(reach.clock, || reach.dm.look(&[])).await?;
+        let dm = attempt_look(reach.clock, || reach.dm.look(&[])).await?;
         let leads = leader_of(&dm).is_some_and(|leader| leader.instance.as_ref() == Some(instance));
         if !leads && !self.evicted.contains(instance) {
             return Ok(Taken::Skipped("it does not lead any more".to_owned()));
@@ -389,7 +394,7 @@ impl Run<'_> {
     ) -> Result<Taken, Halt> {
         let reach = self.reach;
         let key = (task.clone(), source.clone());
-        let dm = attempt(reach.clock, || reach.dm.look(&[])).await?;
+        let dm = attempt_look(reach.clock, || reach.dm.look(&[])).await?;
         let stage = dm.subtasks.iter().find(|s| s.task == *task && s.source == *source);
         let runs = stage
             .is_some_and(|s| matches!(s.stage, SubtaskStage::Running | SubtaskStage::Resuming));
@@ -504,6 +509,7 @@ impl Run<'_> {
         let (instance, from, to) = (&stage.instance, &stage.from, &stage.to);
         attempt(reach.clock, || reach.hosts.arm_guard(instance, from, to, after)).await?;
         stage.armed_at = Some(reach.clock.elapsed());
+        stage.has_long_guard = true;
         Ok(())
     }
 
@@ -513,7 +519,8 @@ impl Run<'_> {
         let now = self.reach.clock.elapsed();
         let guard_s = self.plan.policy.guard_s;
         let interval = Duration::from_secs(u64::from(guard_s)) / 4;
-        if stage.window_ended.is_none() || now.saturating_sub(armed_at) < interval {
+        let is_due = stage.has_long_guard || now.saturating_sub(armed_at) >= interval;
+        if stage.window_ended.is_none() || !is_due {
             return;
         }
         let after = Duration::from_secs(guard_s.into());
@@ -521,6 +528,7 @@ impl Run<'_> {
         // If it cannot be put off, it acts, and the gate sees the old build: no reason to stop here.
         if self.reach.hosts.arm_guard(instance, from, to, after).await.is_ok() {
             stage.armed_at = Some(now);
+            stage.has_long_guard = false;
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::decision::{Plan, Turn};
 use super::step::{Around, Step};
 use super::turn::{master_of, worker_of};
-use crate::ids::{HostId, InstanceId};
+use crate::ids::{HostId, InstanceId, SourceId, TaskName};
 use crate::instance::Role;
 use crate::inventory::SubtaskStage;
 
@@ -71,6 +71,8 @@ pub fn check(plan: &Plan) -> Vec<BrokenRule> {
             }
             alive.insert(turn.instance.clone());
         }
+        let hands_over = hands_over(plan, turn);
+        rule(place, hands_over, "the leader of three or more hands over before its window");
         rule(
             place,
             pauses_old_workers(plan, turn),
@@ -140,6 +142,19 @@ fn rules_of_a_turn(turn: &Turn) -> Vec<(bool, &'static str)> {
             let after = &turn.steps[index..];
             let stands = after.iter().any(|s| matches!(s, Step::AwaitPaused { task: t, source: o, .. } if t == task && o == source));
             let resumes = after.iter().any(|s| matches!(s, Step::ResumeSubtask { task: t, source: o } if t == task && o == source));
+            let moves = after
+                .iter()
+                .position(|s| matches!(s, Step::Transfer { source: o, .. } if o == source));
+            let bound = after
+                .iter()
+                .position(|s| matches!(s, Step::AwaitBound { source: o, .. } if o == source));
+            let resumed = after.iter().position(|s| matches!(s, Step::ResumeSubtask { task: t, source: o } if t == task && o == source));
+            let opens = after.iter().position(|s| matches!(s, Step::Window { .. }));
+            rules.push((before(bound, resumed), "a task is resumed once its source is bound"));
+            rules.push((
+                before(moves, resumed) || before(opens, resumed),
+                "what was paused for a window is resumed elsewhere, or after it",
+            ));
             rules.push((stands, "a pause is awaited"));
             rules.push((resumes, "what is paused is resumed"));
         }
@@ -170,6 +185,15 @@ fn names_of(step: &Step) -> Option<&InstanceId> {
     }
 }
 
+fn hands_over(plan: &Plan, turn: &Turn) -> bool {
+    let Some(dm) = &plan.baseline else { return true };
+    let leads = master_of(dm, &turn.instance).is_some_and(|master| master.leader);
+    !leads
+        || turn.was_broken
+        || dm.masters.len() < 3
+        || turn.steps.iter().any(|step| matches!(step, Step::EvictLeader { .. }))
+}
+
 fn pauses_old_workers(plan: &Plan, turn: &Turn) -> bool {
     if plan.version.stops_subtasks_before_lease() || turn.was_broken {
         return true;
@@ -185,9 +209,13 @@ fn pauses_old_workers(plan: &Plan, turn: &Turn) -> bool {
         is_here && subtask.stage == SubtaskStage::Running
     });
     let window = turn.steps.iter().position(|s| matches!(s, Step::Window { .. })).unwrap_or(0);
+    let before = &turn.steps[..window];
     running.into_iter().all(|subtask| {
-        turn.steps[..window].iter().any(|step| {
-            matches!(step, Step::AwaitPaused { task, source, .. } if *task == subtask.task && *source == subtask.source)
-        })
+        let is_it = |task: &TaskName, source: &SourceId| {
+            *task == subtask.task && *source == subtask.source
+        };
+        let pauses = |step: &Step| matches!(step, Step::PauseSubtask { task, source } if is_it(task, source));
+        let awaits = |step: &Step| matches!(step, Step::AwaitPaused { task, source, .. } if is_it(task, source));
+        before.iter().any(pauses) && before.iter().any(awaits)
     })
 }

@@ -362,8 +362,7 @@ fn dm_obstacles(
         let another_has_its_turn = candidates.iter().any(|candidate| {
             candidate.instance.role == instance.role && candidate.instance.id != instance.id
         });
-        let has_its_turn = candidates.iter().any(|candidate| candidate.instance.id == instance.id);
-        if another_has_its_turn && !has_its_turn {
+        if another_has_its_turn && !work.goals.contains_key(&instance.id) {
             blockers.push(Blocker::AnotherDown {
                 instance: instance.id.clone(),
                 role: instance.role,

@@ -1,4 +1,9 @@
 //! The executor against a cluster in memory: good builds, bad builds, kills, lost answers.
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "the whole crate is a test, its cluster as well"
+)]
 
 mod sim;
 

@@ -1,0 +1,734 @@
+//! Which plan comes out of which cluster: the snapshots are the specification.
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "the whole file is a test, its builders as well"
+)]
+
+use std::collections::BTreeMap;
+
+use dmup_core::digest::Digest;
+use dmup_core::ids::{ClusterName, HostId, InstanceId, MemberName, SourceId, TaskName, UnitName};
+use dmup_core::instance::{Instance, Role};
+use dmup_core::inventory::{
+    DmSeen, HostSeen, Inventory, MasterSeen, ProcessSeen, SubtaskSeen, SubtaskStage, SubtaskUnit,
+    UnitActive, WorkerSeen, WorkerStage,
+};
+use dmup_core::plan::{
+    Blocker, Decision, HotfixRequest, ParcelSpec, Plan, RollbackRequest, RollbackTarget, Step,
+    TargetBuild, check, plan_hotfix, plan_rollback,
+};
+use dmup_core::policy::Policy;
+use proptest::prelude::*;
+
+/// A cluster to plan for; tests bend it.
+#[derive(Clone, Debug)]
+struct Cluster {
+    request: HotfixRequest,
+    inventory: Inventory,
+}
+
+fn cluster(
+    masters: usize,
+    leader: usize,
+    workers: usize,
+    sources: usize,
+    version: &'static str,
+) -> Cluster {
+    cluster_with(masters, leader, workers, sources, version, false, &[])
+}
+
+fn old() -> Digest {
+    Digest::of(b"old")
+}
+
+fn new(role: Role) -> Digest {
+    Digest::of(role.as_str().as_bytes())
+}
+
+fn id(text: &str) -> InstanceId {
+    InstanceId::new(text).unwrap()
+}
+
+fn name(text: &str) -> MemberName {
+    MemberName::new(text).unwrap()
+}
+
+fn instance(role: Role, number: usize) -> Instance {
+    let (letter, port) = match role {
+        Role::DmMaster => ("m", 8261),
+        Role::DmWorker => ("w", 8262),
+        Role::Prometheus => ("p", 9090),
+        Role::Grafana => ("g", 3000),
+        Role::Alertmanager => ("a", 9093),
+    };
+    let host = HostId::new(format!("h{number}")).unwrap();
+    Instance {
+        id: id(&format!("h{number}:{port}")),
+        role,
+        name: name(&format!("{letter}{number}")),
+        host: host.clone(),
+        ssh_host: host,
+        ssh_port: 22,
+        port,
+        ports: vec![port],
+        deploy_dir: format!("/dm/{role}-{port}").into(),
+        data_dirs: Vec::new(),
+        log_dir: "/dm/log".into(),
+        unit: UnitName::new(format!("{role}-{port}.service")).unwrap(),
+        os: "linux".into(),
+        arch: "amd64".into(),
+        patched: false,
+    }
+}
+
+fn subtask(number: usize) -> SubtaskSeen {
+    SubtaskSeen {
+        task: TaskName::new("task").unwrap(),
+        source: SourceId::new(format!("s{number}")).unwrap(),
+        worker: Some(name(&format!("w{number}"))),
+        stage: SubtaskStage::Running,
+        unit: SubtaskUnit::Sync,
+        errors: Vec::new(),
+        synced: true,
+        position: None,
+        source_position: None,
+        lag_s: Some(0),
+        blocked_ddls: 0,
+    }
+}
+
+fn cluster_with(
+    masters: usize,
+    leader: usize,
+    workers: usize,
+    sources: usize,
+    version: &'static str,
+    has_monitoring: bool,
+    down: &[&'static str],
+) -> Cluster {
+    let mut instances: Vec<Instance> = (1..=masters).map(|n| instance(Role::DmMaster, n)).collect();
+    instances.extend((1..=workers).map(|n| instance(Role::DmWorker, n)));
+    if has_monitoring {
+        let monitoring = [Role::Prometheus, Role::Grafana, Role::Alertmanager];
+        instances.extend(monitoring.map(|role| instance(role, 1)));
+    }
+    let is_down = |instance: &Instance| down.contains(&instance.id.as_str());
+    let hosts = instances
+        .iter()
+        .map(|instance| {
+            let seen = HostSeen {
+                machine_id: instance.host.to_string(),
+                boot_id: "b".into(),
+                clock_skew_ms: 0,
+                arch: "x86_64".into(),
+                free_bytes: [(instance.deploy_dir.clone(), 1 << 40)].into(),
+            };
+            (instance.host.clone(), Ok(seen))
+        })
+        .collect();
+    let processes = instances
+        .iter()
+        .map(|instance| {
+            let up = !is_down(instance);
+            let seen = ProcessSeen {
+                active: if up { UnitActive::Active } else { UnitActive::Failed },
+                sub_state: if up { "running" } else { "failed" }.into(),
+                enabled: true,
+                pid: up.then_some(7),
+                restarts: 0,
+                active_since_ms: None,
+                running: up.then(old),
+                on_disk: Some(old()),
+            };
+            (instance.id.clone(), seen)
+        })
+        .collect();
+    let leader_name = name(&format!("m{leader}"));
+    let masters_seen = instances
+        .iter()
+        .filter(|i| i.role == Role::DmMaster)
+        .map(|i| MasterSeen {
+            name: i.name.clone(),
+            instance: Some(i.id.clone()),
+            alive: !is_down(i),
+            leader: i.name == leader_name,
+            calls_leader: (!is_down(i)).then(|| leader_name.clone()),
+            etcd_healthy: (!is_down(i)).then_some(true),
+            release: None,
+        })
+        .collect();
+    let workers_seen = instances
+        .iter()
+        .filter(|i| i.role == Role::DmWorker)
+        .enumerate()
+        .map(|(index, i)| WorkerSeen {
+            name: i.name.clone(),
+            instance: Some(i.id.clone()),
+            stage: match (is_down(i), index < sources) {
+                (true, _) => WorkerStage::Offline,
+                (false, true) => WorkerStage::Bound,
+                (false, false) => WorkerStage::Free,
+            },
+            source: (index < sources).then(|| SourceId::new(format!("s{}", index + 1)).unwrap()),
+        })
+        .collect();
+    let dm = DmSeen {
+        masters: masters_seen,
+        workers: workers_seen,
+        sources: (1..=sources)
+            .map(|n| (SourceId::new(format!("s{n}")).unwrap(), Some(name(&format!("w{n}")))))
+            .collect(),
+        subtasks: (1..=sources).map(subtask).collect(),
+    };
+    let inventory = Inventory { at: jiff::Timestamp::UNIX_EPOCH, hosts, processes, dm: Ok(dm) };
+    let request = HotfixRequest {
+        cluster: ClusterName::new("prod").unwrap(),
+        version: version.parse().unwrap(),
+        selected: instances.iter().map(|i| i.id.clone()).collect(),
+        instances,
+        parcel: ParcelSpec {
+            path: "/package".into(),
+            digest: Digest::of(b"parcel"),
+            compressed_bytes: 100,
+            unpacked_bytes: 300,
+        },
+        targets: Role::ALL
+            .into_iter()
+            .map(|role| (role, TargetBuild { digest: new(role), replace: Vec::new() }))
+            .collect(),
+        offline: false,
+        force: false,
+        include_down: false,
+        known_bad: BTreeMap::new(),
+    };
+    Cluster { request, inventory }
+}
+
+impl Cluster {
+    fn decide(&self) -> Decision {
+        plan_hotfix(&self.request, &self.inventory, &Policy::default())
+    }
+
+    fn plan(&self) -> Plan {
+        match self.decide() {
+            Decision::Go(plan) => *plan,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn blockers(&self) -> Vec<Blocker> {
+        match self.decide() {
+            Decision::Blocked(blockers) => blockers,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn codes(&self) -> Vec<&'static str> {
+        self.blockers().iter().map(Blocker::code).collect()
+    }
+
+    fn dm(&mut self) -> &mut DmSeen {
+        self.inventory.dm.as_mut().unwrap()
+    }
+}
+
+/// Without what every turn has: guard, window, health, soak, record.
+fn transcript(plan: &Plan) -> String {
+    let mut text = String::new();
+    let line = |text: &mut String, line: String| {
+        text.push_str(&line);
+        text.push('\n');
+    };
+    for turn in &plan.turns {
+        line(&mut text, turn.instance.to_string());
+        for step in &turn.steps {
+            match step {
+                Step::ArmGuard { .. }
+                | Step::AwaitHealthy { .. }
+                | Step::Soak { .. }
+                | Step::DisarmGuard { .. }
+                | Step::MarkPatched { .. } => {}
+                Step::Window { .. } => line(&mut text, "  window".to_owned()),
+                Step::Stage { .. }
+                | Step::Prepare { .. }
+                | Step::EvictLeader { .. }
+                | Step::AwaitNewLeader { .. }
+                | Step::AwaitQuiet { .. }
+                | Step::PauseSubtask { .. }
+                | Step::AwaitPaused { .. }
+                | Step::Transfer { .. }
+                | Step::AwaitBound { .. }
+                | Step::ResumeSubtask { .. }
+                | Step::CancelEvict { .. } => line(&mut text, format!("  {}", step.describe())),
+            }
+        }
+    }
+    for consent in &plan.consents {
+        line(&mut text, format!("agree: {consent}"));
+    }
+    text
+}
+
+#[test]
+fn the_leader_comes_last_of_the_masters_and_free_workers_before_bound_ones() {
+    insta::assert_snapshot!(transcript(&cluster(3, 1, 3, 2, "v8.1.0").plan()), @r#"
+    h2:8261
+      window
+    h3:8261
+      window
+    h1:8261
+      evict the leader h1:8261
+      wait until the masters agree on a leader other than h1:8261 (at most 60s)
+      window
+      let h1:8261 campaign again
+    h3:8262
+      window
+    h1:8262
+      wait for a quiet moment of h1:8262 (at most 30s)
+      window
+    h2:8262
+      wait for a quiet moment of h2:8262 (at most 30s)
+      window
+    "#);
+}
+
+#[test]
+fn one_master_and_one_worker_need_consent_and_nothing_else() {
+    insta::assert_snapshot!(transcript(&cluster(1, 1, 1, 1, "v8.1.0").plan()), @r#"
+    h1:8261
+      window
+    h1:8262
+      wait for a quiet moment of h1:8262 (at most 30s)
+      window
+    agree: while h1:8261 restarts (about 5s) DM can neither schedule nor fail over: 1 master(s) have no quorum without it
+    agree: source s1 stands still while h1:8262 restarts (about 5s): no free worker can take it over
+    "#);
+}
+
+#[test]
+fn below_6_5_tasks_are_paused_and_sources_move_to_workers_that_had_their_turn() {
+    insta::assert_snapshot!(transcript(&cluster(3, 2, 3, 2, "v5.3.0").plan()), @r#"
+    h1:8261
+      window
+    h3:8261
+      window
+    h2:8261
+      evict the leader h2:8261
+      wait until the masters agree on a leader other than h2:8261 (at most 60s)
+      window
+      let h2:8261 campaign again
+    h3:8262
+      window
+    h1:8262
+      wait for a quiet moment of h1:8262 (at most 30s)
+      pause task task on source s1
+      wait until task task on source s1 stands (at most 60s)
+      move source s1 from w1 to w3
+      wait until source s1 is bound (at most 60s)
+      resume task task on source s1
+      window
+    h2:8262
+      wait for a quiet moment of h2:8262 (at most 30s)
+      pause task task on source s2
+      wait until task task on source s2 stands (at most 60s)
+      move source s2 from w2 to w1
+      wait until source s2 is bound (at most 60s)
+      resume task task on source s2
+      window
+    "#);
+}
+
+#[test]
+fn below_6_5_without_a_free_worker_tasks_stand_during_the_window() {
+    insta::assert_snapshot!(transcript(&cluster(3, 3, 1, 1, "v6.1.2").plan()), @r#"
+    h1:8261
+      window
+    h2:8261
+      window
+    h3:8261
+      evict the leader h3:8261
+      wait until the masters agree on a leader other than h3:8261 (at most 60s)
+      window
+      let h3:8261 campaign again
+    h1:8262
+      wait for a quiet moment of h1:8262 (at most 30s)
+      pause task task on source s1
+      wait until task task on source s1 stands (at most 60s)
+      window
+      wait until source s1 is bound (at most 60s)
+      resume task task on source s1
+    agree: source s1 stands still while h1:8262 restarts (about 5s): no free worker can take it over
+    "#);
+}
+
+#[test]
+fn in_a_large_cluster_the_order_is_the_same() {
+    insta::assert_snapshot!(transcript(&cluster_with(5, 3, 10, 7, "v8.1.0", true, &[]).plan()), @r#"
+    h1:8261
+      window
+    h2:8261
+      window
+    h4:8261
+      window
+    h5:8261
+      window
+    h3:8261
+      evict the leader h3:8261
+      wait until the masters agree on a leader other than h3:8261 (at most 60s)
+      window
+      let h3:8261 campaign again
+    h8:8262
+      window
+    h9:8262
+      window
+    h10:8262
+      window
+    h1:8262
+      wait for a quiet moment of h1:8262 (at most 30s)
+      window
+    h2:8262
+      wait for a quiet moment of h2:8262 (at most 30s)
+      window
+    h3:8262
+      wait for a quiet moment of h3:8262 (at most 30s)
+      window
+    h4:8262
+      wait for a quiet moment of h4:8262 (at most 30s)
+      window
+    h5:8262
+      wait for a quiet moment of h5:8262 (at most 30s)
+      window
+    h6:8262
+      wait for a quiet moment of h6:8262 (at most 30s)
+      window
+    h7:8262
+      wait for a quiet moment of h7:8262 (at most 30s)
+      window
+    h1:9090
+      window
+    h1:3000
+      window
+    h1:9093
+      window
+    "#);
+}
+
+#[test]
+fn what_is_down_has_its_turn_first_when_it_is_included() {
+    let mut cluster = cluster_with(3, 1, 3, 2, "v8.1.0", false, &["h3:8261", "h3:8262"]);
+    assert_eq!(cluster.codes(), ["instance-down", "instance-down"]);
+    assert_eq!(cluster.blockers()[0].overridden_by(), Some("--include-down"));
+    cluster.request.include_down = true;
+    insta::assert_snapshot!(transcript(&cluster.plan()), @r#"
+    h3:8261
+      window
+    h3:8262
+      window
+    h2:8261
+      window
+    h1:8261
+      evict the leader h1:8261
+      wait until the masters agree on a leader other than h1:8261 (at most 60s)
+      window
+      let h1:8261 campaign again
+    h1:8262
+      wait for a quiet moment of h1:8262 (at most 30s)
+      window
+    h2:8262
+      wait for a quiet moment of h2:8262 (at most 30s)
+      window
+    "#);
+}
+
+#[test]
+fn the_whole_plan_is_printed() {
+    let mut cluster = cluster(3, 1, 2, 1, "v8.1.0");
+    cluster.request.selected = vec![id("h1:8261"), id("h1:8262")];
+    let text = dmup_core::plan::render(&cluster.plan());
+    let text: String =
+        text.lines().map(|line| format!("{}\n", line.split(", plan ").next().unwrap())).collect();
+    insta::assert_snapshot!(text, @r#"
+    Hotfix of prod (v8.1.0), 2 node(s)
+    Before any node is touched:
+        send the package to h1
+        prepare build 525231024e5b beside the live one of h1:8261 and run its -V
+        prepare build 576172dfa89b beside the live one of h1:8262 and run its -V
+    1. dm-master h1:8261: cba06b5736fa -> 525231024e5b
+        evict the leader h1:8261
+        wait until the masters agree on a leader other than h1:8261 (at most 60s)
+        arm the guard of h1:8261: back to cba06b5736fa after 120s without us
+        stop h1:8261, exchange cba06b5736fa for 525231024e5b, start
+        wait until h1:8261 is healthy on 525231024e5b (at most 120s without progress)
+        watch h1:8261 for 3s
+        disarm the guard of h1:8261
+        let h1:8261 campaign again
+        record h1:8261 as patched with 525231024e5b
+    2. dm-worker h1:8262: cba06b5736fa -> 576172dfa89b
+        wait for a quiet moment of h1:8262 (at most 30s)
+        arm the guard of h1:8262: back to cba06b5736fa after 120s without us
+        stop h1:8262, exchange cba06b5736fa for 576172dfa89b, start
+        wait until h1:8262 is healthy on 576172dfa89b (at most 120s without progress)
+        watch h1:8262 for 3s
+        disarm the guard of h1:8262
+        record h1:8262 as patched with 576172dfa89b
+    "#);
+}
+
+#[test]
+fn offline_only_exchanges_and_refuses_what_runs() {
+    let mut running = cluster(3, 1, 2, 1, "v8.1.0");
+    running.request.offline = true;
+    assert!(running.codes().iter().all(|code| *code == "still-running"));
+    assert_eq!(running.codes().len(), 5);
+
+    let all = ["h1:8261", "h1:8262"];
+    let mut stopped = cluster_with(1, 1, 1, 1, "v8.1.0", false, &all);
+    stopped.request.offline = true;
+    stopped.inventory.dm = Err("no master answers".into());
+    insta::assert_snapshot!(transcript(&stopped.plan()), @r#"
+    h1:8261
+      window
+    h1:8262
+      window
+    "#);
+    assert!(stopped.plan().turns.iter().all(|turn| turn.steps.len() == 2));
+}
+
+#[test]
+fn what_runs_the_target_is_left_alone() {
+    let mut cluster = cluster(3, 1, 2, 1, "v8.1.0");
+    for (id, process) in &mut cluster.inventory.processes {
+        let role = cluster.request.instances.iter().find(|i| i.id == *id).unwrap().role;
+        process.running = Some(new(role));
+        process.on_disk = Some(new(role));
+    }
+    assert!(matches!(cluster.decide(), Decision::NothingToDo));
+    let process = cluster.inventory.processes.get_mut(&id("h2:8262")).unwrap();
+    process.running = Some(old());
+    process.on_disk = Some(old());
+    let turns: Vec<_> = cluster.plan().turns.iter().map(|t| t.instance.to_string()).collect();
+    assert_eq!(turns, ["h2:8262"]);
+}
+
+#[test]
+fn an_instance_that_was_exchanged_but_not_restarted_keeps_its_way_back() {
+    let mut cluster = cluster(3, 1, 1, 0, "v8.1.0");
+    let process = cluster.inventory.processes.get_mut(&id("h1:8262")).unwrap();
+    process.on_disk = Some(new(Role::DmWorker));
+    cluster.request.selected = vec![id("h1:8262")];
+    let plan = cluster.plan();
+    assert!(!plan.preparation.iter().any(|step| matches!(step, Step::Prepare { .. })));
+    assert_eq!((&plan.turns[0].from, &plan.turns[0].to), (&old(), &new(Role::DmWorker)));
+}
+
+#[test]
+fn a_master_down_that_is_not_selected_stops_the_others() {
+    let mut cluster = cluster_with(3, 1, 2, 1, "v8.1.0", false, &["h3:8261"]);
+    cluster.request.selected = vec![id("h1:8261"), id("h2:8261")];
+    assert_eq!(cluster.codes(), ["another-down", "quorum-at-risk"]);
+    cluster.request.force = true;
+    assert_eq!(cluster.codes(), ["quorum-at-risk"]);
+    cluster.request.selected = vec![id("h2:8262")];
+    assert_eq!(cluster.plan().turns.len(), 1);
+}
+
+#[test]
+fn every_obstacle_is_named_at_once() {
+    let mut cluster = cluster(3, 1, 3, 2, "v8.1.0");
+    let host = HostId::new("h2").unwrap();
+    cluster.inventory.hosts.insert(host, Err("connect: timed out".into()));
+    cluster.inventory.processes.remove(&id("h2:8261"));
+    cluster.inventory.processes.remove(&id("h2:8262"));
+    let process = cluster.inventory.processes.get_mut(&id("h3:8261")).unwrap();
+    process.active = UnitActive::Missing;
+    let process = cluster.inventory.processes.get_mut(&id("h3:8262")).unwrap();
+    process.on_disk = Some(Digest::of(b"foreign"));
+    let dm = cluster.dm();
+    dm.masters[1].calls_leader = Some(name("m2"));
+    dm.masters[2].etcd_healthy = Some(false);
+    dm.subtasks[0].errors = vec!["Duplicate entry".into()];
+    dm.subtasks[0].unit = SubtaskUnit::Load;
+    dm.subtasks[1].blocked_ddls = 2;
+    dm.sources.insert(SourceId::new("s9").unwrap(), None);
+    for seen in cluster.inventory.hosts.values_mut().flatten() {
+        seen.free_bytes.insert("/tight".into(), 10);
+    }
+    cluster.request.known_bad.insert(new(Role::DmWorker), "it exited 3 times".into());
+    let text: String = cluster.blockers().iter().map(|b| format!("{}: {b}\n", b.code())).collect();
+    insta::assert_snapshot!(text, @r#"
+    known-bad: build 576172dfa89b failed before: it exited 3 times
+    host-unreachable: host h2 does not answer: connect: timed out
+    unit-missing: h3:8261 has no systemd unit
+    drift: h3:8262 runs build cba06b5736fa, but 656771905e1e lies on its disk
+    leader-disputed: the masters do not agree on one leader: m1 names m1, m2 names m2
+    source-unbound: source s9 is bound to no worker
+    subtask-failing: task task on source s1 has an error: Duplicate entry
+    subtask-in-full-load: task task on source s1 is in its Load phase: a restart would begin it again
+    ddl-waiting: 2 DDL(s) of task task on source s2 wait for a lock
+    disk-full: h1 has 10 bytes free at /tight and needs 900
+    disk-full: h3 has 10 bytes free at /tight and needs 600
+    "#);
+}
+
+#[test]
+fn the_way_back_follows_the_same_rules_and_sends_nothing() {
+    let cluster = cluster(3, 1, 3, 2, "v8.1.0");
+    let targets = |build: Option<Digest>| {
+        let target = RollbackTarget { build, patched: false };
+        cluster.request.instances.iter().map(|i| (i.id.clone(), target.clone())).collect()
+    };
+    let mut request = RollbackRequest {
+        cluster: cluster.request.cluster.clone(),
+        version: cluster.request.version.clone(),
+        instances: cluster.request.instances.clone(),
+        targets: targets(Some(Digest::of(b"older"))),
+        offline: false,
+        force: false,
+        include_down: false,
+    };
+    let Decision::Go(plan) = plan_rollback(&request, &cluster.inventory, &Policy::default()) else {
+        panic!()
+    };
+    assert!(plan.preparation.is_empty() && plan.parcel.is_none());
+    assert_eq!(transcript(&plan), transcript(&cluster.plan()));
+    request.targets = targets(None);
+    let decision = plan_rollback(&request, &cluster.inventory, &Policy::default());
+    assert!(matches!(decision, Decision::Blocked(blockers) if blockers.len() == 6));
+}
+
+#[test]
+fn a_plan_survives_its_text() {
+    let plan = cluster(3, 1, 3, 2, "v5.3.0").plan();
+    let text = serde_json::to_string(&plan).unwrap();
+    let read: Plan = serde_json::from_str(&text).unwrap();
+    assert_eq!(read, plan);
+    assert_eq!(read.fingerprint(), plan.fingerprint());
+}
+
+#[test]
+fn the_checker_finds_what_the_planner_must_not_do() {
+    let plan = cluster(3, 1, 3, 2, "v5.3.0").plan();
+    assert_eq!(check(&plan), []);
+    // Every single step that is taken out of a turn breaks a rule, unless it only waits or only remembers.
+    for turn in 0..plan.turns.len() {
+        for step in 0..plan.turns[turn].steps.len() {
+            let mut maimed = plan.clone();
+            let removed = maimed.turns[turn].steps.remove(step);
+            let may_go = matches!(removed, Step::AwaitQuiet { .. } | Step::Soak { .. });
+            assert_eq!(check(&maimed).is_empty(), may_go, "{removed:?}");
+        }
+    }
+    let mut leader_first = plan.clone();
+    leader_first.turns.swap(0, 2);
+    assert!(!check(&leader_first).is_empty());
+    let mut unstaged = plan.clone();
+    unstaged.preparation.clear();
+    assert!(!check(&unstaged).is_empty());
+    let mut twice = plan;
+    let again = twice.turns[0].clone();
+    twice.turns.push(again);
+    assert!(!check(&twice).is_empty());
+}
+
+fn any_cluster() -> impl Strategy<Value = Cluster> {
+    let versions = prop::sample::select(vec!["v5.3.0", "v6.1.2", "v6.1.3", "v8.1.0"]);
+    (1_usize..6, 0_usize..6, 1_usize..12, 0_usize..12, versions, any::<bool>(), any::<u64>())
+        .prop_map(|(masters, leader, workers, sources, version, has_monitoring, chance)| {
+            let sources = sources.min(workers);
+            let mut cluster = cluster_with(
+                masters,
+                1 + leader % masters,
+                workers,
+                sources,
+                version,
+                has_monitoring,
+                &[],
+            );
+            let bit = |n: u32| chance >> n & 1 == 1;
+            cluster.request.force = bit(0);
+            cluster.request.include_down = bit(1);
+            cluster.request.offline = bit(2) && bit(3) && bit(4);
+            if bit(5) {
+                let mut n = 6;
+                cluster.request.selected.retain(|_| {
+                    n += 1;
+                    chance >> (n % 60) & 1 == 1
+                });
+            }
+            // Some processes are down, run something else, or have the build already.
+            let ids: Vec<InstanceId> =
+                cluster.request.instances.iter().map(|i| i.id.clone()).collect();
+            for (index, id) in ids.iter().enumerate() {
+                let role = cluster.request.instances[index].role;
+                let process = cluster.inventory.processes.get_mut(id).unwrap();
+                match (chance >> (index % 50)) & 0xf {
+                    0 => {
+                        process.active = UnitActive::Failed;
+                        process.running = None;
+                        process.pid = None;
+                        let dm = cluster.inventory.dm.as_mut().unwrap();
+                        for master in dm
+                            .masters
+                            .iter_mut()
+                            .filter(|m| m.instance.as_ref() == Some(id) && !m.leader)
+                        {
+                            master.alive = false;
+                            master.calls_leader = None;
+                            master.etcd_healthy = None;
+                        }
+                        for worker in
+                            dm.workers.iter_mut().filter(|w| w.instance.as_ref() == Some(id))
+                        {
+                            worker.stage = WorkerStage::Offline;
+                        }
+                    }
+                    1 => process.on_disk = Some(new(role)),
+                    2 => process.running = Some(Digest::of(b"foreign")),
+                    3 => {
+                        process.on_disk = Some(new(role));
+                        process.running = Some(new(role));
+                    }
+                    4 if role == Role::DmWorker => {
+                        if let Some(subtask) =
+                            cluster.inventory.dm.as_mut().unwrap().subtasks.first_mut()
+                        {
+                            subtask.stage = SubtaskStage::Paused;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            cluster
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn any_cluster_gets_a_plan_that_keeps_the_rules_or_reasons_why_not(cluster in any_cluster()) {
+        match cluster.decide() {
+            Decision::Blocked(blockers) => prop_assert!(!blockers.is_empty()),
+            Decision::NothingToDo => {
+                for id in &cluster.request.selected {
+                    let role = cluster.request.instances.iter().find(|i| i.id == *id).unwrap().role;
+                    prop_assert_eq!(cluster.inventory.processes[id].on_disk.as_ref(), Some(&new(role)));
+                }
+            }
+            Decision::Go(plan) => {
+                prop_assert_eq!(check(&plan), vec![]);
+                // Every selected instance that has not the build yet has one turn; nobody else has.
+                for instance in &plan.instances {
+                    let process = &cluster.inventory.processes[&instance.id];
+                    let target = new(instance.role);
+                    let is_done = process.on_disk.as_ref() == Some(&target)
+                        && process.running.as_ref().is_none_or(|running| *running == target);
+                    let wanted = cluster.request.selected.contains(&instance.id) && !is_done;
+                    let turns = plan.turns.iter().filter(|t| t.instance == instance.id).count();
+                    prop_assert_eq!(turns, usize::from(wanted), "{}", instance.id);
+                }
+            }
+        }
+    }
+}
