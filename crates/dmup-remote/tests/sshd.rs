@@ -19,12 +19,20 @@ use dmup_remote::ssh::{ConnectFailure, HostKeys, Reach, ReachError, ReachLimits,
 use dmup_remote::{AuthMethod, Fleet, FleetSettings, HostAddress, Login, Secret};
 use dmup_wire::PROTOCOL;
 use dmup_wire::frame::{Decoder, Frame, Kind};
-use dmup_wire::message::{Answer, Hello, Outcome, Probed, Refusal, RefusalKind, Request};
+use dmup_wire::message::{
+    Answer, Hello, MakeDir, Outcome, Probe, Probed, PutFile, Refusal, RefusalKind, Request,
+};
+
+/// Set for the far end: be the real agent.
+const REAL: &str = "DMUP_TEST_REAL_AGENT";
 
 #[allow(clippy::print_stderr, reason = "a test program without harness")]
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|first| first == "agent") {
+        if std::env::var_os(REAL).is_some() {
+            return dmup_agent::main_of_agent(std::env::args_os().skip(2));
+        }
         act_as_agent();
         return ExitCode::SUCCESS;
     }
@@ -37,6 +45,7 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let say = |what: &str| eprintln!("{:6.2} s  ok: {what}", started.elapsed().as_secs_f64());
     runtime.block_on(scenarios(&say));
+    runtime.block_on(the_real_agent(&say));
     ExitCode::SUCCESS
 }
 
@@ -155,7 +164,7 @@ async fn scenarios(say: &dyn Fn(&str)) {
     signal(session, "-KILL");
     say(&format!("a dead line is noticed after {:?}: {cut}", began.elapsed()));
 
-    let system = Reach::SystemSsh { program: "ssh".into() };
+    let system = Reach::SystemSsh { program: place.ssh_program() };
     let fleet = place.fleet(system.clone(), key("id_ed25519"), UnknownHostKeys::Accept, sshd.port);
     let began = Instant::now();
     match fleet.hello(&host).await {
@@ -188,6 +197,70 @@ async fn scenarios(say: &dyn Fn(&str)) {
     let Err(ReachError::ChangedHostKey(changed)) = fleet.hello(&host).await else { panic!() };
     assert_eq!((changed.place.line, changed.known != changed.shown), (1, true));
     say(&format!("even who accepts new keys does not accept a changed one: {changed}"));
+    sshd.stop();
+}
+
+/// Both sides of the wire as they are: what one asks, the other does.
+async fn the_real_agent(say: &dyn Fn(&str)) {
+    let place = Place::new();
+    place.make_key("id", "ed25519", "256", "");
+    place.make_key("host", "ed25519", "256", "");
+    place.allow(&["id"]);
+    fs_err::write(place.path("real"), "").unwrap();
+    let mut sshd = Sshd::start(&place, "host", free_port());
+    let host = HostId::new("127.0.0.1").unwrap();
+    let auth = vec![AuthMethod::key_file(place.path("id"))];
+    let fleet = place.fleet(Reach::Russh, auth, UnknownHostKeys::Accept, sshd.port);
+    let hello = fleet.hello(&host).await.unwrap();
+    assert_eq!((hello.protocol, hello.user), (PROTOCOL, whoami()));
+    say(&format!("the real agent greets: {} {}", hello.hostname, hello.home));
+
+    let folder = place.path("work/conf");
+    let dir = MakeDir { path: folder.clone(), mode: 0o750, owner: None };
+    fleet.make_dirs(&host, vec![dir]).await.unwrap();
+    let file = PutFile {
+        path: folder.join("dm.toml"),
+        mode: 0o640,
+        root: false,
+        owner: None,
+        content: "name = \"ä\"\n".to_owned(),
+    };
+    fleet.put(&host, vec![file.clone()]).await.unwrap();
+    assert_eq!(fleet.get(&host, &file.path).await.unwrap(), Some(file.content));
+    assert_eq!(fleet.get(&host, &folder.join("none")).await.unwrap(), None);
+    say("folders and files are made and read");
+
+    let parcel = place.package();
+    let into = place.path("work/deploy");
+    let sent = fleet.unpack(&host, &parcel, &into, None).await.unwrap();
+    assert_eq!(sent, parcel.compressed_bytes);
+    let content = fs_err::read(into.join("dm-worker/dm-worker")).unwrap();
+    assert_eq!(content.len(), 3 << 20);
+    say("a package is unpacked");
+
+    let cut = Parcel { compressed_bytes: parcel.compressed_bytes - 1, ..parcel };
+    let refused = fleet.unpack(&host, &cut, &place.path("work/cut"), None).await.unwrap_err();
+    assert_eq!(refused.certainty, Certainty::Refused, "{refused}");
+    say(&format!("a package that is not what was said is refused: {refused}"));
+
+    let probe = Probe {
+        disks: vec![into.clone()],
+        ports: vec![sshd.port, 1],
+        paths: vec![into, place.path("none")],
+        ..Probe::default()
+    };
+    let probed = fleet.probe(&host, probe).await.unwrap();
+    assert!(probed.disks[0].1 > 0);
+    assert_eq!(probed.listening, [sshd.port]);
+    assert_eq!(probed.existing, [place.path("work/deploy")]);
+    fleet.remove(&host, vec![place.path("work/deploy"), place.path("work/none")]).await.unwrap();
+    assert!(!place.path("work/deploy").exists());
+    say("the host is looked at, and cleaned up");
+
+    fleet.reconnect(&host).await.unwrap();
+    drop(fleet);
+    sshd.wait_until_nobody_is_connected();
+    say("both connections ended with the fleet");
     sshd.stop();
 }
 
@@ -236,6 +309,36 @@ impl Place {
         }
     }
 
+    /// ssh that leaves the user's own files alone.
+    fn ssh_program(&self) -> Utf8PathBuf {
+        let path = self.path("ssh");
+        let known = self.path("user_known_hosts");
+        let text = format!("#!/bin/sh\nexec ssh -F none -o UserKnownHostsFile={known} \"$@\"\n");
+        fs_err::write(&path, text).unwrap();
+        assert!(Command::new("chmod").args(["700", path.as_str()]).status().unwrap().success());
+        path
+    }
+
+    /// A real parcel: a zstd-compressed tar.
+    fn package(&self) -> Parcel {
+        let content: Vec<u8> =
+            (0_u32..3 << 18).flat_map(|n| n.wrapping_mul(n).to_be_bytes()).collect();
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o755);
+        tar.append_data(&mut header, "dm-worker/dm-worker", content.as_slice()).unwrap();
+        let packed = zstd::encode_all(tar.into_inner().unwrap().as_slice(), 3).unwrap();
+        let path = self.path("package");
+        fs_err::write(&path, &packed).unwrap();
+        Parcel {
+            path,
+            digest: Digest::of(&packed),
+            compressed_bytes: packed.len() as u64,
+            unpacked_bytes: content.len() as u64,
+        }
+    }
+
     fn fleet(
         &self,
         reach: Reach,
@@ -277,10 +380,11 @@ impl Sshd {
         let config = place.path("sshd_config");
         let text = format!(
             "ListenAddress 127.0.0.1:{port}\nHostKey {}\nPidFile none\nStrictModes no\nUsePAM no\n\
-             PasswordAuthentication no\nPermitRootLogin yes\nAuthorizedKeysFile {}\nSetEnv HOME={}\n",
+             PasswordAuthentication no\nPermitRootLogin yes\nAuthorizedKeysFile {}\nSetEnv HOME={}{}\n",
             place.path(host_key),
             place.path("authorized_keys"),
             place.path("home"),
+            if place.path("real").exists() { format!(" {REAL}=1") } else { String::new() },
         );
         fs_err::write(&config, text).unwrap();
         // Where root's privilege separation wants an empty folder.
@@ -307,6 +411,15 @@ impl Sshd {
             .unwrap();
         let listener = String::from_utf8(out.stdout).unwrap();
         listener.trim().parse().expect("a session is open")
+    }
+
+    fn wait_until_nobody_is_connected(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let parent = self.child.id().to_string();
+        while Command::new("pgrep").args(["-P", &parent]).output().unwrap().status.success() {
+            assert!(Instant::now() < deadline, "a connection is still open");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     fn stop(&mut self) {
