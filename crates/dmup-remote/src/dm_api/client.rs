@@ -1,5 +1,6 @@
 //! Orders, through whichever master can take them; and the port itself.
 
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use dmup_exec::ports::{Certainty, Dm, EffectError, ReportedBuild};
 use reqwest::Method;
 use serde_json::json;
 use tokio::time::Instant;
+use tonic::transport::{ClientTlsConfig, Endpoint};
 
 use super::answers::{Outcome, PerSource};
 use super::code::DmCode;
@@ -59,12 +61,33 @@ impl Default for Timeouts {
 #[error("cannot prepare HTTP requests to DM: {0}")]
 pub struct Unusable(#[from] reqwest::Error);
 
+/// What a cluster with TLS asks of its clients, all PEM: `ca.crt`, `client.crt`, `client.pem` of its `tls` folder.
+#[derive(Clone)]
+pub struct Tls {
+    /// The cluster's own authority; no other is trusted.
+    pub authority: Vec<u8>,
+    /// Our certificate.
+    pub certificate: Vec<u8>,
+    /// Its private key.
+    pub key: Vec<u8>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls(‹redacted›)")
+    }
+}
+
 /// The client of one cluster's DM.
 #[derive(Debug)]
 pub struct DmClient {
     pub(super) instances: Vec<Instance>,
     pub(super) timeouts: Timeouts,
+    /// For DM, with TLS if the cluster has it.
     pub(super) http: reqwest::Client,
+    /// For monitoring, which has no TLS of TiUP's.
+    pub(super) plain: reqwest::Client,
+    tls: Option<ClientTlsConfig>,
     remembered: Mutex<Remembered>,
 }
 
@@ -82,14 +105,53 @@ impl DmClient {
     ///
     /// [`Unusable`] if the HTTP client cannot be made.
     pub fn new(instances: &[Instance], timeouts: Timeouts) -> Result<Self, Unusable> {
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(timeouts.connect)
-            .pool_max_idle_per_host(0)
-            .user_agent(concat!("dmup/", env!("CARGO_PKG_VERSION")))
+        let plain = plain_http(&timeouts).build()?;
+        let instances = instances.to_vec();
+        let remembered = Mutex::default();
+        Ok(Self { instances, timeouts, http: plain.clone(), plain, tls: None, remembered })
+    }
+
+    /// As [`Self::new`], for a cluster with `enable_tls`.
+    ///
+    /// # Errors
+    ///
+    /// [`Unusable`] if a certificate or the key cannot be read.
+    pub fn over_tls(
+        instances: &[Instance],
+        timeouts: Timeouts,
+        tls: &Tls,
+    ) -> Result<Self, Unusable> {
+        let identity = [&tls.key[..], b"\n", &tls.certificate].concat();
+        let http = plain_http(&timeouts)
+            .use_rustls_tls()
+            .tls_built_in_root_certs(false)
+            .add_root_certificate(reqwest::Certificate::from_pem(&tls.authority)?)
+            .identity(reqwest::Identity::from_pem(&identity)?)
             .build()?;
-        Ok(Self { instances: instances.to_vec(), timeouts, http, remembered: Mutex::default() })
+        // Go's gRPC server behind DM's port does not always name h2 in its handshake.
+        let for_grpc = ClientTlsConfig::new()
+            .ca_certificate(tonic::transport::Certificate::from_pem(&tls.authority))
+            .identity(tonic::transport::Identity::from_pem(&tls.certificate, &tls.key))
+            .assume_http2(true);
+        Ok(Self { http, tls: Some(for_grpc), ..Self::new(instances, timeouts)? })
+    }
+
+    /// `http://host:port` of a master or worker, or https.
+    pub(super) fn base(&self, instance: &Instance) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", authority(&instance.host, instance.port))
+    }
+
+    /// Where a master takes gRPC.
+    pub(super) fn endpoint(&self, master: &Instance) -> Result<Endpoint, Unanswered> {
+        let told = |error: tonic::transport::Error| Unanswered::Connect(error.to_string());
+        let endpoint = Endpoint::from_shared(self.base(master))
+            .map_err(told)?
+            .connect_timeout(self.timeouts.connect);
+        match &self.tls {
+            Some(tls) => endpoint.tls_config(tls.clone()).map_err(told),
+            None => Ok(endpoint),
+        }
     }
 
     /// Takes a master or a worker that is gone for good off DM's member list; fine if it is not on it.
@@ -113,7 +175,7 @@ impl DmClient {
         let path = format!("/apis/v1alpha1/members/{kind}/{}", escaped(instance.name.as_str()));
         let attempted = format!("take {} off the member list", instance.name);
         self.order(&attempted, Some(&instance.id), |master| {
-            let url = format!("http://{}{path}", authority(&master.host, master.port));
+            let url = format!("{}{path}", self.base(master));
             async move {
                 let within = self.timeouts.order.min(MEMBER_ORDER);
                 let outcome: Result<Outcome, Unanswered> =
@@ -219,14 +281,13 @@ impl DmClient {
     ) -> Result<(), EffectError> {
         let timeouts = &self.timeouts;
         self.order(attempted, None, |master| async move {
-            let at = authority(&master.host, master.port);
             let request = grpc::OperateTaskRequest {
                 op,
                 name: task.as_str().to_owned(),
                 sources: vec![source.as_str().to_owned()],
             };
             let answer: Result<grpc::OperateTaskResponse, _> = grpc::call(
-                &at,
+                self.endpoint(master)?,
                 "/pb.Master/OperateTask",
                 request,
                 timeouts.connect,
@@ -236,7 +297,11 @@ impl DmClient {
             let (result, msg) = match answer {
                 Ok(answer) => (answer.result, answer.msg),
                 Err(Unanswered::Status { status: 501, .. }) => {
-                    let url = format!("http://{at}/apis/v1alpha1/tasks/{}", escaped(task.as_str()));
+                    let url = format!(
+                        "{}/apis/v1alpha1/tasks/{}",
+                        self.base(master),
+                        escaped(task.as_str())
+                    );
                     let body = json!({"op": op, "sources": [source.as_str()]});
                     let answer: PerSource =
                         ask(&self.http, Method::PUT, &url, Some(&body), timeouts.order).await?;
@@ -258,8 +323,7 @@ impl DmClient {
         master: &Instance,
         op: u8,
     ) -> Result<(), EffectError> {
-        let url =
-            format!("http://{}/apis/v1alpha1/leader/{op}", authority(&master.host, master.port));
+        let url = format!("{}/apis/v1alpha1/leader/{op}", self.base(master));
         let within = self.timeouts.order.min(MEMBER_ORDER);
         let outcome: Result<Outcome, Unanswered> =
             ask(&self.http, Method::PUT, &url, None, within).await;
@@ -271,6 +335,20 @@ impl DmClient {
             Err(error) => Err(failed(&attempted, master, &error)),
         }
     }
+}
+
+/// `http://host:port` of a monitoring instance, reached like the host itself.
+pub(super) fn page_base(instance: &Instance) -> String {
+    format!("http://{}", authority(&instance.ssh_host, instance.port))
+}
+
+fn plain_http(timeouts: &Timeouts) -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(timeouts.connect)
+        .pool_max_idle_per_host(0)
+        .user_agent(concat!("dmup/", env!("CARGO_PKG_VERSION")))
 }
 
 /// Answers of a master that will be right soon.
@@ -314,14 +392,16 @@ impl Dm for DmClient {
 
     async fn build_of(&self, instance: &Instance) -> Result<ReportedBuild, EffectError> {
         let attempted = "ask for its build";
-        let (host, path) = match instance.role {
-            Role::DmMaster | Role::DmWorker => (&instance.host, "/status"),
-            Role::Prometheus => (&instance.ssh_host, "/api/v1/status/buildinfo"),
-            Role::Grafana => (&instance.ssh_host, "/api/health"),
-            Role::Alertmanager => (&instance.ssh_host, "/api/v2/status"),
+        let page = |path| format!("{}{path}", page_base(instance));
+        let (http, url) = match instance.role {
+            Role::DmMaster | Role::DmWorker => {
+                (&self.http, format!("{}/status", self.base(instance)))
+            }
+            Role::Prometheus => (&self.plain, page("/api/v1/status/buildinfo")),
+            Role::Grafana => (&self.plain, page("/api/health")),
+            Role::Alertmanager => (&self.plain, page("/api/v2/status")),
         };
-        let url = format!("http://{}{path}", authority(host, instance.port));
-        let (status, body) = exchange(&self.http, Method::GET, &url, None, self.timeouts.answer)
+        let (status, body) = exchange(http, Method::GET, &url, None, self.timeouts.answer)
             .await
             .map_err(|error| failed(attempted, instance, &error))?;
         if !status.is_success() {
@@ -377,7 +457,7 @@ impl Dm for DmClient {
                 worker: worker.as_str().to_owned(),
             };
             let answer: grpc::TransferSourceResponse = grpc::call(
-                &authority(&master.host, master.port),
+                self.endpoint(master)?,
                 "/pb.Master/TransferSource",
                 request,
                 timeouts.connect,

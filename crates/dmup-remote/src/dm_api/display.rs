@@ -13,8 +13,8 @@ use futures::future::join_all;
 use reqwest::Method;
 
 use super::answers::Members;
-use super::client::DmClient;
-use super::http::{ask, authority, escaped, exchange};
+use super::client::{DmClient, page_base};
+use super::http::{ask, escaped, exchange};
 
 /// TiUP's limit for DM when `--status-timeout` says less than a second.
 const DM_FALLBACK: Duration = Duration::from_secs(2);
@@ -59,8 +59,8 @@ impl DmClient {
 
     async fn master_status(&self, master: &Instance) -> String {
         let url = format!(
-            "http://{}/apis/v1alpha1/members?leader=true&master=true&names={}",
-            authority(&master.host, master.port),
+            "{}/apis/v1alpha1/members?leader=true&master=true&names={}",
+            self.base(master),
             escaped(master.name.as_str())
         );
         let within = self.display_limit(DM_FALLBACK);
@@ -93,10 +93,7 @@ impl DmClient {
         }
         let within = self.display_limit(DM_FALLBACK);
         for master in healthy {
-            let url = format!(
-                "http://{}/apis/v1alpha1/members?worker=true",
-                authority(&master.host, master.port)
-            );
+            let url = format!("{}/apis/v1alpha1/members?worker=true", self.base(master));
             let Ok(members) = ask::<Members>(&self.http, Method::GET, &url, None, within).await
             else {
                 continue;
@@ -115,9 +112,9 @@ impl DmClient {
 
     async fn page_status(&self, instance: &Instance) -> (InstanceId, String) {
         let path = if instance.role == Role::Grafana { "/login" } else { "/-/ready" };
-        let url = format!("http://{}{path}", authority(&instance.ssh_host, instance.port));
+        let url = format!("{}{path}", page_base(instance));
         let within = self.display_limit(MONITORING_FALLBACK);
-        let up = exchange(&self.http, Method::GET, &url, None, within)
+        let up = exchange(&self.plain, Method::GET, &url, None, within)
             .await
             .is_ok_and(|(status, _)| status.is_success() || status.is_redirection());
         (instance.id.clone(), if up { "Up" } else { "Down" }.into())

@@ -193,7 +193,7 @@ pub(super) struct SyncMessage {
 
 /// Calls one method of `pb.Master` on one master, over a connection of its own.
 pub(super) async fn call<Q, A>(
-    authority: &str,
+    endpoint: Endpoint,
     method: &'static str,
     request: Q,
     connect_within: Duration,
@@ -203,9 +203,6 @@ where
     Q: prost::Message + Send + Sync + 'static,
     A: prost::Message + Default + Send + Sync + 'static,
 {
-    let endpoint = Endpoint::from_shared(format!("http://{authority}"))
-        .map_err(|error| Unanswered::Connect(error.to_string()))?
-        .connect_timeout(connect_within);
     let channel = match tokio::time::timeout(connect_within, endpoint.connect()).await {
         Ok(Ok(channel)) => channel,
         Ok(Err(error)) => return Err(Unanswered::Connect(innermost(&error))),

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::answers::{Members, PerSource, SourceReport, SourceStatus, Status};
 use super::client::{DmClient, failed};
 use super::grpc;
-use super::http::{Unanswered, ask, authority, beginning, escaped, exchange};
+use super::http::{Unanswered, ask, beginning, escaped, exchange};
 use super::seen::{Collected, OwnView, assemble, build_in_status, health_in};
 
 /// `SourceOp.ShowSource`.
@@ -121,7 +121,7 @@ impl DmClient {
 
     /// A master's own view: whom it calls the leader, its etcd, its build.
     async fn view_of(&self, master: &Instance) -> (OwnView, Result<(), Unanswered>) {
-        let base = format!("http://{}", authority(&master.host, master.port));
+        let base = self.base(master);
         let within = self.timeouts.answer;
         let leader_url = format!("{base}/apis/v1alpha1/members?leader=true");
         let health_url = format!("{base}/health");
@@ -158,7 +158,7 @@ impl DmClient {
         master: &Instance,
         avoided: &[&Instance],
     ) -> Result<Members, Unanswered> {
-        let url = format!("http://{}/apis/v1alpha1/members", authority(&master.host, master.port));
+        let url = format!("{}/apis/v1alpha1/members", self.base(master));
         // A dead host among them costs the leader a second each.
         let count = u32::try_from(self.masters().count()).unwrap_or(u32::MAX);
         let within =
@@ -242,10 +242,9 @@ impl DmClient {
         sources: &[SourceId],
         within: Duration,
     ) -> Result<Vec<SourceReport>, Unanswered> {
-        let at = authority(&master.host, master.port);
         let query: Vec<String> =
             sources.iter().map(|it| format!("sources={}", escaped(it.as_str()))).collect();
-        let url = format!("http://{at}/apis/v1alpha1/status/?{}", query.join("&"));
+        let url = format!("{}/apis/v1alpha1/status/?{}", self.base(master), query.join("&"));
         let status = match ask::<Status>(&self.http, Method::GET, &url, None, within).await {
             // An empty task name is at the edge of what the gateway routes (measured good on v8.1.0).
             Err(Unanswered::Status { status: 400 | 404 | 405 | 501, .. }) => {
@@ -254,7 +253,7 @@ impl DmClient {
                     sources: sources.iter().map(|it| it.as_str().to_owned()).collect(),
                 };
                 grpc::call::<_, grpc::QueryStatusResponse>(
-                    &at,
+                    self.endpoint(master)?,
                     "/pb.Master/QueryStatus",
                     request,
                     self.timeouts.connect,
@@ -274,7 +273,7 @@ impl DmClient {
 
     /// All sources, also those that nobody runs; empty if DM does not say in time (it asks the workers for this).
     async fn known_sources(&self, master: &Instance) -> Vec<(String, String)> {
-        let url = format!("http://{}/apis/v1alpha1/sources", authority(&master.host, master.port));
+        let url = format!("{}/apis/v1alpha1/sources", self.base(master));
         let body = json!({"op": SHOW_SOURCES});
         match ask::<PerSource>(&self.http, Method::PUT, &url, Some(&body), self.timeouts.answer)
             .await
@@ -291,8 +290,9 @@ impl DmClient {
 
     /// DDL locks; none if this DM does not say: a subtask that waits for one says so in its own status.
     async fn locks(&self, master: &Instance) -> Vec<grpc::DdlLock> {
+        let Ok(endpoint) = self.endpoint(master) else { return Vec::new() };
         let answer: Result<grpc::ShowDdlLocksResponse, _> = grpc::call(
-            &authority(&master.host, master.port),
+            endpoint,
             "/pb.Master/ShowDDLLocks",
             grpc::ShowDdlLocksRequest::default(),
             self.timeouts.connect,

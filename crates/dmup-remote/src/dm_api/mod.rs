@@ -27,5 +27,5 @@ mod seen;
 #[cfg(test)]
 mod tests;
 
-pub use client::{DmClient, Timeouts, Unusable};
+pub use client::{DmClient, Timeouts, Tls, Unusable};
 pub use code::DmCode;

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::answers::{Members, PerSource, Status};
 use super::grpc;
 use super::seen::{Collected, assemble, build_in_status, health_in};
-use super::{DmClient, Timeouts};
+use super::{DmClient, Timeouts, Tls};
 
 macro_rules! recorded {
     ($name:literal) => {
@@ -932,4 +932,90 @@ async fn a_member_that_is_gone_is_taken_off_the_list_by_another() {
     let worker = instance(Role::DmWorker, "127.0.0.1:1", "w");
     let told = client(&[&online.instance]).remove_member(&worker).await.unwrap_err();
     assert!(told.observed.contains("46005"), "{told}");
+}
+
+/// Certificates as TiUP makes them: one authority, a server's and a client's certificate for an address.
+struct Certificates {
+    tls: Tls,
+    acceptor: tokio_rustls::TlsAcceptor,
+}
+
+impl Certificates {
+    fn make() -> Self {
+        use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+        use tokio_rustls::rustls::server::WebPkiClientVerifier;
+        use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+        let mut of_authority = rcgen::CertificateParams::new(vec![]).unwrap();
+        of_authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority_key = rcgen::KeyPair::generate().unwrap();
+        let authority = of_authority.self_signed(&authority_key).unwrap();
+        let issuer = rcgen::Issuer::new(of_authority, authority_key);
+        let one = || {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let params = rcgen::CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
+            (params.signed_by(&key, &issuer).unwrap(), key)
+        };
+        let ((server, server_key), (client, client_key)) = (one(), one());
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.der().clone()).unwrap();
+        let config = ServerConfig::builder()
+            .with_client_cert_verifier(
+                WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap(),
+            )
+            .with_single_cert(
+                vec![CertificateDer::from(server.der().to_vec())],
+                PrivateKeyDer::try_from(server_key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        let tls = Tls {
+            authority: authority.pem().into_bytes(),
+            certificate: client.pem().into_bytes(),
+            key: client_key.serialize_pem().into_bytes(),
+        };
+        Self { tls, acceptor: Arc::new(config).into() }
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_with_tls_is_asked_with_the_clusters_own_certificates() {
+    let certificates = Certificates::make();
+    let behind = StandIn::start(
+        Role::DmMaster,
+        "dm-198.18.0.11-8261",
+        |line: &str, bytes: &[u8]| match line {
+            "GRPC /pb.Master/TransferSource" => Reply::Grpc(0, "", b"\x08\x01".to_vec()),
+            line => as_recorded(line, bytes),
+        },
+    )
+    .await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (acceptor, port) = (certificates.acceptor.clone(), behind.instance.port);
+    let front = tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            connections.spawn(async move {
+                let Ok(mut clear) = acceptor.accept(stream).await else { return };
+                let mut inner = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                tokio::io::copy_bidirectional(&mut clear, &mut inner).await.ok();
+            });
+        }
+    });
+    let master = instance(Role::DmMaster, &address, "dm-198.18.0.11-8261");
+    let all = std::slice::from_ref(&master);
+    let dm = DmClient::over_tls(all, quick(), &certificates.tls).unwrap();
+    assert_eq!(dm.look(&[]).await.unwrap().subtasks[0].blocked_ddls, 1, "REST and gRPC both");
+    dm.transfer(&source(), &worker()).await.unwrap();
+    assert_eq!(dm.display_statuses(all).await.len(), 1);
+
+    assert!(client(&[&master]).look(&[]).await.is_err(), "without TLS");
+    let stranger = Certificates::make();
+    let told =
+        DmClient::over_tls(all, quick(), &stranger.tls).unwrap().look(&[]).await.unwrap_err();
+    assert!(told.observed.contains("no connection"), "{told}");
+    assert_eq!(format!("{:?}", certificates.tls), "Tls(‹redacted›)");
+    let broken = Tls { key: b"no key".to_vec(), ..certificates.tls };
+    assert!(DmClient::over_tls(all, quick(), &broken).is_err());
+    front.abort();
 }
