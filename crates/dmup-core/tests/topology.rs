@@ -152,11 +152,8 @@ fn a_scale_out_inherits_and_is_checked_against_the_cluster() {
     let mut merged = cluster.merged(&new);
     merged.expand_dirs();
     assert_eq!(merged.worker_servers[3].deploy_dir, "/home/tidb/deploy/dm-worker-8262");
-    let error = Topology::parse_scale_out(
-        "worker_servers:\n  - host: 198.18.0.13\n    arch: amd64\n    os: linux\n",
-        &cluster,
-    )
-    .unwrap_err();
+    let error = Topology::parse_scale_out("worker_servers:\n  - host: 198.18.0.13\n", &cluster)
+        .unwrap_err();
     assert!(error.message.contains("port conflict for '8262'"), "{error}");
     let error = Topology::parse_scale_out("global: {user: x}\n", &cluster).unwrap_err();
     assert!(error.message.contains("`global`"), "{error}");
@@ -199,4 +196,39 @@ fn edits_may_change_settings_but_not_identities() {
         "immutable field changed: worker_servers.0.patched from true to nothing; \
          worker_servers.1.name from 'dm-198.18.0.12-8262' to 'other'"
     );
+}
+
+mod any_text {
+    use dmup_core::topology::{Meta, Topology};
+    use proptest::prelude::*;
+
+    use super::META;
+
+    /// Runs everything that may be done with a topology; only panics fail.
+    fn exercise(text: &str) {
+        if let Ok(meta) = Meta::parse(text) {
+            let again = Meta::parse(&meta.render()).unwrap();
+            assert_eq!(again.render(), meta.render());
+            assert_eq!(again.instances(), meta.instances());
+        }
+        if let Ok(mut topology) = Topology::parse(text) {
+            topology.expand_dirs();
+            drop(topology.instances());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_file_is_an_error_never_a_crash(
+            at in 0..META.len(), length in 0..40_usize, put in "[ -~\n\t]{0,12}",
+        ) {
+            let end = (at + length).min(META.len());
+            exercise(&format!("{}{put}{}", &META[..at], &META[end..]));
+        }
+
+        #[test]
+        fn any_text_is_an_error_never_a_crash(text in "[ -~\n\t:\\-äπ&*]{0,200}") {
+            exercise(&text);
+        }
+    }
 }

@@ -104,6 +104,21 @@ fn keys_are_made_once_and_are_for_the_owner_alone() {
 }
 
 #[test]
+fn openssh_reads_our_keys() {
+    let home = home();
+    let cluster = home.profile.cluster(&prod());
+    let made = cluster.ensure_keys().unwrap();
+    let path = cluster.private_key_path();
+    let Ok(answer) =
+        std::process::Command::new("ssh-keygen").args(["-y", "-f", path.as_str()]).output()
+    else {
+        return;
+    };
+    let public = String::from_utf8(answer.stdout).unwrap();
+    assert_eq!(public.split_whitespace().take(2).collect::<Vec<_>>().join(" "), made.public);
+}
+
+#[test]
 fn a_second_holder_is_told_who_the_first_is() {
     let home = with_cluster();
     let cluster = home.profile.cluster(&prod());

@@ -40,6 +40,10 @@ impl Topology {
         new.server_configs = cluster.server_configs.clone();
         new.component_sources = cluster.component_sources.clone();
         new.fill_defaults();
+        // A host that is known already has the platform that it has.
+        for known in cluster.servers() {
+            new.set_platform(known.ssh_host(), known.os, known.arch);
+        }
         new.check().map_err(|wrong| wrong.locate(&root))?;
         cluster.merged(&new).check().map_err(|wrong| wrong.error)?;
         Ok(new)

@@ -110,6 +110,6 @@ mod tests {
     fn keys_are_sorted_as_go_does_it() {
         let mut keys = ["b", "a10", "a2", "a-b", "a", "ab", "_x", "a01", "B", "a1b"];
         keys.sort_by(|a, b| natural_order(a, b));
-        assert_eq!(keys, ["_x", "B", "a", "a-b", "a01", "a1b", "a2", "a10", "ab", "b"]);
+        assert_eq!(keys, ["_x", "B", "a", "a-b", "a1b", "a01", "a2", "a10", "ab", "b"]);
     }
 }

@@ -263,20 +263,20 @@ mod tests {
             ("none".into(), Value::Seq(Vec::new())),
         ]);
         let document = Value::Map(vec![("servers".into(), Value::Seq(vec![inner]))]);
-        insta::assert_snapshot!(to_text(&document), @r"
+        insta::assert_snapshot!(to_text(&document), @r#"
         servers:
             - host: a
               list:
                 - 1
                 - - x
-                  - y
+                  - "y"
               config:
                 k: |-
                     l1
                     l2
                 e: {}
               none: []
-        ");
+        "#);
     }
 
     #[test]
