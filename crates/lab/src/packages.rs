@@ -101,7 +101,11 @@ impl Packer {
     /// If the folder cannot be made.
     pub fn new(lookalike: &Utf8Path, folder: &Utf8Path) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
-        Ok(Self { lookalike: lookalike.to_owned(), folder: folder.to_owned(), etcd: "/usr/bin/etcd".into() })
+        Ok(Self {
+            lookalike: lookalike.to_owned(),
+            folder: folder.to_owned(),
+            etcd: "/usr/bin/etcd".into(),
+        })
     }
 
     /// The component's package as on TiUP's mirror: `<component>-<release>-linux-<arch>.tar.gz`. The stamp's release
@@ -110,7 +114,8 @@ impl Packer {
     /// # Errors
     /// If a program is missing, or the package cannot be written.
     pub fn package(&self, component: Component, stamp: &Stamp) -> io::Result<Utf8PathBuf> {
-        let name = format!("{}-{}-linux-{}.tar.gz", component.as_str(), stamp.release_version, arch());
+        let name =
+            format!("{}-{}-linux-{}.tar.gz", component.as_str(), stamp.release_version, arch());
         let path = self.folder.join(name);
         write_archive(&path, self.entries(component, stamp)?)?;
         Ok(path)
@@ -134,13 +139,21 @@ impl Packer {
                 Layout::TopFolder => entries.extend(self.entries(component, stamp)?),
                 Layout::Flat => {
                     let program = component.entry().rsplit('/').next().unwrap_or_default();
-                    entries.push(Entry { path: program.to_owned(), mode: 0o755, bytes: self.stamped(stamp)? });
+                    entries.push(Entry {
+                        path: program.to_owned(),
+                        mode: 0o755,
+                        bytes: self.stamped(stamp)?,
+                    });
                 }
                 Layout::Bare => {
                     if components.len() != 1 {
                         return Err(io::Error::other("a bare program is one component"));
                     }
-                    lookalike::stamp::write_stamped(self.lookalike.as_std_path(), path.as_std_path(), stamp)?;
+                    lookalike::stamp::write_stamped(
+                        self.lookalike.as_std_path(),
+                        path.as_std_path(),
+                        stamp,
+                    )?;
                     return Ok(path);
                 }
             }
@@ -157,7 +170,11 @@ impl Packer {
 
     fn entries(&self, component: Component, stamp: &Stamp) -> io::Result<Vec<Entry>> {
         let program = || -> io::Result<Entry> {
-            Ok(Entry { path: component.entry().to_owned(), mode: 0o755, bytes: self.stamped(stamp)? })
+            Ok(Entry {
+                path: component.entry().to_owned(),
+                mode: 0o755,
+                bytes: self.stamped(stamp)?,
+            })
         };
         Ok(match component {
             Component::DmMaster => vec![
@@ -179,7 +196,10 @@ impl Packer {
                 Entry::text("prometheus/tidb.rules.yml", "groups: []\n"),
             ],
             Component::Alertmanager => vec![
-                Entry::program("alertmanager/alertmanager", Path::new("/usr/bin/prometheus-alertmanager"))?,
+                Entry::program(
+                    "alertmanager/alertmanager",
+                    Path::new("/usr/bin/prometheus-alertmanager"),
+                )?,
                 Entry::program("alertmanager/amtool", Path::new("/usr/bin/amtool"))?,
             ],
         })
@@ -198,7 +218,11 @@ fn write_archive(path: &Utf8Path, entries: Vec<Entry>) -> io::Result<()> {
     let mut archive = tar::Builder::new(GzEncoder::new(&mut file, Compression::fast()));
     let mut folders = Vec::new();
     for entry in entries {
-        for folder in Utf8Path::new(&entry.path).ancestors().skip(1).filter(|folder| !folder.as_str().is_empty()) {
+        for folder in Utf8Path::new(&entry.path)
+            .ancestors()
+            .skip(1)
+            .filter(|folder| !folder.as_str().is_empty())
+        {
             if !folders.contains(&folder.to_owned()) {
                 folders.push(folder.to_owned());
                 let mut header = header(0o755, 0);
@@ -206,7 +230,11 @@ fn write_archive(path: &Utf8Path, entries: Vec<Entry>) -> io::Result<()> {
                 archive.append_data(&mut header, format!("{folder}/"), io::empty())?;
             }
         }
-        archive.append_data(&mut header(entry.mode, entry.bytes.len() as u64), &entry.path, entry.bytes.as_slice())?;
+        archive.append_data(
+            &mut header(entry.mode, entry.bytes.len() as u64),
+            &entry.path,
+            entry.bytes.as_slice(),
+        )?;
     }
     archive.into_inner()?.finish()?.flush()?;
     let permissions: std::fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o644);
@@ -256,7 +284,11 @@ mod tests {
     fn paths(package: &Utf8Path) -> Vec<String> {
         let file = fs::File::open(package).unwrap();
         let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(file));
-        archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect()
+        archive
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+            .collect()
     }
 
     #[test]
@@ -270,7 +302,10 @@ mod tests {
         let old = Stamp::new("v8.1.0", "aaaa");
         let new = Stamp::new("v8.1.0", "bbbb");
         let package = packer.package(Component::DmMaster, &old).unwrap();
-        assert_eq!(package.file_name(), Some(format!("dm-master-v8.1.0-linux-{}.tar.gz", arch()).as_str()));
+        assert_eq!(
+            package.file_name(),
+            Some(format!("dm-master-v8.1.0-linux-{}.tar.gz", arch()).as_str())
+        );
         assert!(paths(&package).contains(&"dm-master/dm-master".to_owned()));
         assert!(paths(&package).contains(&"dm-master/conf/dm_worker.rules.yml".to_owned()));
         let both = [Component::DmMaster, Component::DmWorker];

@@ -191,7 +191,8 @@ impl Witness {
     pub fn settle(&self, writer: &RowWriter, within: Duration) -> BTreeMap<String, Reckoning> {
         writer.set_quiet();
         for source in writer.sources() {
-            let whole = self.wait(writer, &source, within, |reckoning| reckoning.arrived == reckoning.written);
+            let whole = self
+                .wait(writer, &source, within, |reckoning| reckoning.arrived == reckoning.written);
             if whole.is_err() {
                 // What did not come in time shows in the reckoning; the other sources have had that time too.
                 break;

@@ -85,7 +85,12 @@ impl RowWriter {
 
     /// Rows written to a source so far; they are numbered from 1 to this.
     pub fn written(&self, source: &str) -> u64 {
-        self.shared.logs.lock().expect("no panic under this lock").get(source).map_or(0, |log| log.end().last())
+        self.shared
+            .logs
+            .lock()
+            .expect("no panic under this lock")
+            .get(source)
+            .map_or(0, |log| log.end().last())
     }
 
     /// All sources.
@@ -193,8 +198,11 @@ fn serve_reader(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     let Some(line) = read_line(&mut reader)? else { return Ok(()) };
     match from_line(&line)? {
         LogRequest::End { source } => {
-            let end = shared.logs.lock().expect("no panic under this lock").get(&source).map(Log::end);
-            let Some(end) = end else { return Err(io::Error::other(format!("no source {source}"))) };
+            let end =
+                shared.logs.lock().expect("no panic under this lock").get(&source).map(Log::end);
+            let Some(end) = end else {
+                return Err(io::Error::other(format!("no source {source}")));
+            };
             (&stream).write_all(&to_line(&end))
         }
         LogRequest::Follow { source, after } => follow(&stream, shared, &source, after),
@@ -204,7 +212,9 @@ fn serve_reader(stream: TcpStream, shared: &Shared) -> io::Result<()> {
 fn follow(mut stream: &TcpStream, shared: &Shared, source: &str, after: u64) -> io::Result<()> {
     let mut next = {
         let logs = shared.logs.lock().expect("no panic under this lock");
-        let Some(log) = logs.get(source) else { return Err(io::Error::other(format!("no source {source}"))) };
+        let Some(log) = logs.get(source) else {
+            return Err(io::Error::other(format!("no source {source}")));
+        };
         log.transactions.partition_point(|transaction| transaction.last() <= after)
     };
     while !shared.ended.load(Ordering::Relaxed) {
@@ -216,9 +226,11 @@ fn follow(mut stream: &TcpStream, shared: &Shared, source: &str, after: u64) -> 
                     logs.get(source).is_none_or(|log| log.transactions.len() <= next)
                 })
                 .expect("no panic under this lock");
-            let fresh = logs.get(source).map(|log| &log.transactions[next.min(log.transactions.len())..]);
+            let fresh =
+                logs.get(source).map(|log| &log.transactions[next.min(log.transactions.len())..]);
             // In pieces: a log of hours must not be held in one buffer.
-            let fresh: Vec<Transaction> = fresh.unwrap_or_default().iter().take(1000).copied().collect();
+            let fresh: Vec<Transaction> =
+                fresh.unwrap_or_default().iter().take(1000).copied().collect();
             next += fresh.len();
             fresh.iter().flat_map(to_line).collect()
         };
@@ -251,7 +263,9 @@ mod tests {
         let writer = RowWriter::start(([127, 0, 0, 1], 0).into(), &[("s", 200)]).unwrap();
         writer.write_transaction("s", 1000);
         let mut stream = TcpStream::connect(writer.address()).unwrap();
-        stream.write_all(&to_line(&LogRequest::Follow { source: "s".to_owned(), after: 0 })).unwrap();
+        stream
+            .write_all(&to_line(&LogRequest::Follow { source: "s".to_owned(), after: 0 }))
+            .unwrap();
         let mut reader = BufReader::new(stream);
         let mut next = 1;
         while next < 1100 {

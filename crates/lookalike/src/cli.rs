@@ -31,7 +31,9 @@ pub(crate) struct Surroundings {
 /// Runs the program that `args` (with the program's name first) ask for.
 pub fn run(mut args: Vec<String>) -> ExitCode {
     let mut name = program_name(args.first());
-    if !matches!(name.as_str(), "dm-master" | "dm-worker" | "grafana-server" | master::ETCD_CHILD) && args.len() > 1 {
+    if !matches!(name.as_str(), "dm-master" | "dm-worker" | "grafana-server" | master::ETCD_CHILD)
+        && args.len() > 1
+    {
         args.remove(0);
         name = program_name(args.first());
     }
@@ -56,7 +58,9 @@ pub fn run(mut args: Vec<String>) -> ExitCode {
         "grafana-server" => grafana::run(&args, stamp),
         _ => fail(
             CANNOT_START,
-            &format!("{name}: call this program dm-master, dm-worker or grafana-server, or give one of them as first argument"),
+            &format!(
+                "{name}: call this program dm-master, dm-worker or grafana-server, or give one of them as first argument"
+            ),
         ),
     }
 }
@@ -68,7 +72,8 @@ fn program_name(arg: Option<&String>) -> String {
 
 fn surroundings() -> Result<Surroundings, String> {
     let exe = PathBuf::from("/proc/self/exe");
-    let mut stamp = read_stamp(&exe).map_err(|error| format!("read the stamp of this program: {error}"))?;
+    let mut stamp =
+        read_stamp(&exe).map_err(|error| format!("read the stamp of this program: {error}"))?;
     if let Some(faults) = std::env::var_os("LOOKALIKE_FAULTS") {
         let faults: Vec<Fault> = serde_json::from_str(&faults.to_string_lossy())
             .map_err(|error| format!("LOOKALIKE_FAULTS: want a JSON list of faults: {error}"))?;
@@ -125,7 +130,12 @@ where
     if let Err(error) = log::open(flags.value("log-file")) {
         return fail(CANNOT_START, &error);
     }
-    log::info!("Welcome to dm-{} release-version={} git-hash={}", known.program, stamp.release_version, stamp.git_hash);
+    log::info!(
+        "Welcome to dm-{} release-version={} git-hash={}",
+        known.program,
+        stamp.release_version,
+        stamp.git_hash
+    );
     if stamp.faults.contains(&Fault::ExitAtStart) {
         log::error!("fault: exit at start");
         return fail(1, "this build is bad: it exits at start");
@@ -145,9 +155,8 @@ where
             return fail(1, &format!("listen for signals: {error}"));
         }
         let crash = async {
-            let after = stamp.faults.iter().find_map(|fault| match fault {
-                Fault::CrashAfterS(seconds) => Some(*seconds),
-                _ => None,
+            let after = stamp.faults.iter().find_map(|fault| {
+                if let Fault::CrashAfterS(seconds) = fault { Some(*seconds) } else { None }
             });
             match after {
                 Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
@@ -171,7 +180,9 @@ where
 
 /// The first of these signals closes; later ones do nothing (DM: cmd/dm-master/main.go).
 fn close_on_signal(closed: &CancellationToken) -> std::io::Result<()> {
-    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::quit()] {
+    for kind in
+        [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::quit()]
+    {
         let mut signals = signal(kind)?;
         let closed = closed.clone();
         tokio::spawn(async move {

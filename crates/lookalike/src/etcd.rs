@@ -313,22 +313,34 @@ impl Etcd {
     }
 
     /// Writes all or nothing; `Ok(false)` if `while_exists` is gone.
-    pub(crate) async fn write(&self, while_exists: Option<&str>, writes: Vec<Write>) -> Result<bool, EtcdError> {
+    pub(crate) async fn write(
+        &self,
+        while_exists: Option<&str>,
+        writes: Vec<Write>,
+    ) -> Result<bool, EtcdError> {
         let compare = while_exists
-            .map(|key| Compare { result: 3, target: 1, key: key.into(), value: Some(Target::CreateRevision(0)) })
+            .map(|key| Compare {
+                result: 3,
+                target: 1,
+                key: key.into(),
+                value: Some(Target::CreateRevision(0)),
+            })
             .into_iter()
             .collect();
         let success = writes
             .into_iter()
             .map(|write| match write {
-                Write::Put(key, value) => {
-                    Op::Put(PutRequest { key: key.into_bytes(), value: value.into_bytes(), lease: 0 })
-                }
+                Write::Put(key, value) => Op::Put(PutRequest {
+                    key: key.into_bytes(),
+                    value: value.into_bytes(),
+                    lease: 0,
+                }),
                 Write::Delete(key) => Op::Delete(DeleteRangeRequest { key: key.into_bytes() }),
             })
             .map(|op| RequestOp { op: Some(op) })
             .collect();
-        let answer: TxnResponse = self.call("/etcdserverpb.KV/Txn", TxnRequest { compare, success }).await?;
+        let answer: TxnResponse =
+            self.call("/etcdserverpb.KV/Txn", TxnRequest { compare, success }).await?;
         Ok(answer.succeeded)
     }
 
@@ -341,7 +353,9 @@ impl Etcd {
 
     /// Gives a lease back, and with it every key under it.
     pub(crate) async fn revoke(&self, lease: i64) -> Result<(), EtcdError> {
-        self.call::<_, Empty>("/etcdserverpb.Lease/LeaseRevoke", LeaseId { id: lease }).await.map(drop)
+        self.call::<_, Empty>("/etcdserverpb.Lease/LeaseRevoke", LeaseId { id: lease })
+            .await
+            .map(drop)
     }
 
     /// Renews a lease; `Ok(false)` if it has expired.
@@ -368,7 +382,11 @@ impl Etcd {
     }
 
     /// Events of all keys with `prefix` from a revision on.
-    pub(crate) async fn watch(&self, prefix: &str, revision: i64) -> Result<Streaming<WatchResponse>, EtcdError> {
+    pub(crate) async fn watch(
+        &self,
+        prefix: &str,
+        revision: i64,
+    ) -> Result<Streaming<WatchResponse>, EtcdError> {
         const CALL: &str = "/etcdserverpb.Watch/Watch";
         let create = WatchCreateRequest {
             key: prefix.into(),
@@ -389,19 +407,23 @@ impl Etcd {
 
     /// All members of the group.
     pub(crate) async fn members(&self) -> Result<Vec<EtcdMember>, EtcdError> {
-        let answer: MemberListResponse = self.call("/etcdserverpb.Cluster/MemberList", Empty {}).await?;
+        let answer: MemberListResponse =
+            self.call("/etcdserverpb.Cluster/MemberList", Empty {}).await?;
         Ok(answer.members)
     }
 
     /// If the member that answers leads in raft, another one of `members` does so afterwards. To be called with one
     /// endpoint.
     pub(crate) async fn hand_raft_over(&self, members: &[EtcdMember]) -> Result<(), EtcdError> {
-        let status: StatusResponse = self.call("/etcdserverpb.Maintenance/Status", Empty {}).await?;
+        let status: StatusResponse =
+            self.call("/etcdserverpb.Maintenance/Status", Empty {}).await?;
         let own = status.header.map_or(0, |header| header.member_id);
         match members.iter().find(|member| member.id != own) {
             Some(other) if status.leader == own => {
                 let request = MoveLeaderRequest { target: other.id };
-                self.call::<_, Empty>("/etcdserverpb.Maintenance/MoveLeader", request).await.map(drop)
+                self.call::<_, Empty>("/etcdserverpb.Maintenance/MoveLeader", request)
+                    .await
+                    .map(drop)
             }
             _ => Ok(()),
         }
@@ -410,16 +432,20 @@ impl Etcd {
     /// Adds a member by its peer URL; all members afterwards, the new one without a name.
     pub(crate) async fn add_member(&self, peer_url: &str) -> Result<Vec<EtcdMember>, EtcdError> {
         let request = MemberAddRequest { peer_urls: vec![peer_url.to_owned()] };
-        let answer: MemberAddResponse = self.call("/etcdserverpb.Cluster/MemberAdd", request).await?;
+        let answer: MemberAddResponse =
+            self.call("/etcdserverpb.Cluster/MemberAdd", request).await?;
         Ok(answer.members)
     }
 
     /// Removes a member for good.
     pub(crate) async fn remove_member(&self, id: u64) -> Result<(), EtcdError> {
         // A member's id is unsigned; the message is the same on the wire.
-        self.call::<_, Empty>("/etcdserverpb.Cluster/MemberRemove", LeaseId { id: id.cast_signed() })
-            .await
-            .map(drop)
+        self.call::<_, Empty>(
+            "/etcdserverpb.Cluster/MemberRemove",
+            LeaseId { id: id.cast_signed() },
+        )
+        .await
+        .map(drop)
     }
 }
 
@@ -455,7 +481,11 @@ where
 }
 
 /// Sends one message and keeps the stream open, as etcd's leases and watches want it.
-async fn stream<Req, Resp>(channel: Channel, path: &'static str, request: Req) -> Result<Streaming<Resp>, Status>
+async fn stream<Req, Resp>(
+    channel: Channel,
+    path: &'static str,
+    request: Req,
+) -> Result<Streaming<Resp>, Status>
 where
     Req: Message + Unpin + 'static,
     Resp: Message + Default + 'static,

@@ -71,7 +71,8 @@ impl Known {
     fn unknown(&self, name: &str) -> String {
         use std::fmt::Write as _;
 
-        let mut text = format!("flag provided but not defined: -{name}\nUsage of {}:\n", self.program);
+        let mut text =
+            format!("flag provided but not defined: -{name}\nUsage of {}:\n", self.program);
         for flag in self.values {
             writeln!(text, "  -{flag} string").expect("writing to a string");
         }
@@ -83,7 +84,8 @@ impl Known {
     }
 
     fn read_file(&self, path: &str, flags: &mut Flags) -> Result<(), String> {
-        let text = fs::read_to_string(path).map_err(|error| format!("open config file: {error}"))?;
+        let text =
+            fs::read_to_string(path).map_err(|error| format!("open config file: {error}"))?;
         let table: toml::Table =
             text.parse().map_err(|error| format!("parse config file {path}: {error}"))?;
         for (key, value) in table {
@@ -91,7 +93,9 @@ impl Known {
                 || self.switches.contains(&key.as_str())
                 || self.only_in_file.contains(&key.as_str());
             if !known {
-                return Err(format!("config file {path} contained unknown configuration options: {key}"));
+                return Err(format!(
+                    "config file {path} contained unknown configuration options: {key}"
+                ));
             }
             let text = match value {
                 toml::Value::String(text) => text,
@@ -112,8 +116,12 @@ impl Known {
 mod tests {
     use super::*;
 
-    const KNOWN: Known =
-        Known { program: "x", values: &["name", "config"], switches: &["V"], only_in_file: &["relay-dir"] };
+    const KNOWN: Known = Known {
+        program: "x",
+        values: &["name", "config"],
+        switches: &["V"],
+        only_in_file: &["relay-dir"],
+    };
 
     fn parse(args: &[&str]) -> Result<Flags, String> {
         KNOWN.parse(&args.iter().map(|&arg| arg.to_owned()).collect::<Vec<_>>())
@@ -125,7 +133,9 @@ mod tests {
             assert_eq!(parse(args).unwrap().value("name"), Some("a"));
         }
         assert!(parse(&["-V"]).unwrap().is_on("V"));
-        assert!(parse(&["--nope"]).unwrap_err().starts_with("flag provided but not defined: -nope\n"));
+        assert!(
+            parse(&["--nope"]).unwrap_err().starts_with("flag provided but not defined: -nope\n")
+        );
         assert!(parse(&["positional"]).is_err());
         assert!(parse(&["-name"]).is_err());
     }

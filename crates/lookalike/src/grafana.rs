@@ -34,7 +34,8 @@ pub(crate) fn run(args: &[String], stamp: &Stamp) -> ExitCode {
         Err(error) => return fail(CANNOT_START, &error),
     };
     if flags.is_on("v") || flags.is_on("V") {
-        let line = format!("Version {} (commit: {}, branch: HEAD)", stamp.release_version, stamp.git_hash);
+        let line =
+            format!("Version {} (commit: {}, branch: HEAD)", stamp.release_version, stamp.git_hash);
         return match writeln!(std::io::stdout(), "{line}") {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(1, &format!("print the version: {error}")),

@@ -33,9 +33,9 @@ pub(crate) trait Rpc: Message + Default + Clone + Send + 'static {
 
 /// Opens the port; also right after another process has left it.
 pub(crate) fn listen(address: &str) -> std::io::Result<TcpListener> {
-    let address: SocketAddr = address
-        .parse()
-        .map_err(|_| std::io::Error::other(format!("listen address {address:?}: want a numeric host and a port")))?;
+    let address: SocketAddr = address.parse().map_err(|_| {
+        std::io::Error::other(format!("listen address {address:?}: want a numeric host and a port"))
+    })?;
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -79,7 +79,10 @@ where
 
 /// Whether a request is gRPC.
 pub(crate) fn is_grpc(request: &Request) -> bool {
-    request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+    request
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// Answers a gRPC request with `run`.

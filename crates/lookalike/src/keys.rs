@@ -152,7 +152,8 @@ impl Snapshot {
                     all.workers.insert(name, addr);
                 }
             } else if let Some(name) = key.strip_prefix(ALIVE) {
-                all.alive.extend(hex::decode(name).ok().and_then(|name| String::from_utf8(name).ok()));
+                all.alive
+                    .extend(hex::decode(name).ok().and_then(|name| String::from_utf8(name).ok()));
             } else if key.starts_with(BOUND) {
                 if let Ok(Bound { source, worker }) = serde_json::from_slice(value) {
                     all.bound.insert(worker, source);

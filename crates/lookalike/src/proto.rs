@@ -13,7 +13,10 @@ fn as_text<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok,
     serializer.collect_str(value)
 }
 
-fn as_optional_text<T: Display, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_optional_text<T: Display, S: Serializer>(
+    value: &Option<T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     match value {
         Some(value) => serializer.collect_str(value),
         None => serializer.serialize_none(),
@@ -33,7 +36,10 @@ macro_rules! enum_names {
 enum_names!(stage_name: Stage, unit_name: UnitType, task_op_name: TaskOp);
 
 /// An operation by number or by name, as the gateway takes it.
-fn any_op<'de, D: Deserializer<'de>>(deserializer: D, names: &[(&str, i32)]) -> Result<i32, D::Error> {
+fn any_op<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    names: &[(&str, i32)],
+) -> Result<i32, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Op {
@@ -50,15 +56,22 @@ fn any_op<'de, D: Deserializer<'de>>(deserializer: D, names: &[(&str, i32)]) -> 
 }
 
 fn task_op<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
-    any_op(deserializer, &[("Stop", 1), ("Pause", 2), ("Resume", 3), ("Start", 4), ("Update", 5), ("Delete", 7)])
+    any_op(
+        deserializer,
+        &[("Stop", 1), ("Pause", 2), ("Resume", 3), ("Start", 4), ("Update", 5), ("Delete", 7)],
+    )
 }
 
 fn source_op<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
-    any_op(deserializer, &[("StartSource", 1), ("UpdateSource", 2), ("StopSource", 3), ("ShowSource", 4)])
+    any_op(
+        deserializer,
+        &[("StartSource", 1), ("UpdateSource", 2), ("StopSource", 3), ("ShowSource", 4)],
+    )
 }
 
 #[derive(Clone, Copy, Debug, Enumeration, Eq, PartialEq)]
 #[repr(i32)]
+#[allow(clippy::enum_variant_names, reason = "DM's names; they are on the wire")]
 pub(crate) enum Stage {
     InvalidStage = 0,
     New = 1,
@@ -378,8 +391,12 @@ fn strip_new_fields(value: &mut serde_json::Value) {
         for subtask in source["subTaskStatus"].as_array_mut().into_iter().flatten() {
             if let Some(fields) = subtask.as_object_mut() {
                 fields.remove("validation");
-                if let Some(sync) = fields.get_mut("sync").and_then(serde_json::Value::as_object_mut) {
-                    for new in ["blockDDLOwner", "conflictMsg", "totalRows", "totalRps", "recentRps"] {
+                if let Some(sync) =
+                    fields.get_mut("sync").and_then(serde_json::Value::as_object_mut)
+                {
+                    for new in
+                        ["blockDDLOwner", "conflictMsg", "totalRows", "totalRps", "recentRps"]
+                    {
                         sync.remove(new);
                     }
                 }

@@ -7,7 +7,9 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::rows::{LONGEST_LINE_BYTES, LogRequest, SinkAnswer, SinkRequest, Transaction, from_line, to_line};
+use crate::rows::{
+    LONGEST_LINE_BYTES, LogRequest, SinkAnswer, SinkRequest, Transaction, from_line, to_line,
+};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -22,9 +24,10 @@ struct Lines {
 impl Lines {
     async fn connect(address: &str) -> io::Result<Self> {
         let attempt = tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(address)).await;
-        let stream = attempt
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            .map_err(|error| io::Error::new(error.kind(), format!("dial tcp {address}: {error}")))?;
+        let stream =
+            attempt.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(|error| {
+                io::Error::new(error.kind(), format!("dial tcp {address}: {error}"))
+            })?;
         stream.set_nodelay(true)?;
         Ok(Self { stream: BufReader::new(stream), line: Vec::new() })
     }
@@ -68,7 +71,9 @@ pub(crate) async fn end_of(address: &str, source: &str) -> io::Result<Transactio
         lines.send(&to_line(&LogRequest::End { source: source.to_owned() })).await?;
         lines.receive().await
     };
-    tokio::time::timeout(CONNECT_WITHIN, ask).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    tokio::time::timeout(CONNECT_WITHIN, ask)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// The target.
@@ -84,6 +89,8 @@ impl Sink {
             self.0.send(&to_line(request)).await?;
             self.0.receive().await
         };
-        tokio::time::timeout(ANSWER_WITHIN, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        tokio::time::timeout(ANSWER_WITHIN, exchange)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 }

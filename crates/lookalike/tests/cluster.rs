@@ -37,7 +37,9 @@ fn a_bound_worker_that_is_stopped_hands_its_source_over_and_no_row_is_lost() {
     // The worker that was stopped comes back as the new spare.
     let i = worker.trim_start_matches('w').parse().expect("w1 and so on");
     let _again = cluster.start_worker(i, "");
-    wait_until("it is free", || cluster.workers_in("free").contains(&(worker.clone(), String::new())).then_some(()));
+    wait_until("it is free", || {
+        cluster.workers_in("free").contains(&(worker.clone(), String::new())).then_some(())
+    });
 }
 
 #[test]
@@ -52,7 +54,8 @@ fn an_evicted_leader_is_followed_by_one_other_and_sources_stay_bound() {
         let answer = cluster.put(&cluster.master(i), "/apis/v1alpha1/leader/1", &json!({}));
         assert_eq!(answer, json!({ "result": true, "msg": "" }));
     }
-    let next = wait_until("another leader", || cluster.leader_by(other).filter(|name| *name != leader));
+    let next =
+        wait_until("another leader", || cluster.leader_by(other).filter(|name| *name != leader));
     wait_until("the evicted one says so too", || (cluster.leader_by(i)? == next).then_some(()));
     assert_eq!(cluster.workers_in("bound"), bound);
     // Stopped, it leaves the leadership where it is.
@@ -61,7 +64,8 @@ fn an_evicted_leader_is_followed_by_one_other_and_sources_stay_bound() {
     assert_eq!(cluster.leader_by(other), Some(next.clone()));
     let back = cluster.start_master(i);
     cluster.masters[i - 1] = Some(back);
-    let healthy = || cluster.text(&cluster.master(i), "/health").filter(|text| text.contains("\"true\""));
+    let healthy =
+        || cluster.text(&cluster.master(i), "/health").filter(|text| text.contains("\"true\""));
     wait_until("its etcd is healthy", healthy);
     assert_eq!(wait_until("it follows", || cluster.leader_by(i)), next);
     // A leader that is stopped without eviction is followed as well.
@@ -77,7 +81,8 @@ fn one_master_of_three_does_nothing_and_a_fourth_can_join_three() {
     let mut cluster = Cluster::start(3, 1, &modern());
     let fourth = cluster.join_master(4);
     let listed = || {
-        let answer = cluster.get(&cluster.master(4), "/apis/v1alpha1/members?master=true&names=m4")?;
+        let answer =
+            cluster.get(&cluster.master(4), "/apis/v1alpha1/members?master=true&names=m4")?;
         answer.pointer("/members/0/master/masters/0/alive")?.as_bool().filter(|alive| *alive)
     };
     wait_until("the fourth is a member", listed);
@@ -85,7 +90,8 @@ fn one_master_of_three_does_nothing_and_a_fourth_can_join_three() {
     for i in [1, 2] {
         cluster.masters[i].take().expect("it runs").kill();
     }
-    let unhealthy = || cluster.text(&cluster.master(1), "/health").filter(|text| text.contains("\"false\""));
+    let unhealthy =
+        || cluster.text(&cluster.master(1), "/health").filter(|text| text.contains("\"false\""));
     wait_until("one alone is not healthy", unhealthy);
     // Its etcd ended with it: the port is free for the next one.
     cluster.masters[0].take().expect("it runs").kill();
@@ -112,9 +118,17 @@ fn versions_before_6_5_break_a_busy_task_when_its_worker_is_stopped_and_resume_r
     let subtask = cluster.wait_stage("t1", "Paused");
     let error = &subtask["result"]["errors"][0];
     assert_eq!(error["ErrCode"], 10006, "{subtask}");
-    assert!(error["RawCause"].as_str().is_some_and(|cause| cause.starts_with("Error 1062: Duplicate entry")));
+    assert!(
+        error["RawCause"]
+            .as_str()
+            .is_some_and(|cause| cause.starts_with("Error 1062: Duplicate entry"))
+    );
     assert_eq!(process.wait(), Some(0));
-    assert_eq!(cluster.subtask("t1").expect("a status")["stage"], "Paused", "nobody resumes it by himself");
+    assert_eq!(
+        cluster.subtask("t1").expect("a status")["stage"],
+        "Paused",
+        "nobody resumes it by himself"
+    );
     let answer = cluster.operate("t1", "Resume");
     assert_eq!(answer["sources"][0]["result"], true, "{answer}");
     for (source, reckoning) in cluster.witness.settle(&cluster.writer, WITHIN) {
@@ -130,7 +144,10 @@ fn before_5_4_a_transfer_wants_a_pause_and_a_pause_waits_for_the_transaction() {
     let (spare, _) = cluster.workers_in("free").pop().expect("a spare");
     let (done, msg) = cluster.transfer("src1", &spare);
     assert!(!done && msg.contains("code=46019"), "{msg}");
-    assert_eq!(cluster.transfer("src1", "nobody").1, "[code=46004:class=scheduler:scope=internal:level=medium], Message: dm-worker with name nobody not exists");
+    assert_eq!(
+        cluster.transfer("src1", "nobody").1,
+        "[code=46004:class=scheduler:scope=internal:level=medium], Message: dm-worker with name nobody not exists"
+    );
     cluster.writer.write_transaction("src1", 20_000);
     let answer = cluster.operate("t1", "Pause");
     assert_eq!(answer["sources"][0]["result"], true, "{answer}");
@@ -194,9 +211,9 @@ fn builds_that_lose_or_double_rows_are_caught() {
         wait_until("the bad one is free", || (cluster.workers_in("free").len() == 1).then_some(()));
         assert_eq!(cluster.take_worker(&worker).stop(), Some(0));
         wait_until("the bad one has it", || (cluster.worker_of("src1")? == spare).then_some(()));
-        let caught = cluster.witness.wait(&cluster.writer, "src1", WITHIN, |reckoning| match fault {
-            Fault::LoseEvery(_) => reckoning.lost > 0,
-            _ => reckoning.doubled > 0,
+        let loses = matches!(fault, Fault::LoseEvery(_));
+        let caught = cluster.witness.wait(&cluster.writer, "src1", WITHIN, |reckoning| {
+            if loses { reckoning.lost > 0 } else { reckoning.doubled > 0 }
         });
         caught.expect("the witness sees it");
         assert_eq!(cluster.subtask("t1").expect("a status")["stage"], "Running", "DM sees nothing");

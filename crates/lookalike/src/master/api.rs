@@ -15,12 +15,13 @@ use tonic::transport::Endpoint;
 
 use crate::etcd::{client_url, unary};
 use crate::http::{
-    Request, Response, Rpc, answer_grpc, body, gateway, gateway_error, is_grpc, not_found, percent_decoded, plain,
-    unimplemented_grpc, with_cors,
+    Request, Response, Rpc, answer_grpc, body, gateway, gateway_error, is_grpc, not_found,
+    percent_decoded, plain, unimplemented_grpc, with_cors,
 };
 use crate::proto::{
-    ListMemberRequest, OfflineMemberRequest, OperateLeaderRequest, OperateSourceRequest, OperateTaskRequest,
-    QueryStatusListRequest, RegisterWorkerRequest, ShowDdlLocksRequest, StartTaskRequest, TransferSourceRequest,
+    ListMemberRequest, OfflineMemberRequest, OperateLeaderRequest, OperateSourceRequest,
+    OperateTaskRequest, QueryStatusListRequest, RegisterWorkerRequest, ShowDdlLocksRequest,
+    StartTaskRequest, TransferSourceRequest,
 };
 
 use super::Master;
@@ -42,7 +43,9 @@ pub(super) async fn answer(master: Arc<Master>, request: Request) -> Response {
         },
         None => match path.as_str() {
             "/status" => plain(200, "text/plain", master.stamp.status_text()),
-            "/metrics" => plain(200, "text/plain; version=0.0.4; charset=utf-8", master.metrics().await),
+            "/metrics" => {
+                plain(200, "text/plain; version=0.0.4; charset=utf-8", master.metrics().await)
+            }
             "/health" => master.health().await,
             "/version" => master.etcd_answer("/version", "application/json").await,
             _ => not_found(),
@@ -79,7 +82,8 @@ async fn rest_api(master: &Arc<Master>, path: &str, request: Request) -> Result<
     match (&method, segments.as_slice()) {
         (&Method::GET, ["members"]) => show(master.clone().invoke(members_query(&query)?).await),
         (&Method::DELETE, ["members", kind, name]) => {
-            let request = OfflineMemberRequest { r#type: (*kind).to_owned(), name: (*name).to_owned() };
+            let request =
+                OfflineMemberRequest { r#type: (*kind).to_owned(), name: (*name).to_owned() };
             show(master.clone().invoke(request).await)
         }
         (&Method::PUT, ["leader", op]) => {
@@ -87,7 +91,8 @@ async fn rest_api(master: &Arc<Master>, path: &str, request: Request) -> Result<
                 "1" | "EvictLeaderOp" => 1,
                 "2" | "CancelEvictLeaderOp" => 2,
                 other => {
-                    let message = format!("type mismatch, parameter: op, error: {other} is not valid");
+                    let message =
+                        format!("type mismatch, parameter: op, error: {other} is not valid");
                     return Err(Status::invalid_argument(message));
                 }
             };
@@ -99,7 +104,9 @@ async fn rest_api(master: &Arc<Master>, path: &str, request: Request) -> Result<
             let answer = master.clone().invoke(request).await?;
             Ok(gateway(&answer.to_json(!master.stamp.at_least(6, 0, 0))))
         }
-        (&Method::POST, ["tasks"]) => show(master.clone().invoke(json::<StartTaskRequest>(request).await?).await),
+        (&Method::POST, ["tasks"]) => {
+            show(master.clone().invoke(json::<StartTaskRequest>(request).await?).await)
+        }
         (&Method::PUT, ["tasks", name]) => {
             let operation = OperateTaskRequest { name: (*name).to_owned(), ..json(request).await? };
             show(master.clone().invoke(operation).await)
@@ -163,8 +170,10 @@ impl Master {
             Some(_) if view.own_key.is_some() => request.run(self).await,
             Some(leader) => {
                 tokio::time::sleep(FORWARD_AFTER).await;
-                let endpoint = Endpoint::from_shared(format!("http://{}", leader.addr))
-                    .map_err(|error| Status::unknown(format!("leader's address {:?}: {error}", leader.addr)))?;
+                let endpoint =
+                    Endpoint::from_shared(format!("http://{}", leader.addr)).map_err(|error| {
+                        Status::unknown(format!("leader's address {:?}: {error}", leader.addr))
+                    })?;
                 let channel = endpoint.connect_timeout(Duration::from_secs(3)).connect_lazy();
                 // The code is lost on the way, as with DM's own forwarding.
                 let answer = unary(channel, R::PATH, request, FORWARD_WITHIN).await;
@@ -224,7 +233,8 @@ impl Master {
                     "free" => 1,
                     _ => 2,
                 };
-                writeln!(text, "dm_master_worker_state{{worker={worker:?}}} {state}").expect("writing to a string");
+                writeln!(text, "dm_master_worker_state{{worker={worker:?}}} {state}")
+                    .expect("writing to a string");
             }
         }
         text

@@ -38,15 +38,40 @@ const STOP_TAKES: Duration = Duration::from_secs(1);
 pub(crate) const FLAGS: Known = Known {
     program: "master",
     values: &[
-        "L", "advertise-addr", "advertise-peer-urls", "auto-compaction-mode", "auto-compaction-retention",
-        "cert-allowed-cn", "config", "data-dir", "initial-cluster", "join", "log-file", "log-format", "master-addr",
-        "max-request-bytes", "max-txn-ops", "name", "peer-urls", "quota-backend-bytes", "secret-key-path", "ssl-ca",
-        "ssl-cert", "ssl-key", "v1-sources-path",
+        "L",
+        "advertise-addr",
+        "advertise-peer-urls",
+        "auto-compaction-mode",
+        "auto-compaction-retention",
+        "cert-allowed-cn",
+        "config",
+        "data-dir",
+        "initial-cluster",
+        "join",
+        "log-file",
+        "log-format",
+        "master-addr",
+        "max-request-bytes",
+        "max-txn-ops",
+        "name",
+        "peer-urls",
+        "quota-backend-bytes",
+        "secret-key-path",
+        "ssl-ca",
+        "ssl-cert",
+        "ssl-key",
+        "v1-sources-path",
     ],
     switches: &["V", "openapi", "print-sample-config"],
     only_in_file: &[
-        "config-file", "experimental", "initial-cluster-state", "log-level", "log-rotate", "rpc-rate-burst",
-        "rpc-rate-limit", "rpc-timeout",
+        "config-file",
+        "experimental",
+        "initial-cluster-state",
+        "log-level",
+        "log-rotate",
+        "rpc-rate-burst",
+        "rpc-rate-limit",
+        "rpc-timeout",
     ],
 };
 
@@ -78,7 +103,11 @@ struct Master {
 }
 
 /// Runs until `closed`.
-pub(crate) async fn serve(flags: Flags, surroundings: &Surroundings, closed: CancellationToken) -> ExitCode {
+pub(crate) async fn serve(
+    flags: Flags,
+    surroundings: &Surroundings,
+    closed: CancellationToken,
+) -> ExitCode {
     let (config, stamp) = match Config::from_flags(&flags) {
         Ok(config) => (config, surroundings.stamp.clone()),
         Err(error) => return fail(CANNOT_START, &error),
@@ -90,7 +119,8 @@ pub(crate) async fn serve(flags: Flags, surroundings: &Surroundings, closed: Can
             () = closed.cancelled() => return ExitCode::SUCCESS,
             cluster = config.initial_cluster() => cluster,
         };
-        let started = cluster.and_then(|(cluster, state)| config.start_etcd(&surroundings.etcd, &cluster, state));
+        let started = cluster
+            .and_then(|(cluster, state)| config.start_etcd(&surroundings.etcd, &cluster, state));
         match started {
             Ok(child) => etcd_child = Some(child),
             Err(error) => {
@@ -204,7 +234,10 @@ impl Master {
         let snapshot = Snapshot::read(&self.etcd).await?;
         let leader = snapshot.leader().cloned();
         // By name, as DM does: after a SIGKILL the key of its former life makes this master the leader.
-        let own_key = leader.as_ref().filter(|(_, candidate)| candidate.id == self.name).map(|(key, _)| key.clone());
+        let own_key = leader
+            .as_ref()
+            .filter(|(_, candidate)| candidate.id == self.name)
+            .map(|(key, _)| key.clone());
         let before = self.view.borrow().clone();
         let leads = own_key.is_some();
         let started = leads && before.started && before.own_key == own_key;
@@ -246,9 +279,13 @@ impl Master {
     async fn give_up_candidacy(&self, stopping: bool) {
         let lease = self.lease.lock().expect("no panic under this lock").take();
         let Some(lease) = lease else { return };
-        if stopping && let Ok(Ok(members)) = timeout(Duration::from_secs(1), self.etcd.members()).await {
+        if stopping
+            && let Ok(Ok(members)) = timeout(Duration::from_secs(1), self.etcd.members()).await
+        {
             // etcd would do so itself, but not before its clients' streams have ended.
-            if let Ok(Err(error)) = timeout(Duration::from_secs(1), self.etcd.hand_raft_over(&members)).await {
+            if let Ok(Err(error)) =
+                timeout(Duration::from_secs(1), self.etcd.hand_raft_over(&members)).await
+            {
                 log::warning!("hand raft's leadership over: {error}");
             }
             for url in members.iter().flat_map(|member| &member.client_urls) {
@@ -312,11 +349,16 @@ struct Config {
 impl Config {
     fn from_flags(flags: &Flags) -> Result<Self, String> {
         let owned = |name: &str| flags.value(name).map(str::to_owned);
-        let listen = owned("master-addr").ok_or("master-addr is not set")?.trim_start_matches("http://").to_owned();
+        let listen = owned("master-addr")
+            .ok_or("master-addr is not set")?
+            .trim_start_matches("http://")
+            .to_owned();
         let advertise = owned("advertise-addr").unwrap_or_else(|| listen.clone());
         let advertise = advertise.trim_start_matches("http://").to_owned();
         if advertise.starts_with(':') || advertise.starts_with("0.0.0.0") {
-            return Err(format!("advertise-addr {advertise} must have a host that others can reach"));
+            return Err(format!(
+                "advertise-addr {advertise} must have a host that others can reach"
+            ));
         }
         let listen = if listen.starts_with(':') { format!("0.0.0.0{listen}") } else { listen };
         let name = owned("name").unwrap_or_else(|| format!("dm-master-{advertise}"));
@@ -356,25 +398,34 @@ impl Config {
                 Err(Refusal::ForNow(error)) => {
                     attempts += 1;
                     log::warning!("join through {join}: {error}");
-                    if attempts == 5 {
+                    if attempts == 10 {
                         return Err(format!("fail to join embed etcd through {join}: {error}"));
                     }
                     sleep(Duration::from_secs(1)).await;
                 }
             }
         };
-        fs::create_dir_all(dir).and_then(|()| fs::write(&note, &cluster)).map_err(|error| error.to_string())?;
+        fs::create_dir_all(dir)
+            .and_then(|()| fs::write(&note, &cluster))
+            .map_err(|error| error.to_string())?;
         Ok((cluster, "existing"))
     }
 
     async fn join_through(&self, others: &Etcd) -> Result<String, Refusal> {
         let members = others.members().await.map_err(Refusal::ForNow)?;
-        let ours = |member: &crate::etcd::EtcdMember| member.peer_urls.contains(&self.advertise_peer_urls);
+        let ours =
+            |member: &crate::etcd::EtcdMember| member.peer_urls.contains(&self.advertise_peer_urls);
         if members.iter().any(|member| member.name == self.name) {
-            return Err(Refusal::ForGood(format!("missing data or joining a duplicate member {}", self.name)));
+            return Err(Refusal::ForGood(format!(
+                "missing data or joining a duplicate member {}",
+                self.name
+            )));
         }
         if let Some(half) = members.iter().find(|member| member.name.is_empty() && !ours(member)) {
-            return Err(Refusal::ForGood(format!("there is a member that has not joined successfully: {}", half.id)));
+            return Err(Refusal::ForGood(format!(
+                "there is a member that has not joined successfully: {}",
+                half.id
+            )));
         }
         let members = if members.iter().any(ours) {
             members
@@ -391,7 +442,8 @@ impl Config {
 
     /// Starts this program as etcd's wrapper, which becomes etcd and ends when this process ends.
     fn start_etcd(&self, etcd: &Path, cluster: &str, state: &str) -> Result<Child, String> {
-        let client = client_url(&self.listen).ok_or_else(|| format!("master-addr {}: want host:port", self.listen))?;
+        let client = client_url(&self.listen)
+            .ok_or_else(|| format!("master-addr {}: want host:port", self.listen))?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0(ETCD_CHILD).arg(etcd).stdin(Stdio::null());
         for (flag, value) in [
@@ -438,8 +490,12 @@ async fn stop_etcd(child: &mut Child) {
 
 /// Becomes the etcd of the first argument; the kernel ends it with its parent, however that ends.
 pub(crate) fn become_etcd(args: &[String]) -> ExitCode {
-    let Some((etcd, args)) = args.split_first() else { return fail(CANNOT_START, "no etcd was named") };
-    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)) {
+    let Some((etcd, args)) = args.split_first() else {
+        return fail(CANNOT_START, "no etcd was named");
+    };
+    if let Err(error) =
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+    {
         return fail(CANNOT_START, &format!("tie etcd to its parent: {error}"));
     }
     let error = Command::new(etcd).args(args).exec();

@@ -16,17 +16,18 @@ use tonic::transport::Endpoint;
 use crate::etcd::{EtcdError, Write, unary};
 use crate::http::Rpc;
 use crate::keys::{
-    Registered, Snapshot, Source, Subtask, bound_key, registered_key, source_key, stage_key, stage_value,
-    subtask_key, to_json,
+    Registered, Snapshot, Source, Subtask, bound_key, registered_key, source_key, stage_key,
+    stage_value, subtask_key, to_json,
 };
 use crate::log;
 use crate::proto::{
-    CommonWorkerResponse, ListLeaderMember, ListMasterMember, ListMemberRequest, ListMemberResponse,
-    ListWorkerMember, MasterInfo, Member, Members, OfflineMemberRequest, OperateLeaderRequest,
-    OperateSourceRequest, OperateSourceResponse, OperateTaskRequest, OperateTaskResponse, Outcome,
-    QueryStatusListRequest, QueryStatusListResponse, QueryStatusRequest, QueryStatusResponse,
-    RegisterWorkerRequest, ShowDdlLocksRequest, ShowDdlLocksResponse, SourceStatus, Stage, StartTaskRequest,
-    StartTaskResponse, SubTaskStatus, TaskOp, TransferSourceRequest, UnitType,
+    CommonWorkerResponse, ListLeaderMember, ListMasterMember, ListMemberRequest,
+    ListMemberResponse, ListWorkerMember, MasterInfo, Member, Members, OfflineMemberRequest,
+    OperateLeaderRequest, OperateSourceRequest, OperateSourceResponse, OperateTaskRequest,
+    OperateTaskResponse, Outcome, QueryStatusListRequest, QueryStatusListResponse,
+    QueryStatusRequest, QueryStatusResponse, RegisterWorkerRequest, ShowDdlLocksRequest,
+    ShowDdlLocksResponse, SourceStatus, Stage, StartTaskRequest, StartTaskResponse, SubTaskStatus,
+    TaskOp, TransferSourceRequest, UnitType,
 };
 use crate::row_client;
 
@@ -103,17 +104,25 @@ impl Master {
             let seen = match self.snapshot().await {
                 Err(status) => status.message().to_owned(),
                 Ok(snapshot) => match snapshot.worker_of(source) {
-                    None => return Err(format!("source {source} relevant worker-client not found")),
+                    None => {
+                        return Err(format!("source {source} relevant worker-client not found"));
+                    }
                     Some(worker) => {
                         let address = snapshot.workers.get(worker).cloned().unwrap_or_default();
                         match query_worker(&address, task).await {
                             Err(status) => status.message().to_owned(),
                             Ok(answer) => {
-                                let subtask = answer.subtask_status.iter().find(|subtask| subtask.name == task);
+                                let subtask = answer
+                                    .subtask_status
+                                    .iter()
+                                    .find(|subtask| subtask.name == task);
                                 if holds(subtask) {
                                     return Ok(worker.to_owned());
                                 }
-                                format!("stage of the subtask is {:?}", subtask.map(SubTaskStatus::known_stage))
+                                format!(
+                                    "stage of the subtask is {:?}",
+                                    subtask.map(SubTaskStatus::known_stage)
+                                )
                             }
                         }
                     }
@@ -154,12 +163,15 @@ fn common(source: &str, outcome: Result<String, String>) -> CommonWorkerResponse
 impl MasterRpc for ListMemberRequest {
     async fn run(self, master: Arc<Master>) -> Result<ListMemberResponse, Status> {
         let all = !self.leader && !self.master && !self.worker;
-        let named = |name: &str| self.names.is_empty() || self.names.iter().any(|wanted| wanted == name);
+        let named =
+            |name: &str| self.names.is_empty() || self.names.iter().any(|wanted| wanted == name);
         let mut members = Vec::new();
         if all || self.leader {
             let leader = master.view.borrow().leader.clone();
             members.push(Member::Leader(match leader {
-                Some(leader) => ListLeaderMember { msg: String::new(), name: leader.id, addr: leader.addr },
+                Some(leader) => {
+                    ListLeaderMember { msg: String::new(), name: leader.id, addr: leader.addr }
+                }
                 None => ListLeaderMember {
                     msg: dm_error(11108, "functional", "medium", "no leader"),
                     ..ListLeaderMember::default()
@@ -201,7 +213,10 @@ impl MasterRpc for ListMemberRequest {
                 stage: snapshot.worker_stage(name).to_owned(),
                 source: snapshot.bound.get(name).cloned().unwrap_or_default(),
             });
-            members.push(Member::Worker(ListWorkerMember { msg: String::new(), workers: workers.collect() }));
+            members.push(Member::Worker(ListWorkerMember {
+                msg: String::new(),
+                workers: workers.collect(),
+            }));
         }
         let members = members.into_iter().map(|member| Members { member: Some(member) }).collect();
         Ok(ListMemberResponse { result: true, msg: String::new(), members })
@@ -265,7 +280,8 @@ impl MasterRpc for OfflineMemberRequest {
                         &format!("dm-worker with name {name} is still online"),
                     )));
                 }
-                let writes = [registered_key(name), bound_key(name), crate::keys::last_bound_key(name)];
+                let writes =
+                    [registered_key(name), bound_key(name), crate::keys::last_bound_key(name)];
                 master.write_or_fail(writes.into_iter().map(Write::Delete).collect()).await?;
                 Ok(Outcome::done())
             }
@@ -302,13 +318,19 @@ impl MasterRpc for TransferSourceRequest {
         if stage != "free" {
             return refuse(
                 46006,
-                &format!("invalid stage transformation for dm-worker {target}, from {stage} to bound"),
+                &format!(
+                    "invalid stage transformation for dm-worker {target}, from {stage} to bound"
+                ),
             );
         }
         let running: Vec<String> = snapshot
             .subtasks_of(&source)
             .map(|subtask| subtask.task.clone())
-            .filter(|task| snapshot.wanted_stage(&source, task).is_some_and(|wanted| wanted.stage == Stage::Running))
+            .filter(|task| {
+                snapshot
+                    .wanted_stage(&source, task)
+                    .is_some_and(|wanted| wanted.stage == Stage::Running)
+            })
             .collect();
         if snapshot.worker_of(&source).is_none() || running.is_empty() {
             return master.move_source(&source, &target).await;
@@ -334,7 +356,10 @@ impl Master {
         let _one_at_a_time = self.scheduling.lock().await;
         let snapshot = self.snapshot().await?;
         if snapshot.worker_stage(target) != "free" {
-            return Ok(Outcome::refused(scheduler_error(46006, &format!("dm-worker {target} is not free any more"))));
+            return Ok(Outcome::refused(scheduler_error(
+                46006,
+                &format!("dm-worker {target} is not free any more"),
+            )));
         }
         let from = snapshot.worker_of(source).map(|worker| Write::Delete(bound_key(worker)));
         self.write_or_fail(from.into_iter().chain(bind(source, target)).collect()).await?;
@@ -360,20 +385,22 @@ impl Master {
             .map(|subtask| subtask.name.as_str())
             .collect();
         if !elsewhere.is_empty() {
-            let message = format!("running tasks {elsewhere:?} on source {source} should be in sync unit");
+            let message =
+                format!("running tasks {elsewhere:?} on source {source} should be in sync unit");
             return Ok(Outcome::refused(dm_error(46019, "scheduler", "high", &message)));
         }
         let put_all = |stage| {
-            let puts = running.iter().map(|task| {
-                Write::Put(stage_key(source, task), stage_value(stage, source, task))
-            });
+            let puts = running
+                .iter()
+                .map(|task| Write::Put(stage_key(source, task), stage_value(stage, source, task)));
             puts.collect::<Vec<_>>()
         };
         self.write_or_fail(put_all(Stage::Paused)).await?;
         let mut paused = false;
         for wait_s in (1..=10).rev() {
             let status = query_worker(&address, "").await?;
-            paused = status.subtask_status.iter().all(|subtask| subtask.known_stage() == Stage::Paused);
+            paused =
+                status.subtask_status.iter().all(|subtask| subtask.known_stage() == Stage::Paused);
             if paused {
                 break;
             }
@@ -416,7 +443,8 @@ impl HostPort {
 
 impl MasterRpc for OperateSourceRequest {
     async fn run(self, master: Arc<Master>) -> Result<OperateSourceResponse, Status> {
-        let refuse = |msg: String| Ok(OperateSourceResponse { result: false, msg, sources: Vec::new() });
+        let refuse =
+            |msg: String| Ok(OperateSourceResponse { result: false, msg, sources: Vec::new() });
         let mut named = self.source_id;
         let mut given = Vec::new();
         for text in &self.config {
@@ -436,19 +464,27 @@ impl MasterRpc for OperateSourceRequest {
                     }
                 }
                 let snapshot = master.snapshot().await?;
-                if let Some(source) = given.iter().find(|source| snapshot.sources.contains_key(&source.id)) {
-                    return refuse(scheduler_error(46007, &format!("source config with ID {} already exists", source.id)));
+                if let Some(source) =
+                    given.iter().find(|source| snapshot.sources.contains_key(&source.id))
+                {
+                    return refuse(scheduler_error(
+                        46007,
+                        &format!("source config with ID {} already exists", source.id),
+                    ));
                 }
-                let writes = given.iter().map(|source| Write::Put(source_key(&source.id), to_json(source)));
+                let writes =
+                    given.iter().map(|source| Write::Put(source_key(&source.id), to_json(source)));
                 master.write_or_fail(writes.collect()).await?;
             }
             2 => {
-                let writes = given.iter().map(|source| Write::Put(source_key(&source.id), to_json(source)));
+                let writes =
+                    given.iter().map(|source| Write::Put(source_key(&source.id), to_json(source)));
                 master.write_or_fail(writes.collect()).await?;
             }
             3 => {
                 let snapshot = master.snapshot().await?;
-                let used = named.iter().find(|source| snapshot.subtasks_of(source).next().is_some());
+                let used =
+                    named.iter().find(|source| snapshot.subtasks_of(source).next().is_some());
                 if let Some(source) = used {
                     return refuse(format!("source {source} still has tasks: stop them first"));
                 }
@@ -468,8 +504,14 @@ impl MasterRpc for OperateSourceRequest {
         let sources = named.iter().map(|source| {
             let worker = snapshot.worker_of(source).unwrap_or_default().to_owned();
             let waits = worker.is_empty() && self.op != 3;
-            let msg = if waits { "source is added but there is no free worker to bound" } else { "" };
-            CommonWorkerResponse { result: true, msg: msg.to_owned(), source: source.clone(), worker }
+            let msg =
+                if waits { "source is added but there is no free worker to bound" } else { "" };
+            CommonWorkerResponse {
+                result: true,
+                msg: msg.to_owned(),
+                source: source.clone(),
+                worker,
+            }
         });
         Ok(OperateSourceResponse { result: true, msg: String::new(), sources: sources.collect() })
     }
@@ -519,13 +561,20 @@ impl TaskYaml {
 impl MasterRpc for StartTaskRequest {
     async fn run(self, master: Arc<Master>) -> Result<StartTaskResponse, Status> {
         let refuse = |msg: String| {
-            Ok(StartTaskResponse { result: false, msg, sources: Vec::new(), check_result: String::new() })
+            Ok(StartTaskResponse {
+                result: false,
+                msg,
+                sources: Vec::new(),
+                check_result: String::new(),
+            })
         };
         let yaml: TaskYaml = match serde_norway::from_str(&self.task) {
             Ok(yaml) => yaml,
             Err(error) => return refuse(format!("decode task config: {error}")),
         };
-        let wanted = |source: &str| self.sources.is_empty() || self.sources.iter().any(|name| name == source);
+        let wanted = |source: &str| {
+            self.sources.is_empty() || self.sources.iter().any(|name| name == source)
+        };
         let subtasks: Vec<Subtask> = yaml
             .mysql_instances
             .iter()
@@ -545,38 +594,59 @@ impl MasterRpc for StartTaskRequest {
             snapshot.subtasks.contains_key(&(subtask.source.clone(), subtask.task.clone()))
         };
         if let Some(subtask) = subtasks.iter().find(exists) {
-            let message = format!("subtasks with name {} for sources {} already exist", subtask.task, subtask.source);
+            let message = format!(
+                "subtasks with name {} for sources {} already exist",
+                subtask.task, subtask.source
+            );
             return refuse(scheduler_error(46010, &message));
         }
         let mut writes = Vec::new();
         for subtask in &subtasks {
             let Subtask { task, source, .. } = subtask;
             writes.push(Write::Put(subtask_key(source, task), to_json(subtask)));
-            writes.push(Write::Put(stage_key(source, task), stage_value(Stage::Running, source, task)));
+            writes.push(Write::Put(
+                stage_key(source, task),
+                stage_value(Stage::Running, source, task),
+            ));
         }
         master.write_or_fail(writes).await?;
         let mut sources = Vec::new();
         for subtask in &subtasks {
             let started = |seen: Option<&SubTaskStatus>| {
-                seen.is_some_and(|seen| matches!(seen.known_stage(), Stage::Running | Stage::Finished))
+                seen.is_some_and(|seen| {
+                    matches!(seen.known_stage(), Stage::Running | Stage::Finished)
+                })
             };
             let outcome = master.wait_subtask(&subtask.source, &subtask.task, started).await;
             sources.push(common(&subtask.source, outcome));
         }
-        Ok(StartTaskResponse { result: true, msg: String::new(), sources, check_result: String::new() })
+        Ok(StartTaskResponse {
+            result: true,
+            msg: String::new(),
+            sources,
+            check_result: String::new(),
+        })
     }
 }
 
 impl MasterRpc for OperateTaskRequest {
     async fn run(self, master: Arc<Master>) -> Result<OperateTaskResponse, Status> {
         let Self { op, name: task, sources: named } = self;
-        let answer = |result, msg: String, sources| Ok(OperateTaskResponse { op, result, msg, sources });
+        let answer =
+            |result, msg: String, sources| Ok(OperateTaskResponse { op, result, msg, sources });
         let stage = match TaskOp::try_from(op) {
             Ok(TaskOp::Pause) => Some(Stage::Paused),
             Ok(TaskOp::Resume) => Some(Stage::Running),
             Ok(TaskOp::Delete) => None,
             Ok(TaskOp::Stop) if !master.stamp.at_least(6, 0, 0) => None,
-            Ok(TaskOp::InvalidOp | TaskOp::Stop | TaskOp::Start | TaskOp::Update | TaskOp::AutoResume) | Err(_) => {
+            Ok(
+                TaskOp::InvalidOp
+                | TaskOp::Stop
+                | TaskOp::Start
+                | TaskOp::Update
+                | TaskOp::AutoResume,
+            )
+            | Err(_) => {
                 return answer(false, format!("invalid operate {op} on task"), Vec::new());
             }
         };
@@ -584,17 +654,22 @@ impl MasterRpc for OperateTaskRequest {
         let known: Vec<String> = snapshot
             .subtasks
             .keys()
-            .filter(|(source, known)| *known == task && (named.is_empty() || named.contains(source)))
+            .filter(|(source, known)| {
+                *known == task && (named.is_empty() || named.contains(source))
+            })
             .map(|(source, _)| source.clone())
             .collect();
         if known.is_empty() {
-            let msg = format!("task {task} has no source or not exist, please check the task name and status");
+            let msg = format!(
+                "task {task} has no source or not exist, please check the task name and status"
+            );
             return answer(false, msg, Vec::new());
         }
         let mut writes = Vec::new();
         for source in &known {
             match stage {
-                Some(stage) => writes.push(Write::Put(stage_key(source, &task), stage_value(stage, source, &task))),
+                Some(stage) => writes
+                    .push(Write::Put(stage_key(source, &task), stage_value(stage, source, &task))),
                 None => {
                     writes.push(Write::Delete(subtask_key(source, &task)));
                     writes.push(Write::Delete(stage_key(source, &task)));
@@ -618,7 +693,11 @@ impl MasterRpc for OperateTaskRequest {
 
 impl MasterRpc for ShowDdlLocksRequest {
     async fn run(self, _: Arc<Master>) -> Result<ShowDdlLocksResponse, Status> {
-        Ok(ShowDdlLocksResponse { result: true, msg: "no DDL lock exists".to_owned(), locks: Vec::new() })
+        Ok(ShowDdlLocksResponse {
+            result: true,
+            msg: "no DDL lock exists".to_owned(),
+            locks: Vec::new(),
+        })
     }
 }
 
@@ -628,9 +707,16 @@ impl MasterRpc for QueryStatusListRequest {
         let named = |source: &String| self.sources.is_empty() || self.sources.contains(source);
         let wanted: Vec<String> = if self.name.is_empty() {
             let with_work = |source: &&String| {
-                snapshot.worker_of(source).is_some() || snapshot.subtasks_of(source).next().is_some()
+                snapshot.worker_of(source).is_some()
+                    || snapshot.subtasks_of(source).next().is_some()
             };
-            snapshot.sources.keys().filter(|source| named(source)).filter(with_work).cloned().collect()
+            snapshot
+                .sources
+                .keys()
+                .filter(|source| named(source))
+                .filter(with_work)
+                .cloned()
+                .collect()
         } else {
             let of_task = snapshot.subtasks.keys().filter(|(_, task)| *task == self.name);
             of_task.map(|(source, _)| source).filter(|source| named(source)).cloned().collect()
@@ -644,14 +730,19 @@ impl MasterRpc for QueryStatusListRequest {
             let worker = snapshot.worker_of(&source).map(str::to_owned);
             let address = worker.as_ref().and_then(|worker| snapshot.workers.get(worker)).cloned();
             let name = self.name.clone();
-            let tasks: Vec<String> = snapshot.subtasks_of(&source).map(|subtask| subtask.task.clone()).collect();
+            let tasks: Vec<String> =
+                snapshot.subtasks_of(&source).map(|subtask| subtask.task.clone()).collect();
             asked.push(tokio::spawn(async move {
                 match (worker, address) {
                     (Some(worker), Some(address)) => match query_worker(&address, &name).await {
                         Ok(status) => status,
-                        Err(status) => failed_status(source, worker, status.message().to_owned(), &[]),
+                        Err(status) => {
+                            failed_status(source, worker, status.message().to_owned(), &[])
+                        }
                     },
-                    _ if name.is_empty() => failed_status(source, "source not bound".to_owned(), String::new(), &tasks),
+                    _ if name.is_empty() => {
+                        failed_status(source, "source not bound".to_owned(), String::new(), &tasks)
+                    }
                     _ => {
                         let msg = dm_error(
                             38018,
@@ -672,7 +763,12 @@ impl MasterRpc for QueryStatusListRequest {
     }
 }
 
-fn failed_status(source: String, worker: String, msg: String, tasks: &[String]) -> QueryStatusResponse {
+fn failed_status(
+    source: String,
+    worker: String,
+    msg: String,
+    tasks: &[String],
+) -> QueryStatusResponse {
     QueryStatusResponse {
         result: false,
         msg,

@@ -56,9 +56,12 @@ fn plan_bindings(snapshot: &Snapshot) -> Vec<Write> {
         .filter(|worker| snapshot.is_alive(worker) && !bound.contains_key(*worker))
         .collect();
     let taken = |source: &&String| bound.values().any(|bound| bound == *source);
-    let mut unbound: Vec<&String> = snapshot.sources.keys().filter(|source| !taken(source)).collect();
+    let mut unbound: Vec<&String> =
+        snapshot.sources.keys().filter(|source| !taken(source)).collect();
     // Those that a free worker had last go first, so that nobody else takes that worker.
-    let had_last = |source: &str, worker: &str| snapshot.last_bound.get(worker).is_some_and(|last| last == source);
+    let had_last = |source: &str, worker: &str| {
+        snapshot.last_bound.get(worker).is_some_and(|last| last == source)
+    };
     unbound.sort_by_key(|source| !free.iter().any(|worker| had_last(source, worker)));
     for source in unbound {
         if free.is_empty() {
@@ -77,11 +80,20 @@ mod tests {
     use super::*;
     use crate::keys::Source;
 
-    fn snapshot(alive: &[&str], bound: &[(&str, &str)], last: &[(&str, &str)], sources: &[&str]) -> Snapshot {
+    fn snapshot(
+        alive: &[&str],
+        bound: &[(&str, &str)],
+        last: &[(&str, &str)],
+        sources: &[&str],
+    ) -> Snapshot {
         let pairs = |pairs: &[(&str, &str)]| {
-            pairs.iter().map(|(worker, source)| ((*worker).to_owned(), (*source).to_owned())).collect()
+            pairs
+                .iter()
+                .map(|(worker, source)| ((*worker).to_owned(), (*source).to_owned()))
+                .collect()
         };
-        let source = |id: &&str| ((*id).to_owned(), Source { id: (*id).to_owned(), log: String::new() });
+        let source =
+            |id: &&str| ((*id).to_owned(), Source { id: (*id).to_owned(), log: String::new() });
         Snapshot {
             workers: ["w1", "w2", "w3"].map(|name| (name.to_owned(), String::new())).into(),
             alive: alive.iter().map(|&name| name.to_owned()).collect(),
@@ -96,7 +108,9 @@ mod tests {
         let mut bindings = Vec::new();
         for write in plan_bindings(snapshot) {
             match write {
-                Write::Put(key, value) if key.starts_with("/dm-master/bound-worker/") => bindings.push((key, value)),
+                Write::Put(key, value) if key.starts_with("/dm-master/bound-worker/") => {
+                    bindings.push((key, value))
+                }
                 Write::Delete(key) => bindings.push((key, "deleted".to_owned())),
                 Write::Put(..) => {}
             }
@@ -106,19 +120,18 @@ mod tests {
 
     #[test]
     fn a_source_of_a_dead_worker_goes_to_the_free_worker_that_had_it_last() {
-        let snapshot = snapshot(&["w2", "w3"], &[("w1", "s1")], &[("w1", "s1"), ("w3", "s1")], &["s1"]);
+        let snapshot =
+            snapshot(&["w2", "w3"], &[("w1", "s1")], &[("w1", "s1"), ("w3", "s1")], &["s1"]);
         assert_eq!(
             bindings(&snapshot),
-            [
-                (bound_key("w1"), "deleted".to_owned()),
-                (bound_key("w3"), bound_value("s1", "w3")),
-            ]
+            [(bound_key("w1"), "deleted".to_owned()), (bound_key("w3"), bound_value("s1", "w3")),]
         );
     }
 
     #[test]
     fn a_worker_that_comes_back_gets_its_own_source_before_others_do() {
-        let snapshot = snapshot(&["w1", "w2"], &[("w2", "s0")], &[("w1", "s2")], &["s0", "s1", "s2"]);
+        let snapshot =
+            snapshot(&["w1", "w2"], &[("w2", "s0")], &[("w1", "s2")], &["s0", "s1", "s2"]);
         assert_eq!(bindings(&snapshot), [(bound_key("w1"), bound_value("s2", "w1"))]);
     }
 

@@ -25,7 +25,8 @@ use crate::http::{self, Rpc as _};
 use crate::keys::{ROOT, Snapshot, Source, alive_key};
 use crate::log;
 use crate::proto::{
-    Outcome, ProcessError, ProcessResult, QueryStatusRequest, QueryStatusResponse, RegisterWorkerRequest, SourceStatus,
+    Outcome, ProcessError, ProcessResult, QueryStatusRequest, QueryStatusResponse,
+    RegisterWorkerRequest, SourceStatus,
 };
 use crate::row_client;
 use crate::stamp::{Fault, Stamp};
@@ -39,8 +40,21 @@ const REVOKE_WITHIN: Duration = Duration::from_secs(3);
 pub(crate) const FLAGS: Known = Known {
     program: "worker",
     values: &[
-        "L", "advertise-addr", "cert-allowed-cn", "config", "join", "keepalive-ttl", "log-file", "log-format", "name",
-        "redact-info-log", "relay-keepalive-ttl", "ssl-ca", "ssl-cert", "ssl-key", "worker-addr",
+        "L",
+        "advertise-addr",
+        "cert-allowed-cn",
+        "config",
+        "join",
+        "keepalive-ttl",
+        "log-file",
+        "log-format",
+        "name",
+        "redact-info-log",
+        "relay-keepalive-ttl",
+        "ssl-ca",
+        "ssl-cert",
+        "ssl-key",
+        "worker-addr",
     ],
     switches: &["V", "print-sample-config"],
     only_in_file: &["config-file", "log-level", "log-rotate", "relay-dir"],
@@ -125,13 +139,16 @@ impl Worker {
         let bare = |text: &str| text.trim().trim_start_matches("http://").to_owned();
         let listen = flags.value("worker-addr").map(bare).ok_or("worker-addr is not set")?;
         let advertise = flags.value("advertise-addr").map_or_else(|| listen.clone(), bare);
-        let join: Vec<String> = flags.value("join").unwrap_or_default().split(',').map(bare).collect();
+        let join: Vec<String> =
+            flags.value("join").unwrap_or_default().split(',').map(bare).collect();
         if join.iter().all(String::is_empty) {
             return Err("join is not set".to_owned());
         }
         let ttl_s = match flags.value("keepalive-ttl") {
             None => 60,
-            Some(text) => text.parse().map_err(|error| format!("keepalive-ttl {text:?}: {error}"))?,
+            Some(text) => {
+                text.parse().map_err(|error| format!("keepalive-ttl {text:?}: {error}"))?
+            }
         };
         let listen = if listen.starts_with(':') { format!("0.0.0.0{listen}") } else { listen };
         let worker = Self {
@@ -163,9 +180,14 @@ impl Worker {
                         continue;
                     }
                 };
-                let request = RegisterWorkerRequest { name: self.name.clone(), address: self.advertise.clone() };
+                let request = RegisterWorkerRequest {
+                    name: self.name.clone(),
+                    address: self.advertise.clone(),
+                };
                 let path = RegisterWorkerRequest::PATH;
-                match unary::<_, Outcome>(endpoint.connect_lazy(), path, request, REGISTER_WITHIN).await {
+                match unary::<_, Outcome>(endpoint.connect_lazy(), path, request, REGISTER_WITHIN)
+                    .await
+                {
                     Ok(Outcome { result: true, .. }) => {
                         log::info!("join the cluster through {master}");
                         return Ok(());
@@ -186,7 +208,8 @@ impl Worker {
     async fn take_lease(&self) -> Result<(), EtcdError> {
         let lease = self.etcd.grant(i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX)).await?;
         let joined = jiff::Timestamp::now();
-        let value = serde_json::json!({ "worker-name": self.name, "join-time": joined.to_string() });
+        let value =
+            serde_json::json!({ "worker-name": self.name, "join-time": joined.to_string() });
         self.etcd.put(&alive_key(&self.name), &value.to_string(), lease).await?;
         *self.lease.lock().expect("no panic under this lock") = Some(lease);
         Ok(())
@@ -272,14 +295,16 @@ impl Worker {
         let wanted = snapshot.bound.get(&self.name).and_then(|source| snapshot.sources.get(source));
         let held = self.bound.read().await.as_ref().map(|run| run.source.clone());
         // Without a lease nothing may be replicated, whatever the key says.
-        let wanted = wanted.filter(|_| self.lease.lock().expect("no panic under this lock").is_some());
+        let wanted =
+            wanted.filter(|_| self.lease.lock().expect("no panic under this lock").is_some());
         if held.as_ref() != wanted {
             if held.is_some() {
                 self.let_go(Stop::Close).await;
             }
             if let Some(source) = wanted {
                 log::info!("take source {}", source.id);
-                *self.bound.write().await = Some(SourceRun { source: source.clone(), subtasks: BTreeMap::new() });
+                *self.bound.write().await =
+                    Some(SourceRun { source: source.clone(), subtasks: BTreeMap::new() });
             }
         }
         let Some(source) = wanted else { return };
@@ -288,7 +313,12 @@ impl Worker {
         if let Some(run) = self.bound.write().await.as_mut() {
             for subtask in snapshot.subtasks_of(&source.id) {
                 let known = run.subtasks.entry(subtask.task.clone()).or_insert_with(|| {
-                    Arc::new(SubtaskRun::new(subtask.clone(), source.log.clone(), &self.name, &self.stamp))
+                    Arc::new(SubtaskRun::new(
+                        subtask.clone(),
+                        source.log.clone(),
+                        &self.name,
+                        &self.stamp,
+                    ))
                 });
                 if let Some(wanted) = snapshot.wanted_stage(&source.id, &subtask.task) {
                     present.push((Arc::clone(known), wanted));
@@ -373,7 +403,10 @@ impl Worker {
                 result,
                 relay_status: None,
             }),
-            subtask_status: subtasks.iter().map(|subtask| subtask.status(end.as_ref().ok())).collect(),
+            subtask_status: subtasks
+                .iter()
+                .map(|subtask| subtask.status(end.as_ref().ok()))
+                .collect(),
         }
     }
 
@@ -402,7 +435,9 @@ async fn answer(worker: Arc<Worker>, request: http::Request) -> http::Response {
     }
     match request.uri().path() {
         "/status" => http::plain(200, "text/plain", worker.stamp.status_text()),
-        "/metrics" => http::plain(200, "text/plain; version=0.0.4; charset=utf-8", worker.metrics().await),
+        "/metrics" => {
+            http::plain(200, "text/plain; version=0.0.4; charset=utf-8", worker.metrics().await)
+        }
         _ => http::not_found(),
     }
 }

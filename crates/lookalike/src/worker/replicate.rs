@@ -15,7 +15,9 @@ use crate::keys::Subtask;
 use crate::log;
 use crate::proto::{ProcessError, Stage};
 use crate::row_client::{Log, Sink};
-use crate::rows::{BATCH_ROWS, Checkpoint, SinkAnswer, SinkRequest, Transaction, WriteMode, binlog, gtid};
+use crate::rows::{
+    BATCH_ROWS, Checkpoint, SinkAnswer, SinkRequest, Transaction, WriteMode, binlog, gtid,
+};
 use crate::stamp::{Fault, Stamp};
 
 use super::subtask::{Progress, Stop};
@@ -75,7 +77,12 @@ impl Replication {
             match self.replicate(forced_safe_mode).await {
                 Ok(()) => return,
                 Err(Failure::ForGood(error)) => {
-                    log::error!("task {} paused: {}: {}", self.subtask.task, error.message, error.raw_cause);
+                    log::error!(
+                        "task {} paused: {}: {}",
+                        self.subtask.task,
+                        error.message,
+                        error.raw_cause
+                    );
                     self.change(|progress| {
                         progress.stage = Stage::Paused;
                         progress.error = Some(error);
@@ -237,9 +244,9 @@ impl Replication {
         let request = SinkRequest::Checkpoint { task: task.clone(), source: source.clone() };
         match sink.ask(&request).await? {
             SinkAnswer::Kept { checkpoint } => Ok(checkpoint),
-            answer @ (SinkAnswer::Done {} | SinkAnswer::Duplicate { .. }) => {
-                Err(io::Error::other(format!("the sink answered {answer:?} when asked for a checkpoint")))
-            }
+            answer @ (SinkAnswer::Done {} | SinkAnswer::Duplicate { .. }) => Err(io::Error::other(
+                format!("the sink answered {answer:?} when asked for a checkpoint"),
+            )),
         }
     }
 
@@ -254,7 +261,10 @@ impl Replication {
     /// The rows that this build writes of those that it should.
     fn spoiled(&self, rows: std::ops::RangeInclusive<u64>) -> Vec<u64> {
         let lost = |row: &u64| {
-            self.stamp.faults.iter().any(|fault| matches!(fault, Fault::LoseEvery(n) if row.is_multiple_of(*n)))
+            self.stamp
+                .faults
+                .iter()
+                .any(|fault| matches!(fault, Fault::LoseEvery(n) if row.is_multiple_of(*n)))
         };
         rows.filter(|row| !lost(row)).collect()
     }
@@ -262,7 +272,10 @@ impl Replication {
     /// The rows that this build writes once more.
     fn doubled(&self, rows: std::ops::RangeInclusive<u64>) -> Vec<u64> {
         let doubled = |row: &u64| {
-            self.stamp.faults.iter().any(|fault| matches!(fault, Fault::DoubleEvery(n) if row.is_multiple_of(*n)))
+            self.stamp
+                .faults
+                .iter()
+                .any(|fault| matches!(fault, Fault::DoubleEvery(n) if row.is_multiple_of(*n)))
         };
         rows.filter(doubled).collect()
     }

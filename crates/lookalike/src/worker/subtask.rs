@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use crate::keys::{Subtask, Wanted};
 use crate::log;
 use crate::proto::{
-    DumpStatus, LoadStatus, ProcessError, ProcessResult, Stage, SubTaskStatus, SyncStatus, UnitStatus, UnitType,
+    DumpStatus, LoadStatus, ProcessError, ProcessResult, Stage, SubTaskStatus, SyncStatus,
+    UnitStatus, UnitType,
 };
 use crate::rows::{Checkpoint, Transaction, binlog, binlog_offset, gtid};
 use crate::stamp::Stamp;
@@ -86,7 +87,8 @@ impl SubtaskRun {
     /// Does what the expected stage says. The same order twice is done once; a new order for the same stage is done
     /// anew: so a task that an error has paused is resumed.
     pub(super) async fn bring_to(&self, wanted: Wanted) {
-        let before = self.handled.lock().expect("no panic under this lock").replace(wanted.revision);
+        let before =
+            self.handled.lock().expect("no panic under this lock").replace(wanted.revision);
         if before == Some(wanted.revision) {
             return;
         }
@@ -177,10 +179,13 @@ impl SubtaskRun {
         let progress = self.progress.lock().expect("no panic under this lock").clone();
         let unit = self.unit();
         let status = match unit {
-            UnitType::Dump => UnitStatus::Dump(DumpStatus { total_tables: 1, ..DumpStatus::default() }),
-            UnitType::Load => {
-                UnitStatus::Load(LoadStatus { progress: "0.00 %".to_owned(), ..LoadStatus::default() })
+            UnitType::Dump => {
+                UnitStatus::Dump(DumpStatus { total_tables: 1, ..DumpStatus::default() })
             }
+            UnitType::Load => UnitStatus::Load(LoadStatus {
+                progress: "0.00 %".to_owned(),
+                ..LoadStatus::default()
+            }),
             UnitType::InvalidUnit | UnitType::Check | UnitType::Sync | UnitType::Relay => {
                 UnitStatus::Sync(Box::new(sync_status(&progress, end)))
             }
@@ -189,7 +194,11 @@ impl SubtaskRun {
             name: self.config.task.clone(),
             stage: progress.stage as i32,
             unit: unit as i32,
-            result: progress.error.map(|error| ProcessResult { is_canceled: false, errors: vec![error], detail: None }),
+            result: progress.error.map(|error| ProcessResult {
+                is_canceled: false,
+                errors: vec![error],
+                detail: None,
+            }),
             unresolved_ddl_lock_id: String::new(),
             status: Some(status),
             validation: None,
@@ -202,7 +211,8 @@ impl SubtaskRun {
         let worker = &self.worker;
         let mut text = String::new();
         let mut line = |name: &str, labels: &str, value: u64| {
-            writeln!(text, "{name}{{{labels}source_id={source:?},task={task:?}}} {value}").expect("writing to a string");
+            writeln!(text, "{name}{{{labels}source_id={source:?},task={task:?}}} {value}")
+                .expect("writing to a string");
         };
         let whose = format!("worker={worker:?},");
         line("dm_worker_task_state", &whose, u64::from((progress.stage as i32).unsigned_abs()));

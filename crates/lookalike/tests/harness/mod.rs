@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Generous: what is waited for is done in well under a second on an idle machine.
-pub(crate) const WITHIN: Duration = Duration::from_secs(20);
+pub(crate) const WITHIN: Duration = Duration::from_secs(60);
 
 pub(crate) struct Process(Option<Child>);
 
@@ -68,6 +68,8 @@ pub(crate) fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> 
 
 pub(crate) struct Cluster {
     net: u8,
+    /// Names as TiUP gives them (`dm-<address>-<port>`), not m1 and w1.
+    real_names: bool,
     pub(crate) dir: TempDir,
     pub(crate) masters: Vec<Option<Process>>,
     pub(crate) workers: Vec<Option<Process>>,
@@ -79,13 +81,22 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Three masters and so many workers on 127.77.`net`.1 and up, all of one build; two sources are written.
     pub(crate) fn start(net: u8, workers: usize, stamp: &Stamp) -> Self {
+        Self::start_named(net, workers, stamp, false)
+    }
+
+    pub(crate) fn start_named(net: u8, workers: usize, stamp: &Stamp, real_names: bool) -> Self {
         let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None);
         let mut cluster = Self {
             net,
+            real_names,
             dir: tempfile::tempdir().expect("a folder"),
             masters: Vec::new(),
             workers: Vec::new(),
-            writer: RowWriter::start(([127, 77, net, 9], 3306).into(), &[("src1", 50), ("src2", 50)]).expect("writer"),
+            writer: RowWriter::start(
+                ([127, 77, net, 9], 3306).into(),
+                &[("src1", 50), ("src2", 50)],
+            )
+            .expect("writer"),
             witness: Witness::start(([127, 77, net, 9], 4000).into()).expect("witness"),
             agent: config.timeout_global(Some(Duration::from_secs(90))).build().into(),
         };
@@ -100,7 +111,9 @@ impl Cluster {
             let process = cluster.start_worker(i, "");
             cluster.workers.push(Some(process));
         }
-        wait_until("all workers free", || (cluster.workers_in("free").len() == workers).then_some(()));
+        wait_until("all workers free", || {
+            (cluster.workers_in("free").len() == workers).then_some(())
+        });
         cluster
     }
 
@@ -121,6 +134,14 @@ impl Cluster {
         format!("127.77.{}.{i}:8262", self.net)
     }
 
+    pub(crate) fn master_name(&self, i: usize) -> String {
+        if self.real_names { format!("dm-127.77.{}.{i}-8261", self.net) } else { format!("m{i}") }
+    }
+
+    pub(crate) fn worker_name(&self, i: usize) -> String {
+        if self.real_names { format!("dm-127.77.{}.{i}-8262", self.net) } else { format!("w{i}") }
+    }
+
     fn peer(&self, i: usize) -> String {
         format!("http://127.77.{}.{i}:8291", self.net)
     }
@@ -135,7 +156,7 @@ impl Cluster {
     fn master_args(&self, i: usize) -> Vec<String> {
         let dir = self.dir.path().display();
         vec![
-            format!("--name=m{i}"),
+            format!("--name={}", self.master_name(i)),
             format!("--master-addr={}", self.master(i)),
             format!("--advertise-addr={}", self.master(i)),
             format!("--peer-urls={}", self.peer(i)),
@@ -147,7 +168,8 @@ impl Cluster {
 
     pub(crate) fn start_master(&self, i: usize) -> Process {
         let mut args = self.master_args(i);
-        let all: Vec<String> = (1..=3).map(|i| format!("m{i}={}", self.peer(i))).collect();
+        let all: Vec<String> =
+            (1..=3).map(|i| format!("{}={}", self.master_name(i), self.peer(i))).collect();
         args.push(format!("--initial-cluster={}", all.join(",")));
         self.spawn(&self.dir.path().join("bin/dm-master"), &format!("m{i}"), &args)
     }
@@ -163,7 +185,7 @@ impl Cluster {
         let dir = self.dir.path().display();
         let join: Vec<String> = (1..=3).map(|i| self.master(i)).collect();
         vec![
-            format!("--name=w{i}"),
+            format!("--name={}", self.worker_name(i)),
             format!("--worker-addr={}", self.worker(i)),
             format!("--advertise-addr={}", self.worker(i)),
             format!("--log-file={dir}/w{i}.log"),
@@ -188,7 +210,13 @@ impl Cluster {
     }
 
     pub(crate) fn text(&self, address: &str, path: &str) -> Option<String> {
-        self.agent.get(format!("http://{address}{path}")).call().ok()?.into_body().read_to_string().ok()
+        self.agent
+            .get(format!("http://{address}{path}"))
+            .call()
+            .ok()?
+            .into_body()
+            .read_to_string()
+            .ok()
     }
 
     /// The first master that runs.
@@ -198,14 +226,27 @@ impl Cluster {
     }
 
     pub(crate) fn put(&self, address: &str, path: &str, body: &Value) -> Value {
-        let request = self.agent.put(format!("http://{address}{path}")).header("content-type", "application/json");
-        let answer = request.send(body.to_string()).expect("an answer").into_body().read_to_string().expect("text");
+        let request = self
+            .agent
+            .put(format!("http://{address}{path}"))
+            .header("content-type", "application/json");
+        let answer = request
+            .send(body.to_string())
+            .expect("an answer")
+            .into_body()
+            .read_to_string()
+            .expect("text");
         serde_json::from_str(&answer).expect("JSON")
     }
 
     pub(crate) fn post(&self, address: &str, path: &str, body: &Value) -> Value {
         let request = self.agent.post(format!("http://{address}{path}"));
-        let answer = request.send(body.to_string()).expect("an answer").into_body().read_to_string().expect("text");
+        let answer = request
+            .send(body.to_string())
+            .expect("an answer")
+            .into_body()
+            .read_to_string()
+            .expect("text");
         serde_json::from_str(&answer).expect("JSON")
     }
 
@@ -216,14 +257,18 @@ impl Cluster {
     }
 
     pub(crate) fn leader(&self) -> Option<String> {
-        (1..=self.masters.len()).filter(|i| self.masters[i - 1].is_some()).find_map(|i| self.leader_by(i))
+        (1..=self.masters.len())
+            .filter(|i| self.masters[i - 1].is_some())
+            .find_map(|i| self.leader_by(i))
     }
 
     /// (name, source) of the workers in a stage.
     pub(crate) fn workers_in(&self, stage: &str) -> Vec<(String, String)> {
         let answer = self.get(&self.any(), "/apis/v1alpha1/members?worker=true");
-        let workers = answer.and_then(|answer| answer.pointer("/members/0/worker/workers")?.as_array().cloned());
-        let text = |worker: &Value, field: &str| worker[field].as_str().unwrap_or_default().to_owned();
+        let workers = answer
+            .and_then(|answer| answer.pointer("/members/0/worker/workers")?.as_array().cloned());
+        let text =
+            |worker: &Value, field: &str| worker[field].as_str().unwrap_or_default().to_owned();
         let workers = workers.unwrap_or_default();
         workers
             .iter()
@@ -233,16 +278,38 @@ impl Cluster {
     }
 
     pub(crate) fn worker_of(&self, source: &str) -> Option<String> {
-        self.workers_in("bound").into_iter().find(|(_, bound)| bound == source).map(|(worker, _)| worker)
+        self.workers_in("bound")
+            .into_iter()
+            .find(|(_, bound)| bound == source)
+            .map(|(worker, _)| worker)
     }
 
     /// Creates src1 and src2 and the tasks t1 and t2 on them.
     pub(crate) fn start_tasks(&self) {
-        let (log, sink) = (self.writer.address(), self.witness.address());
+        self.create_sources();
+        self.create_tasks();
+    }
+
+    pub(crate) fn create_sources(&self) {
+        let log = self.writer.address();
         for i in 1..=2 {
-            let yaml = format!("source-id: src{i}\nfrom:\n  host: {}\n  port: {}\n  user: dm\n", log.ip(), log.port());
-            let answer = self.put(&self.any(), "/apis/v1alpha1/sources", &json!({ "op": 1, "config": [yaml] }));
+            let yaml = format!(
+                "source-id: src{i}\nfrom:\n  host: {}\n  port: {}\n  user: dm\n",
+                log.ip(),
+                log.port()
+            );
+            let answer = self.put(
+                &self.any(),
+                "/apis/v1alpha1/sources",
+                &json!({ "op": 1, "config": [yaml] }),
+            );
             assert_eq!(answer["result"], true, "{answer}");
+        }
+    }
+
+    pub(crate) fn create_tasks(&self) {
+        let sink = self.witness.address();
+        for i in 1..=2 {
             let yaml = format!(
                 "name: t{i}\ntask-mode: incremental\ntarget-database:\n  host: {}\n  port: {}\nmysql-instances:\n- source-id: src{i}\n  syncer-config-name: global\nsyncers:\n  global:\n    checkpoint-flush-interval: 1\n",
                 sink.ip(),
@@ -274,7 +341,9 @@ impl Cluster {
     pub(crate) fn wait_rows(&self, source: &str) {
         let written = self.writer.written(source);
         self.witness
-            .wait(&self.writer, source, WITHIN, |reckoning| reckoning.arrived + reckoning.lost > written)
+            .wait(&self.writer, source, WITHIN, |reckoning| {
+                reckoning.arrived + reckoning.lost > written
+            })
             .expect("rows flow");
     }
 
@@ -294,16 +363,26 @@ impl Cluster {
             #[prost(string, tag = "2")]
             msg: String,
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let request = Transfer { source: source.to_owned(), worker: worker.to_owned() };
         let url = format!("http://{}", self.any());
         runtime.block_on(async move {
-            let channel = tonic::transport::Endpoint::from_shared(url).expect("a URL").connect().await.expect("connect");
+            let channel = tonic::transport::Endpoint::from_shared(url)
+                .expect("a URL")
+                .connect()
+                .await
+                .expect("connect");
             let mut grpc = tonic::client::Grpc::new(channel);
             grpc.ready().await.expect("ready");
-            let path = tonic::codegen::http::uri::PathAndQuery::from_static("/pb.Master/TransferSource");
+            let path =
+                tonic::codegen::http::uri::PathAndQuery::from_static("/pb.Master/TransferSource");
             let codec = tonic_prost::ProstCodec::<Transfer, Answer>::default();
-            let answer = grpc.unary(tonic::Request::new(request), path, codec).await.expect("an answer").into_inner();
+            let answer = grpc
+                .unary(tonic::Request::new(request), path, codec)
+                .await
+                .expect("an answer")
+                .into_inner();
             (answer.result, answer.msg)
         })
     }
