@@ -1,13 +1,31 @@
 //! `cargo xtask demo`: brings the machine up to it, builds the programs, and shows the product on test hosts.
+//!
+//! What is shown takes its programs from the environment, as tests do; so this program runs itself again with them in it. Somebody who
+//! names other programs there (`LAB_DMUP`, `LAB_LOOKALIKE`), a release for example, sees those.
+
+use std::process::Command;
+
+use lab::surroundings;
 
 use crate::failure::Failure;
-use crate::set_up;
+use crate::{say, set_up};
 
 pub(crate) fn run(keep: bool) -> Result<(), Failure> {
+    if surroundings::dmup_binary().is_some() && surroundings::lookalike_binary().is_some() {
+        return Ok(lab::demo::run(keep, &mut |line| say(line))?);
+    }
     set_up::machine()?;
     let programs = set_up::programs()?;
-    Err(Failure::new(format!(
-        "the machine is ready ({}, {}), but there is nothing to show yet (keep: {keep})",
-        programs.dmup, programs.lookalike
-    )))
+    let mut again = Command::new(std::env::current_exe()?);
+    again
+        .arg("demo")
+        .args(keep.then_some("--keep"))
+        .env(surroundings::DMUP, &programs.dmup)
+        .env(surroundings::LOOKALIKE, &programs.lookalike);
+    let status = again.status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Failure::new(format!("the demo ended with {status}")))
+    }
 }
