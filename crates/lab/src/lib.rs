@@ -6,6 +6,9 @@
 //! - [`local_hosts`]: folders and loopback addresses, for machines that cannot boot hosts
 //! - [`delay_proxy`]: a TCP proxy that adds latency or cuts connections
 //! - [`build`]: builds the workspace's programs and says where they are
+//! - [`dm`]: DM as its users see it; [`operator`]: somebody at a keyboard with `dmup`
+//! - [`packages`], [`writer`], [`witness`]: packages of the stand-in, rows that go in, rows that come out
+//! - [`scene`]: a cluster on hosts with rows flowing, for tests; [`demo`]: the main job, told from outside
 //! - [`surroundings`]: the environment variables that are read, all in one place
 //!
 //! Everything here is for development; nothing of it is reachable from `dmup`.
@@ -14,14 +17,18 @@ pub mod build;
 pub mod command;
 pub mod debian;
 pub mod delay_proxy;
+pub mod demo;
+pub mod dm;
 pub mod hosts;
 pub mod local_hosts;
+pub mod operator;
 pub mod packages;
 pub mod root_image;
+pub mod scene;
 pub mod surroundings;
+mod waiting;
 pub mod witness;
 pub mod writer;
-mod waiting;
 
 pub use command::CommandFailed;
 pub use hosts::{Host, HostSet, LabError};
