@@ -434,4 +434,18 @@ mod tests {
         assert_eq!(offered_types(&[Algorithm::Ed25519])[0], Algorithm::Ed25519);
         assert_eq!(offered_types(&[]).len(), rsa.len());
     }
+
+    #[tokio::test]
+    async fn a_name_of_the_hosts_file_has_an_address_although_we_are_linked_statically() {
+        let target = Target {
+            host: "localhost".to_owned(),
+            port: 22,
+            login: crate::Login {
+                user: dmup_core::ids::UserName::new("tidb").unwrap(),
+                auth: Vec::new(),
+            },
+        };
+        let found = resolve(&target, Duration::from_secs(20)).await.unwrap();
+        assert!(found.iter().all(|address| address.ip().is_loopback()), "{found:?}");
+    }
 }
