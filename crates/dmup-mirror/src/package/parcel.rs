@@ -14,6 +14,9 @@ use super::unpack::PackedFile;
 /// Fast, and within some percent of what higher levels reach on Go binaries.
 const ZSTD_LEVEL: i32 = 3;
 
+/// More make no difference: the disk and the tar in front of them are the limit then.
+const WORKERS: usize = 8;
+
 /// A zstd-compressed tar in a file of its own, which goes away with this value.
 ///
 /// Sorted, without dates and owners, folders before what is in them, plain
@@ -50,6 +53,9 @@ pub(super) fn pack<'a>(
     let (file, kept) = target.into_parts();
     let mut encoder = zstd::Encoder::new(io::BufWriter::new(file), ZSTD_LEVEL)?;
     encoder.include_checksum(true)?;
+    // At least one worker, for without any zstd cuts its blocks differently; how many there are makes no difference.
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    encoder.multithread(u32::try_from(workers.min(WORKERS)).unwrap_or(1))?;
     let mut tar = tar::Builder::new(encoder);
     for folder in folders {
         let mut header = plain_header(tar::EntryType::Directory, 0o755, 0);
