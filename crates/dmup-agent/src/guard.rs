@@ -17,8 +17,8 @@
 //!
 //! Without systemd ([`crate::services::supervised`]) a detached process sleeps until the time is up; it does not survive a reboot.
 //!
-//! Not done: hosts where SELinux forbids systemd to execute files under `/var/lib` need a
-//! rule for it; there the service fails, and the window stays as it is.
+//! Arming rehearses: the boot service is run once with nothing to do, so a host where systemd
+//! may not execute files under `/var/lib` (SELinux, noexec) refuses to arm instead of failing when it matters.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -119,9 +119,9 @@ pub(crate) fn arm(places: &Places, guard: &Guard) -> Reply {
     let record =
         Record { guard: guard.clone(), boot_id: boot_id(), armed_ms: clock_ms(), did: None };
     fs::remove_file(&files.fired).ok();
-    write(&files.armed, &record).when(attempted)?;
     match &places.supervised {
         Some(dir) => {
+            write(&files.armed, &record).when(attempted)?;
             let own = own_executable().when(attempted)?;
             let mut command = Command::new(own);
             command.args([
@@ -133,14 +133,16 @@ pub(crate) fn arm(places: &Places, guard: &Guard) -> Reply {
             ]);
             supervised::detach(command, &places.guards.join("log")).when(attempted)?;
         }
-        None => arm_systemd(places, guard, &files.armed).inspect_err(|_| {
+        None => arm_systemd(places, &record, &files.armed).inspect_err(|_| {
             fs::remove_file(&files.armed).ok();
+            remove_units(places, &guard.unit, Ending::Disarmed).ok();
         })?,
     }
     Ok(Outcome::Done)
 }
 
-fn arm_systemd(places: &Places, guard: &Guard, armed: &Utf8Path) -> Result<(), Refusal> {
+fn arm_systemd(places: &Places, record: &Record, armed: &Utf8Path) -> Result<(), Refusal> {
+    let guard = &record.guard;
     let attempted = || format!("arm the guard of {}", guard.instance);
     let agent = copy_agent(places).when(attempted)?;
     let names = unit_names(&guard.unit);
@@ -152,11 +154,31 @@ fn arm_systemd(places: &Places, guard: &Guard, armed: &Utf8Path) -> Result<(), R
     // A timer of an earlier guard would go on with its old time.
     systemd::act_on_guard("stop", timer).ok();
     systemd::reload()?;
+    if !armed.exists() {
+        // Without a record it finds nothing to do. That systemd can run it at all (noexec,
+        // SELinux) is better known now than when it should act.
+        systemd::act_on_guard("start", boot).map_err(|refusal| unable(refusal, boot))?;
+    }
+    write(armed, record).when(attempted)?;
     systemd::act_on_guard("enable", boot)?;
     for folder in [places.units.clone(), places.units.join("multi-user.target.wants")] {
         sync_folder(&folder).when(attempted)?;
     }
     systemd::act_on_guard("start", timer)
+}
+
+/// systemctl only points to the journal; the reason stands there.
+fn unable(refusal: Refusal, boot: &str) -> Refusal {
+    let said = UnitName::new(boot)
+        .ok()
+        .and_then(|boot| systemd::Systemd.journal(&boot, 5).ok())
+        .unwrap_or_default()
+        .join("\n");
+    refuse(
+        refusal.kind,
+        refusal.attempted,
+        format!("systemd cannot run the guard: {}\n{said}", refusal.observed),
+    )
 }
 
 /// Timer, service, boot service. Checked on systemd 252.

@@ -245,14 +245,9 @@ impl Playground {
             binary: self.window.live.join(&self.window.binary),
             deploy_dir: self.dir.join("deploy"),
         };
-        match talk.done(&Request::Probe(Probe {
-            instances: vec![instance],
-            hashes: true,
-            ..Probe::default()
-        })) {
-            Outcome::Probed(seen) => seen,
-            other => panic!("{other:?}"),
-        }
+        let look = Probe { instances: vec![instance], hashes: true, ..Probe::default() };
+        let Outcome::Probed(seen) = talk.done(&Request::Probe(look)) else { panic!("no probe") };
+        seen
     }
 
     fn running(&self, talk: &mut Talk) -> Option<Digest> {
@@ -363,7 +358,7 @@ fn an_agent_in_an_empty_root_says_hello_and_answers() {
     ] {
         match talk.ask(&request, &[]) {
             Answer::Refused(refusal) => {
-                assert!(refusal.observed.contains("there is no systemctl"), "{refusal}")
+                assert!(refusal.observed.contains("there is no systemctl"), "{refusal}");
             }
             Answer::Held { outcome } => panic!("{outcome:?}"),
         }
@@ -402,7 +397,7 @@ fn without_sudo_what_needs_root_is_refused_and_the_rest_is_done() {
     ] {
         match talk.ask(&request, &[]) {
             Answer::Refused(refusal) => {
-                assert_eq!(refusal.kind, RefusalKind::Permission, "{refusal}")
+                assert_eq!(refusal.kind, RefusalKind::Permission, "{refusal}");
             }
             Answer::Held { outcome } => panic!("{request:?}: {outcome:?}"),
         }

@@ -45,11 +45,11 @@ pub(crate) fn act_on_guard(action: &str, unit: &str) -> Result<(), Refusal> {
 
 fn systemctl(arguments: &[&str], within: Duration) -> Result<Ran, Refusal> {
     // Without a password prompt that nobody would answer, and without a pager.
-    let ran = ran(
-        "systemctl",
-        &[&["--no-ask-password", "--no-pager", "--quiet"], arguments].concat(),
-        within,
-    )?;
+    let quiet = [&["--no-ask-password", "--no-pager"], arguments].concat();
+    let ran = ran("systemctl", &quiet, within).map_err(|mut refusal| {
+        refusal.attempted = format!("systemctl {}", arguments.join(" "));
+        refusal
+    })?;
     if ran.status.success() {
         return Ok(ran);
     }
