@@ -313,3 +313,173 @@ pub fn reported_by_dash_v(text: &str) -> Option<(String, String)> {
     };
     Some((field("Release Version")?, field("Git Commit Hash")?))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::ids::{HostId, InstanceId, UnitName};
+    use crate::inventory::{MasterSeen, WorkerSeen};
+
+    fn instance(role: Role) -> Instance {
+        Instance {
+            id: InstanceId::new("h1:1").unwrap(),
+            role,
+            name: MemberName::new("x1").unwrap(),
+            host: HostId::new("h1").unwrap(),
+            ssh_host: HostId::new("h1").unwrap(),
+            ssh_port: 22,
+            port: 1,
+            ports: vec![1],
+            deploy_dir: "/d/x".into(),
+            data_dirs: Vec::new(),
+            log_dir: "/d/x/log".into(),
+            unit: UnitName::new("x-1.service").unwrap(),
+            os: "linux".into(),
+            arch: "amd64".into(),
+            patched: false,
+        }
+    }
+
+    fn process() -> ProcessSeen {
+        ProcessSeen {
+            active: UnitActive::Active,
+            sub_state: "running".into(),
+            enabled: true,
+            pid: Some(8),
+            restarts: 0,
+            active_since_ms: None,
+            running: Some(Digest::of(b"new")),
+            on_disk: None,
+        }
+    }
+
+    fn dm() -> DmSeen {
+        let name = |text: &str| MemberName::new(text).unwrap();
+        let source = SourceId::new("s1").unwrap();
+        let master = |text: &str| MasterSeen {
+            name: name(text),
+            instance: (text == "m1").then(|| InstanceId::new("h1:1").unwrap()),
+            alive: true,
+            leader: text == "m2",
+            calls_leader: Some(name("m2")),
+            etcd_healthy: Some(true),
+            release: None,
+        };
+        DmSeen {
+            masters: vec![master("m1"), master("m2")],
+            workers: vec![WorkerSeen {
+                name: name("w1"),
+                instance: Some(InstanceId::new("h1:1").unwrap()),
+                stage: WorkerStage::Bound,
+                source: Some(source.clone()),
+            }],
+            sources: BTreeMap::from([(source.clone(), Some(name("w1")))]),
+            subtasks: vec![SubtaskSeen {
+                task: TaskName::new("t1").unwrap(),
+                source,
+                worker: Some(name("w1")),
+                stage: SubtaskStage::Running,
+                unit: SubtaskUnit::Sync,
+                errors: Vec::new(),
+                synced: true,
+                position: Some("1".into()),
+                source_position: Some("1".into()),
+                lag_s: Some(0),
+                blocked_ddls: 0,
+            }],
+        }
+    }
+
+    fn judged(role: Role, bend: impl Fn(&mut ProcessSeen, &mut DmSeen)) -> Health {
+        let (mut process, mut now) = (process(), dm());
+        bend(&mut process, &mut now);
+        let (instance, build, none) = (instance(role), Digest::of(b"new"), BTreeSet::new());
+        let baseline = dm();
+        let expected = Expectation {
+            instance: &instance,
+            build: &build,
+            pid_before: Some(7),
+            baseline: Some(&baseline),
+            paused_by_us: &none,
+            was_broken: false,
+        };
+        judge(&expected, &process, Some(&now))
+    }
+
+    #[test]
+    fn each_sign_of_health_is_needed() {
+        assert!(judged(Role::DmWorker, |_, _| ()).is_good());
+        assert!(judged(Role::DmMaster, |_, _| ()).is_good());
+        let bends: [fn(&mut ProcessSeen, &mut DmSeen); 14] = [
+            |p, _| p.active = UnitActive::Activating,
+            |p, _| p.pid = Some(7),
+            |p, _| p.pid = None,
+            |p, _| p.running = Some(Digest::of(b"old")),
+            |p, _| p.running = None,
+            |_, dm| dm.masters[1].leader = false,
+            |_, dm| dm.masters[0].leader = true,
+            |_, dm| dm.masters[0].etcd_healthy = None,
+            |_, dm| dm.masters[0].calls_leader = None,
+            |_, dm| dm.masters[1].alive = false,
+            |_, dm| {
+                dm.sources.insert(SourceId::new("s1").unwrap(), None);
+            },
+            |_, dm| dm.subtasks[0].stage = SubtaskStage::Paused,
+            |_, dm| dm.subtasks[0].errors = vec!["Duplicate entry".into()],
+            |_, dm| dm.subtasks.clear(),
+        ];
+        for (index, bend) in bends.into_iter().enumerate() {
+            let health = judged(Role::DmMaster, bend);
+            assert!(!health.missing.is_empty() && health.hopeless.is_none(), "{index}");
+        }
+        assert!(
+            !judged(Role::DmWorker, |_, dm| dm.workers[0].stage = WorkerStage::Offline).is_good()
+        );
+        assert!(!judged(Role::DmWorker, |_, dm| dm.subtasks[0].unit = SubtaskUnit::Load).is_good());
+    }
+
+    #[test]
+    fn a_unit_that_ended_is_not_waited_for() {
+        let bends: [fn(&mut ProcessSeen, &mut DmSeen); 4] = [
+            |p, _| p.active = UnitActive::Failed,
+            |p, _| p.active = UnitActive::Inactive,
+            |p, _| p.restarts = 1,
+            |p, _| {
+                p.active = UnitActive::Activating;
+                p.sub_state = "auto-restart".into();
+            },
+        ];
+        for bend in bends {
+            assert!(judged(Role::DmWorker, bend).hopeless.is_some());
+        }
+    }
+
+    #[test]
+    fn a_subtask_that_only_says_running_does_not_count_as_advancing() {
+        let stuck = judged(Role::DmWorker, |_, dm| {
+            let subtask = &mut dm.subtasks[0];
+            subtask.synced = false;
+            subtask.source_position = Some("9".into());
+            subtask.lag_s = Some(100);
+        });
+        assert_eq!(stuck.missing, ["task t1 on source s1 does not advance (lag 100s)"]);
+        let moving = judged(Role::DmWorker, |_, dm| {
+            let subtask = &mut dm.subtasks[0];
+            subtask.synced = false;
+            subtask.position = Some("2".into());
+            subtask.source_position = Some("9".into());
+            subtask.lag_s = Some(100);
+        });
+        assert!(moving.is_good(), "{moving:?}");
+    }
+
+    #[test]
+    fn release_and_commit_are_read_from_what_dash_v_prints() {
+        let text = "Release Version: v8.1.0-hotfix1\nGit Commit Hash: lab-1\nGit Branch: lab\n";
+        let read = reported_by_dash_v(text);
+        assert_eq!(read, Some(("v8.1.0-hotfix1".to_owned(), "lab-1".to_owned())));
+        assert_eq!(reported_by_dash_v("prometheus, version 2.49.1"), None);
+    }
+}

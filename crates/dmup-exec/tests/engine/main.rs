@@ -337,3 +337,31 @@ async fn an_interrupted_run_finishes_the_node_under_way_and_can_be_resumed() {
     assert_eq!(report.end, RunEnd::Done);
     assert!(all_new(&sim));
 }
+
+/// Writes the journal that `dmup-core/tests/journals.rs` reads for ever; only for a new format.
+#[tokio::test]
+#[ignore = "writes a fixture"]
+async fn write_the_journal_fixture() {
+    let folder = camino::Utf8Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join(format!("../dmup-core/tests/fixtures/journal-v{}", Line::FORMAT));
+    let shape = Shape { has_monitoring: false, ..old_version() };
+    for (name, killed) in [("rolled-back", false), ("killed", true)] {
+        let sim = Sim::new(&shape, 5);
+        if !killed {
+            let mut state = sim.state.lock().unwrap();
+            state.behaviours.insert(new(Role::DmWorker), Behaviour::ExitsAtStart);
+        }
+        let plan = plan(&sim, &shape).await;
+        let path = folder.join(format!("{name}.jsonl"));
+        let mut journal = dmup_exec::FileJournal::create(&path).unwrap();
+        let cancel = CancellationToken::new();
+        execute(&plan, reach(&sim), &mut journal, &mut |_| {}, &cancel).await.unwrap();
+        if killed {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let at = text.find(r#""started","step":{"step":"pause_subtask""#).unwrap();
+            let end = text[at..].find('\n').unwrap() + at + 1;
+            // In doubt about the pause, and torn in the line after it.
+            std::fs::write(&path, &text[..end + 40]).unwrap();
+        }
+    }
+}

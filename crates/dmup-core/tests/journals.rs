@@ -1,0 +1,60 @@
+//! Journals that were written by released formats parse for ever, and mean the same.
+#![allow(clippy::unwrap_used, reason = "the whole file is a test")]
+
+use dmup_core::digest::Digest;
+use dmup_core::ids::{ClusterName, InstanceId, SourceId, TaskName};
+use dmup_core::journal::{BadJournal, Entry, RunState, TurnEnd, fold, parse};
+use dmup_core::plan::Step;
+use dmup_core::report::RunEnd;
+
+#[test]
+fn v1_of_a_node_that_was_put_back() {
+    let lines = parse(include_str!("fixtures/journal-v1/rolled-back.jsonl")).unwrap();
+    let folded = fold(lines.iter().map(|line| &line.entry)).unwrap();
+    let RunState::Ended { end: RunEnd::RolledBackNode { instance, .. } } = &folded.state else {
+        panic!("{:?}", folded.state)
+    };
+    assert_eq!(folded.ended[instance], TurnEnd::RolledBack);
+    assert_eq!(folded.ended.values().filter(|end| **end == TurnEnd::Changed).count(), 3);
+    assert!(folded.paused.is_empty() && folded.evicted.is_empty() && folded.open.is_none());
+}
+
+#[test]
+fn v1_of_a_run_that_was_killed_while_it_paused_a_task() {
+    let lines = parse(include_str!("fixtures/journal-v1/killed.jsonl")).unwrap();
+    let folded = fold(lines.iter().map(|line| &line.entry)).unwrap();
+    let RunState::InDoubt { steps } = &folded.state else { panic!("{:?}", folded.state) };
+    assert!(matches!(steps[..], [Step::PauseSubtask { .. }]));
+    // It may have happened: what was begun is taken back or gone on with, never forgotten.
+    let task = (TaskName::new("t1").unwrap(), SourceId::new("s1").unwrap());
+    assert!(folded.paused.contains(&task));
+    assert!(folded.open.is_some());
+}
+
+#[test]
+fn a_journal_of_a_later_dmup_is_refused() {
+    let text = include_str!("fixtures/journal-v1/killed.jsonl").replacen("\"v\":1", "\"v\":2", 1);
+    assert!(matches!(parse(&text), Err(BadJournal::TooNew { line: 1, found: 2 })));
+}
+
+#[test]
+fn sequences_that_no_run_writes_are_refused_with_their_line() {
+    let begins =
+        Entry::RunBegins { cluster: ClusterName::new("prod").unwrap(), plan: Digest::of(b"plan") };
+    let instance = InstanceId::new("h1:8261").unwrap();
+    let step = Step::DisarmGuard { instance: instance.clone() };
+    let done = Entry::Done { step: step.clone(), took_ms: 1, note: None };
+    let ends = Entry::TurnEnds { instance, end: TurnEnd::Changed, failure: None };
+    let over = Entry::RunEnds { end: RunEnd::Done };
+    let interrupted = Entry::RunEnds { end: RunEnd::Interrupted };
+    for (entries, line) in [
+        (vec![done.clone()], 1),
+        (vec![begins.clone(), begins.clone()], 2),
+        (vec![begins.clone(), done], 2),
+        (vec![begins.clone(), ends], 2),
+        (vec![begins.clone(), over, Entry::RunResumed], 3),
+    ] {
+        assert_eq!(fold(&entries).unwrap_err().line, line, "{entries:?}");
+    }
+    assert!(fold(&[begins, interrupted, Entry::RunResumed]).is_ok());
+}
