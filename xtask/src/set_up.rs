@@ -29,8 +29,8 @@ pub(crate) fn machine() -> Result<(), Failure> {
 
 /// Builds `dmup` and `lookalike`.
 pub(crate) fn programs() -> Result<Programs, Failure> {
-    say("building dmup and lookalike");
-    let built = build::binaries(&["dmup", "lookalike"])?;
+    say("building the programs");
+    let built = build::binaries()?;
     let find = |name: &str| {
         built
             .iter()

@@ -57,7 +57,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 
 fn on_hosts(only: Option<&str>) -> Result<(), Failure> {
     let programs = set_up::programs()?;
-    let mut tests = build::tests("lab")?;
+    let mut tests = build::tests("*_hosts")?;
+    // Cargo names the programs that belong to the tests' packages as well.
     tests.retain(|test| test.name.ends_with("_hosts"));
     tests.retain(|test| only.is_none_or(|part| test.name.contains(part)));
     if tests.is_empty() {

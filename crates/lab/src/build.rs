@@ -37,26 +37,24 @@ pub enum BuildError {
     },
 }
 
-/// Builds binaries of these packages.
+/// Builds all binaries of the workspace.
 ///
 /// # Errors
 ///
 /// [`BuildError`].
-pub fn binaries(packages: &[&str]) -> Result<Vec<Built>, BuildError> {
-    let mut args = vec!["build", "--bins"];
-    for package in packages {
-        args.extend(["--package", package]);
-    }
-    build(&args)
+pub fn binaries() -> Result<Vec<Built>, BuildError> {
+    // Always the whole workspace: with fewer packages cargo chooses other features for
+    // dependencies and compiles them once more.
+    build(&["build", "--workspace", "--bins"])
 }
 
-/// Builds the integration tests of a package.
+/// Builds the integration tests whose names match, where `*` stands for anything.
 ///
 /// # Errors
 ///
 /// [`BuildError`].
-pub fn tests(package: &str) -> Result<Vec<Built>, BuildError> {
-    build(&["test", "--no-run", "--test", "*", "--package", package])
+pub fn tests(pattern: &str) -> Result<Vec<Built>, BuildError> {
+    build(&["test", "--no-run", "--workspace", "--test", pattern])
 }
 
 fn build(args: &[&str]) -> Result<Vec<Built>, BuildError> {
