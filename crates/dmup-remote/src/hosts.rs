@@ -9,18 +9,17 @@ use dmup_core::ids::{HostId, InstanceId};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::{HostSeen, ProcessSeen};
 use dmup_exec::ports::{Around, Build, Certainty, EffectError, Hosts, Parcel, Window};
-use dmup_wire::message::{
-    Guard, MakeDir, Outcome, Prepare, Probe, ProbeInstance, Request, Stage, Switch,
-};
+use dmup_wire::message::{Guard, Outcome, Prepare, Probe, ProbeInstance, Request, Stage, Switch};
 
 use crate::fleet::{Fleet, time_to_send, unfitting};
 
-/// Below a home or deploy folder, everything of ours: `agent/`, `store/`, `bin.next`.
+/// Below a home folder, everything of ours: `agent/`, `store/`.
 pub const OUR_FOLDER: &str = ".dmup";
 
-/// `<deploy_dir>/.dmup/bin.next`: the tree that a window exchanges for `bin`; after it, the tree to go back to.
+/// `<deploy_dir>/bin.dmup`: the tree that a window exchanges for `bin`; after it, the tree to go back to.
+/// Beside `bin`, so that both are on one file system and one flush of the folder covers both.
 pub fn staged_tree(instance: &Instance) -> Utf8PathBuf {
-    instance.deploy_dir.join(OUR_FOLDER).join("bin.next")
+    instance.deploy_dir.join("bin.dmup")
 }
 
 /// `<home of the deploy user>/.dmup/store`: one folder per parcel, named by its digest.
@@ -107,8 +106,6 @@ impl Hosts for Fleet {
         let host = &instance.host;
         let attempted = format!("prepare the new tree of {}", instance.id);
         let home = self.home(host, &attempted).await?;
-        let ours = instance.deploy_dir.join(OUR_FOLDER);
-        self.make_dirs(host, vec![MakeDir { path: ours, mode: 0o755, owner: None }]).await?;
         let request = Request::Prepare(Prepare {
             instance: instance.id.clone(),
             live: instance.bin_dir(),

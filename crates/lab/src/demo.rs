@@ -44,7 +44,18 @@ pub fn run(keep: bool, say: &mut dyn FnMut(&str)) -> Result<(), SceneError> {
     let version = scene.shape.version.clone();
     typed(
         &scene,
-        &["deploy", CLUSTER, &version, topology.as_str(), "-u", "root", "-i", key.as_str(), "--accept-new-host-keys", "--yes"],
+        &[
+            "deploy",
+            CLUSTER,
+            &version,
+            topology.as_str(),
+            "-u",
+            "root",
+            "-i",
+            key.as_str(),
+            "--accept-new-host-keys",
+            "--yes",
+        ],
         say,
     )?;
     phase("deploy", since);
@@ -158,7 +169,11 @@ fn typed(scene: &Scene, words: &[&str], say: &mut dyn FnMut(&str)) -> Result<(),
     for line in said.stdout.lines().chain(said.stderr.lines()) {
         say(line);
     }
-    if said.code == 0 { Ok(()) } else { Err(SceneError(format!("`dmup {line}` ended with {}", said.code))) }
+    if said.code == 0 {
+        Ok(())
+    } else {
+        Err(SceneError(format!("`dmup {line}` ended with {}", said.code)))
+    }
 }
 
 /// SHA-256 of the executables in the hotfix: made again the same way, not asked of `dmup`.
@@ -167,7 +182,11 @@ fn wanted_hashes(scene: &Scene) -> Result<Vec<String>, SceneError> {
     let lookalike = crate::surroundings::lookalike_binary()
         .ok_or_else(|| SceneError("LAB_LOOKALIKE is not set".to_owned()))?;
     let hash = || -> std::io::Result<String> {
-        lookalike::stamp::write_stamped(lookalike.as_std_path(), file.as_std_path(), &scene.fixed())?;
+        lookalike::stamp::write_stamped(
+            lookalike.as_std_path(),
+            file.as_std_path(),
+            &scene.fixed(),
+        )?;
         Ok(hex::encode(Sha256::digest(fs_err::read(&file)?)))
     };
     Ok(vec![hash().map_err(|error| SceneError(format!("hash the hotfix: {error}")))?])
@@ -190,7 +209,8 @@ struct Leaders {
 
 impl LeaderWatch {
     fn begin(dm: &DmCluster) -> Self {
-        let (ended, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Leaders::default())));
+        let (ended, seen) =
+            (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Leaders::default())));
         let (dm, stop, shared) = (dm.clone(), Arc::clone(&ended), Arc::clone(&seen));
         let thread = thread::spawn(move || {
             let mut last: Option<String> = None;

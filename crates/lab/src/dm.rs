@@ -69,16 +69,24 @@ impl DmCluster {
         self.masters
             .iter()
             .find_map(|master| {
-                let answer = self.get(&format!("http://{master}/apis/v1alpha1/status/{task}")).ok()?;
+                let answer =
+                    self.get(&format!("http://{master}/apis/v1alpha1/status/{task}")).ok()?;
                 let sources = answer.get("sources")?.as_array()?.clone();
                 Some(
                     sources
                         .iter()
                         .flat_map(|it| {
-                            let source = it["sourceStatus"]["source"].as_str().unwrap_or_default().to_owned();
-                            let subtasks = it["subTaskStatus"].as_array().cloned().unwrap_or_default();
+                            let source = it["sourceStatus"]["source"]
+                                .as_str()
+                                .unwrap_or_default()
+                                .to_owned();
+                            let subtasks =
+                                it["subTaskStatus"].as_array().cloned().unwrap_or_default();
                             subtasks.into_iter().map(move |sub| {
-                                (source.clone(), sub["stage"].as_str().unwrap_or_default().to_owned())
+                                (
+                                    source.clone(),
+                                    sub["stage"].as_str().unwrap_or_default().to_owned(),
+                                )
                             })
                         })
                         .collect(),
@@ -92,11 +100,22 @@ impl DmCluster {
         let config = format!(
             "source-id: {source}\nenable-gtid: false\nfrom:\n  host: {host}\n  port: {port}\n  user: root\n  password: \"\"\n"
         );
-        self.send("PUT", "sources", &json!({ "op": 1, "config": [config] }), &format!("add source {source}"))
+        self.send(
+            "PUT",
+            "sources",
+            &json!({ "op": 1, "config": [config] }),
+            &format!("add source {source}"),
+        )
     }
 
     /// Starts a task on sources, into the sink at `host:port`.
-    pub fn start_task(&self, task: &str, sources: &[&str], host: &str, port: u16) -> Result<(), DmRefusal> {
+    pub fn start_task(
+        &self,
+        task: &str,
+        sources: &[&str],
+        host: &str,
+        port: u16,
+    ) -> Result<(), DmRefusal> {
         let instances: String = sources
             .iter()
             .map(|source| format!("  - source-id: {source}\n    syncer-config-name: global\n"))
@@ -109,7 +128,12 @@ impl DmCluster {
 
     /// Pauses a whole task, as a person would.
     pub fn pause_task(&self, task: &str) -> Result<(), DmRefusal> {
-        self.send("PUT", &format!("tasks/{task}"), &json!({ "op": 2 }), &format!("pause task {task}"))
+        self.send(
+            "PUT",
+            &format!("tasks/{task}"),
+            &json!({ "op": 2 }),
+            &format!("pause task {task}"),
+        )
     }
 
     /// Waits until something holds.
@@ -136,11 +160,20 @@ impl DmCluster {
     }
 
     /// Waits until every subtask of a task is `Running` on all of so many sources.
-    pub fn wait_running(&self, task: &str, sources: usize, bound: Duration) -> Result<(), DmRefusal> {
+    pub fn wait_running(
+        &self,
+        task: &str,
+        sources: usize,
+        bound: Duration,
+    ) -> Result<(), DmRefusal> {
         self.wait_until(&format!("task {task} runs on {sources} sources"), bound, |dm| {
             let stages = dm.stages(task);
             let running = stages.iter().filter(|(_, stage)| stage == "Running").count();
-            if running == sources && stages.len() == sources { Ok(()) } else { Err(format!("{stages:?}")) }
+            if running == sources && stages.len() == sources {
+                Ok(())
+            } else {
+                Err(format!("{stages:?}"))
+            }
         })
     }
 
@@ -149,18 +182,26 @@ impl DmCluster {
         answer.body_mut().read_json().map_err(|error| error.to_string())
     }
 
-    fn send(&self, method: &str, path: &str, body: &Value, attempted: &str) -> Result<(), DmRefusal> {
+    fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: &Value,
+        attempted: &str,
+    ) -> Result<(), DmRefusal> {
         let mut observed = "no master answered".to_owned();
         for master in &self.masters {
             let url = format!("http://{master}/apis/v1alpha1/{path}");
-            let request = if method == "POST" { self.agent.post(&url) } else { self.agent.put(&url) };
+            let request =
+                if method == "POST" { self.agent.post(&url) } else { self.agent.put(&url) };
             match request.send_json(body) {
                 Ok(mut answer) => {
                     let text = answer.body_mut().read_to_string().unwrap_or_default();
                     let value: Value = serde_json::from_str(&text).unwrap_or_default();
                     let refused = |it: &Value| it.get("result") == Some(&Value::Bool(false));
                     let parts = value["sources"].as_array().cloned().unwrap_or_default();
-                    if value.get("result") == Some(&Value::Bool(true)) && !parts.iter().any(refused) {
+                    if value.get("result") == Some(&Value::Bool(true)) && !parts.iter().any(refused)
+                    {
                         return Ok(());
                     }
                     observed = text;

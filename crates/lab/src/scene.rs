@@ -132,8 +132,7 @@ impl Scene {
         let folder = tempfile::tempdir().map_err(|error| broken("make a folder")(&error))?;
         let path = Utf8PathBuf::from_path_buf(folder.path().to_owned())
             .map_err(|path| SceneError(format!("{} is no UTF-8", path.display())))?;
-        let operator =
-            Operator::new(dmup, &path).map_err(|error| broken("sit down")(&error))?;
+        let operator = Operator::new(dmup, &path).map_err(|error| broken("sit down")(&error))?;
         let packer = Packer::new(&lookalike, &path.join("packages"))
             .map_err(|error| broken("make packages")(&error))?;
         let official = Packer::new(&lookalike, &operator.packages())
@@ -170,7 +169,8 @@ impl Scene {
     pub fn deploy(&self) -> Result<(), SceneError> {
         let key = self.hosts.key_path();
         let topology = self.topology();
-        let deploy = ["deploy", CLUSTER, &self.shape.version, topology.as_str(), "-u", "root", "-i"];
+        let deploy =
+            ["deploy", CLUSTER, &self.shape.version, topology.as_str(), "-u", "root", "-i"];
         let mut words = deploy.to_vec();
         words.extend([key.as_str(), "--accept-new-host-keys", "--yes"]);
         good(self.operator.run(&words))?;
@@ -196,7 +196,11 @@ impl Scene {
         let patience = Duration::from_secs(60);
         dm.wait_until("all workers have joined", patience, |dm| {
             let workers = dm.workers();
-            if workers.len() == usize::from(self.shape.workers) { Ok(()) } else { Err(format!("{workers:?}")) }
+            if workers.len() == usize::from(self.shape.workers) {
+                Ok(())
+            } else {
+                Err(format!("{workers:?}"))
+            }
         })
         .map_err(|error| broken("join")(&error))?;
         for source in sources {
@@ -221,7 +225,12 @@ impl Scene {
     /// # Errors
     ///
     /// What could not be set up.
-    pub fn running(name: &str, block: u8, shape: Shape, rows_per_s: u32) -> Result<Self, SceneError> {
+    pub fn running(
+        name: &str,
+        block: u8,
+        shape: Shape,
+        rows_per_s: u32,
+    ) -> Result<Self, SceneError> {
         let mut scene = Self::set(name, block, shape)?;
         scene.deploy()?;
         scene.replicate(rows_per_s)?;
@@ -263,9 +272,10 @@ impl Scene {
     /// Hash of every DM process: `h1 dm-master-8261.service` → SHA-256 or `down`.
     pub fn running_hashes(&self) -> Vec<(String, String)> {
         let mut all = Vec::new();
-        for (unit, count) in
-            [("dm-master-8261.service", self.shape.masters), ("dm-worker-8262.service", self.shape.workers)]
-        {
+        for (unit, count) in [
+            ("dm-master-8261.service", self.shape.masters),
+            ("dm-worker-8262.service", self.shape.workers),
+        ] {
             for host in &self.hosts.hosts()[..usize::from(count)] {
                 let hash = self.running_hash(host, unit).unwrap_or_else(|| "down".to_owned());
                 all.push((format!("{} {unit}", host.name), hash));
@@ -305,7 +315,9 @@ impl Scene {
 }
 
 fn program(path: Option<Utf8PathBuf>, variable: &str) -> Result<Utf8PathBuf, SceneError> {
-    path.ok_or_else(|| SceneError(format!("{variable} does not say where the program is; `cargo xtask` sets it")))
+    path.ok_or_else(|| {
+        SceneError(format!("{variable} does not say where the program is; `cargo xtask` sets it"))
+    })
 }
 
 fn good(said: Said) -> Result<(), SceneError> {

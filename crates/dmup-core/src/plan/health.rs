@@ -131,12 +131,15 @@ pub fn judge_cluster(expected: &Expectation<'_>, baseline: &DmSeen, dm: &DmSeen)
         let may_stand = expected.paused_by_us.contains(&key);
         match now {
             Some(now) => {
+                let lacked = missing.len();
                 judge_subtask(before, now, may_stand, moved.contains(&before.source), missing);
+                // Rows that flow past a node which hangs are no progress of that node.
+                let position = now.position.as_deref().filter(|_| missing.len() > lacked);
                 health.progress.push_str(&format!(
                     "|{:?}{:?}{}",
                     now.stage,
                     now.unit,
-                    now.position.as_deref().unwrap_or("")
+                    position.unwrap_or("")
                 ));
             }
             None if matches!(before.stage, SubtaskStage::Finished | SubtaskStage::Stopped) => {}

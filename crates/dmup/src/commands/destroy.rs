@@ -96,7 +96,7 @@ async fn remove(
                 instance.data_dirs.iter().any(|data| data.starts_with(&instance.deploy_dir));
             if holds_data {
                 paths.extend(
-                    ["bin", "conf", "scripts", "tls", ".dmup"].map(|it| instance.deploy_dir.join(it)),
+                    ["bin", "conf", "scripts", "tls", "bin.dmup"].map(|it| instance.deploy_dir.join(it)),
                 );
                 continue;
             }

@@ -1,0 +1,105 @@
+//! `patch` on real hosts while rows flow: the good hotfix, and what a bad one may do.
+//!
+//! One cluster of three masters and three workers serves all of it (block 3). Every claim is
+//! checked from outside: rows by the witness, builds by `/proc/PID/exe`, stages by DM.
+
+use std::time::Duration;
+
+use lab::scene::{CLUSTER, Scene, Shape, TASK};
+use lookalike::stamp::{Fault, Stamp};
+
+/// Every source whole and every subtask running, or a text that says what is wrong.
+fn rows_are_whole(scene: &Scene) {
+    let flow = scene.flow.as_ref().expect("rows flow");
+    scene.dm.wait_running(TASK, 2, Duration::from_secs(60)).unwrap();
+    for source in flow.writer.sources() {
+        let seen = flow
+            .witness
+            .wait(&flow.writer, &source, Duration::from_secs(60), |it| {
+                it.arrived + 100 > it.written
+            })
+            .unwrap_or_else(|seen| panic!("{source}: {seen}"));
+        assert_eq!((seen.lost, seen.doubled), (0, 0), "{source}: {seen}");
+    }
+}
+
+#[test]
+#[ignore = "needs root and systemd-nspawn"]
+fn hotfixes_good_and_bad_on_a_cluster_with_rows_flowing() {
+    let scene = Scene::running("patch", 3, Shape::three(), 50).unwrap();
+    let old = scene.running_hashes();
+
+    // A plan touches nothing.
+    let good = scene.hotfix("good.tar.gz", &scene.fixed()).unwrap();
+    let plan = scene.dmup(&["patch", CLUSTER, good.as_str(), "--plan"]).well();
+    assert!(plan.stdout.contains("evict the leader"), "{plan}");
+    assert_eq!(scene.running_hashes(), old);
+
+    // Bad builds, one kind after the other: caught on the first node, which is as before afterwards.
+    for (name, fault) in [
+        ("exits", Fault::ExitAtStart),
+        ("hangs", Fault::HangAtStart),
+        ("never-joins", Fault::NeverJoin),
+        ("crashes", Fault::CrashAfterS(2)),
+        ("says-another-version", Fault::StatusVersion("v9.9.9".to_owned())),
+    ] {
+        let stamp = Stamp::new("v8.1.0-bad", &hash_of(name)).with_fault(fault);
+        let bad = scene.hotfix(&format!("{name}.tar.gz"), &stamp).unwrap();
+        let words = [
+            "patch",
+            CLUSTER,
+            bad.as_str(),
+            "-R",
+            "dm-worker",
+            "--yes",
+            "--soak",
+            "5",
+            "--wait-timeout",
+            "20",
+        ];
+        let said = scene.dmup(&words).with_code(5);
+        assert!(said.stderr.contains("put back"), "{said}");
+        assert_eq!(scene.running_hashes(), old, "{said}");
+        rows_are_whole(&scene);
+        // The same build is refused the next time.
+        let again = scene.dmup(&words).with_code(3);
+        assert!(again.stderr.contains("failed before"), "{again}");
+    }
+    let display = scene.dmup(&["display", CLUSTER]).well();
+    assert!(!display.stdout.contains("(patched)"), "{display}");
+
+    // The good one: every process runs it, every row is there once, leadership moved once at most.
+    let said = scene.dmup(&["patch", CLUSTER, good.as_str(), "--yes"]).well();
+    let new = scene.running_hashes();
+    for ((place, before), (_, after)) in old.iter().zip(&new) {
+        assert_ne!(before, after, "{place} still runs the old build\n{said}");
+        assert_eq!(after, &new[0].1, "{place}\n{said}");
+    }
+    rows_are_whole(&scene);
+    let display = scene.dmup(&["display", CLUSTER]).well();
+    assert_eq!(display.stdout.matches("(patched)").count(), 6, "{display}");
+    assert!(display.stdout.contains("Total nodes: 6"), "{display}");
+
+    // Again: nothing to do. Back: every process runs the old build, without any package.
+    let again = scene.dmup(&["patch", CLUSTER, good.as_str(), "--yes"]).well();
+    assert!(again.stderr.contains("Nothing to do"), "{again}");
+    fs_err::remove_file(&good).unwrap();
+    let back = scene.dmup(&["rollback", CLUSTER, "--yes"]).well();
+    assert_eq!(scene.running_hashes(), old, "{back}");
+    rows_are_whole(&scene);
+    let display = scene.dmup(&["display", CLUSTER]).well();
+    assert!(!display.stdout.contains("(patched)"), "{display}");
+
+    let flow = scene.flow.as_ref().expect("rows flow");
+    for (source, seen) in flow.witness.settle(&flow.writer, Duration::from_secs(60)) {
+        assert!(seen.is_whole(), "{source}: {seen}");
+    }
+}
+
+/// Builds must differ in bytes to be different builds.
+fn hash_of(name: &str) -> String {
+    let mut hash = hex::encode(name);
+    hash.push_str(&"0".repeat(40));
+    hash.truncate(40);
+    hash
+}
