@@ -277,11 +277,6 @@ impl Etcd {
         (0..count).map(|i| (first + i) % count).map(|i| (i, channels[i].1.clone())).collect()
     }
 
-    /// Lets the other endpoints answer first: this one is about to end.
-    pub(crate) fn avoid_first(&self) {
-        self.preferred.store(1, Ordering::Relaxed);
-    }
-
     async fn call<Req, Resp>(&self, path: &'static str, request: Req) -> Result<Resp, EtcdError>
     where
         Req: Message + Default + Clone + 'static,

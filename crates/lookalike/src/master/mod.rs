@@ -91,6 +91,8 @@ struct Master {
     stamp: Stamp,
     /// Its own member only: what that does not know, this master does not know.
     etcd: Etcd,
+    /// The other members, for the one thing that must be done while the own one may have stopped already.
+    others: Etcd,
     client: reqwest::Client,
     view: watch::Sender<View>,
     /// Look again: something changed that etcd does not tell.
@@ -134,6 +136,7 @@ pub(crate) async fn serve(
         name: config.name.clone(),
         advertise: config.advertise.clone(),
         etcd: Etcd::of_masters(own),
+        others: Etcd::of_masters(None),
         client: reqwest::Client::new(),
         view: watch::Sender::new(View::default()),
         wake: Notify::new(),
@@ -159,8 +162,13 @@ pub(crate) async fn serve(
     let code = tokio::select! {
         () = closed.cancelled() => ExitCode::SUCCESS,
         ended = etcd_child.wait() => {
-            log::error!("etcd ended by itself: {ended:?}");
-            ExitCode::FAILURE
+            // systemd signals both at once; the news of the own signal may come second.
+            if timeout(STOP_TAKES, closed.cancelled()).await.is_err() {
+                log::error!("etcd ended by itself: {ended:?}");
+                ExitCode::FAILURE
+            } else {
+                ExitCode::SUCCESS
+            }
         }
         code = master.lead_or_follow() => code,
     };
@@ -208,6 +216,7 @@ impl Master {
     /// Reads everything, acts on it, and does so again with each change, until the watch breaks.
     async fn follow_keys(self: &Arc<Self>) -> Result<(), EtcdError> {
         let mut snapshot = self.look_and_act().await?;
+        self.learn_others().await?;
         let mut events = self.etcd.watch(ROOT, snapshot.revision + 1).await?;
         loop {
             let event = tokio::select! {
@@ -226,7 +235,18 @@ impl Master {
                 Some(_) => return Ok(()),
             }
             snapshot = self.look_and_act().await?;
+            // Members come and go seldom, but whoever campaigns is new here.
+            self.learn_others().await?;
         }
+    }
+
+    async fn learn_others(&self) -> Result<(), EtcdError> {
+        for member in self.etcd.members().await? {
+            if member.name != self.name {
+                member.client_urls.iter().for_each(|url| self.others.add_master(url));
+            }
+        }
+        Ok(())
     }
 
     async fn look_and_act(self: &Arc<Self>) -> Result<Snapshot, EtcdError> {
@@ -279,19 +299,19 @@ impl Master {
     async fn give_up_candidacy(&self, stopping: bool) {
         let lease = self.lease.lock().expect("no panic under this lock").take();
         let Some(lease) = lease else { return };
-        if stopping
-            && let Ok(Ok(members)) = timeout(Duration::from_secs(1), self.etcd.members()).await
-        {
-            // etcd would do so itself, but not before its clients' streams have ended.
-            if let Ok(Err(error)) =
-                timeout(Duration::from_secs(1), self.etcd.hand_raft_over(&members)).await
-            {
+        if stopping {
+            let hand_over = async {
+                let members = self.etcd.members().await?;
+                // etcd would do so itself, but not before its clients' streams have ended.
+                self.etcd.hand_raft_over(&members).await
+            };
+            if let Ok(Err(error)) = timeout(Duration::from_secs(1), hand_over).await {
                 log::warning!("hand raft's leadership over: {error}");
             }
-            for url in members.iter().flat_map(|member| &member.client_urls) {
-                self.etcd.add_master(url);
+            match self.others.revoke(lease).await {
+                Ok(()) => return,
+                Err(error) => log::warning!("give the election lease back through others: {error}"),
             }
-            self.etcd.avoid_first();
         }
         if let Err(error) = self.etcd.revoke(lease).await {
             log::warning!("give the election lease back: {error}");

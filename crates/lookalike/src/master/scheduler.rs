@@ -109,7 +109,7 @@ mod tests {
         for write in plan_bindings(snapshot) {
             match write {
                 Write::Put(key, value) if key.starts_with("/dm-master/bound-worker/") => {
-                    bindings.push((key, value))
+                    bindings.push((key, value));
                 }
                 Write::Delete(key) => bindings.push((key, "deleted".to_owned())),
                 Write::Put(..) => {}
