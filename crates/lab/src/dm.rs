@@ -136,6 +136,11 @@ impl DmCluster {
         )
     }
 
+    /// Resumes a whole task.
+    pub fn resume_task(&self, task: &str) -> Result<(), DmRefusal> {
+        self.send("PUT", &format!("tasks/{task}"), &json!({ "op": 3 }), &format!("resume task {task}"))
+    }
+
     /// Waits until something holds.
     ///
     /// # Errors

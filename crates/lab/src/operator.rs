@@ -38,7 +38,6 @@ impl Said {
     /// # Panics
     ///
     /// It did not; the message has all that it said.
-    #[must_use]
     pub fn well(self) -> Self {
         self.with_code(0)
     }
@@ -48,7 +47,6 @@ impl Said {
     /// # Panics
     ///
     /// It did not; the message has all that it said.
-    #[must_use]
     pub fn with_code(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self}");
         self

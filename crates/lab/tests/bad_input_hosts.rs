@@ -1,0 +1,84 @@
+//! Everything that can be wrong on the way to a patch, on real hosts: each has its own error and exit code, and changes nothing.
+//!
+//! Block 4. After every refusal the processes, the binaries on disk and `meta.yaml` are compared with before.
+
+use lab::packages::{Component, Layout};
+use lab::scene::{CLUSTER, Scene, Shape};
+use lookalike::stamp::{Fault, Stamp};
+
+/// What must not change: running builds, files of `bin`, `meta.yaml`.
+fn fingerprint(scene: &Scene) -> String {
+    let mut all = format!("{:?}", scene.running_hashes());
+    for number in 1..=3 {
+        let files = "find /home/tidb/deploy/*/bin -type f -exec sha256sum {} + | sort";
+        all.push_str(&scene.hosts.run_on(number, &["sh", "-c", files]).unwrap());
+    }
+    all.push_str(
+        &fs_err::read_to_string(scene.operator.tiup_home().join("storage/dm/clusters/prod/meta.yaml"))
+            .unwrap(),
+    );
+    all
+}
+
+#[test]
+#[ignore = "needs root and systemd-nspawn"]
+fn what_is_wrong_is_named_and_nothing_changes() {
+    let scene = Scene::running("tbad", 4, Shape::three(), 10).unwrap();
+    let before = fingerprint(&scene);
+    let good = scene.hotfix("good.tar.gz", &scene.fixed()).unwrap();
+    let refused = |words: &[&str], code: i32, text: &str| {
+        let said = scene.dmup(words).with_code(code);
+        assert!(said.stderr.contains(text), "expected `{text}`\n{said}");
+        assert_eq!(fingerprint(&scene), before, "{said}");
+    };
+    let patch = |package: &str, code: i32, text: &str| {
+        refused(&["patch", CLUSTER, package, "--yes"], code, text);
+    };
+
+    // The package, as far as only a host can tell.
+    let stamp = Stamp::new("v8.1.0-x", &"6".repeat(40)).with_fault(Fault::ExitAtVersion);
+    let bad = scene.hotfix("minus-v.tar.gz", &stamp).unwrap();
+    patch(bad.as_str(), 1, "-V");
+    let bare = scene.packer.hotfix("dm-worker", &[Component::DmWorker], &scene.fixed(), Layout::Bare).unwrap();
+    refused(&["patch", CLUSTER, bare.as_str(), "-R", "dm-worker", "--plan"], 0, "");
+
+    // A host that is not there, one with another key, one where we may not log in, one where sudo asks.
+    let h3 = scene.hosts.host(3).unwrap();
+    h3.cut_network().unwrap();
+    patch(good.as_str(), 3, &h3.address.to_string());
+    h3.restore_network().unwrap();
+    assert!(lab::wait_until(std::time::Duration::from_secs(60), || h3.sshd_greets()));
+    h3.change_host_key().unwrap();
+    patch(good.as_str(), 3, "has changed");
+    h3.restore_host_key().unwrap();
+    assert!(lab::wait_until(std::time::Duration::from_secs(60), || h3.sshd_greets()));
+    h3.must_run(&["mv", "/home/tidb/.ssh/authorized_keys", "/home/tidb/.ssh/away"]).unwrap();
+    patch(good.as_str(), 3, "log in to");
+    h3.must_run(&["mv", "/home/tidb/.ssh/away", "/home/tidb/.ssh/authorized_keys"]).unwrap();
+    h3.must_run(&["mv", "/etc/sudoers.d/tidb", "/root/tidb"]).unwrap();
+    patch(good.as_str(), 3, "sudo");
+    h3.must_run(&["mv", "/root/tidb", "/etc/sudoers.d/tidb"]).unwrap();
+
+    // An instance that is down already is named, with the flag that includes it.
+    h3.must_run(&["systemctl", "stop", "dm-worker-8262.service"]).unwrap();
+    let said = scene.dmup(&["patch", CLUSTER, good.as_str(), "--yes"]).with_code(3);
+    assert!(said.stderr.contains("--include-down"), "{said}");
+    h3.must_run(&["systemctl", "start", "dm-worker-8262.service"]).unwrap();
+
+    // Too small a disk.
+    let deploy = camino::Utf8Path::new("/home/tidb/.dmup");
+    h3.limit_disk(deploy, 512).unwrap();
+    let said = scene.dmup(&["patch", CLUSTER, good.as_str(), "--yes"]);
+    assert!(said.code == 3 || said.code == 1, "{said}");
+    assert!(said.stderr.to_lowercase().contains("space") || said.stderr.contains("free"), "{said}");
+    h3.lift_disk_limit(deploy).unwrap();
+
+    // `deploy` on hosts where the cluster stands: every finding at once.
+    let topology = scene.topology();
+    let key = scene.hosts.key_path();
+    let words = ["deploy", "other", "v8.1.0", topology.as_str(), "-u", "root", "-i", key.as_str(), "--yes"];
+    let said = scene.dmup(&words).with_code(3);
+    assert!(said.stderr.contains("prod"), "{said}");
+    let list = scene.dmup(&["list"]).well();
+    assert!(!list.stdout.contains("other"), "{list}");
+}
