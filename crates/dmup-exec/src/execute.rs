@@ -95,6 +95,44 @@ pub async fn resume(
     run.go(&folded).await
 }
 
+/// Takes an unfinished run back: the turn under way first, then every turn that it made, last first.
+/// Believes the hosts; what the run paused or evicted is undone with its turn.
+///
+/// A good end is [`RunEnd::RolledBackAll`].
+///
+/// # Errors
+///
+/// As [`resume`].
+pub async fn take_back(
+    plan: &Plan,
+    past: &[Line],
+    why: &str,
+    reach: Reach<'_>,
+    journal: &mut dyn Journal,
+    events: &mut (dyn FnMut(Event) + Send),
+    cancel: &CancellationToken,
+) -> Result<Report, RunError> {
+    let folded = fold(past.iter().map(|line| &line.entry))?;
+    if folded.plan.as_ref().is_some_and(|known| *known != plan.fingerprint()) {
+        return Err(RunError::NotResumable("its journal belongs to another plan".to_owned()));
+    }
+    if let RunState::Ended { end } = &folded.state
+        && *end != RunEnd::Interrupted
+    {
+        return Err(RunError::AlreadyEnded);
+    }
+    let mut run = Run::new(plan, reach, Recorder::new(journal, events, reach.clock), cancel);
+    if folded.plan.is_none() {
+        let (cluster, plan) = (plan.cluster.clone(), plan.fingerprint());
+        run.recorder.write(&Entry::RunBegins { cluster, plan })?;
+    } else {
+        run.recorder.write(&Entry::RunResumed)?;
+    }
+    run.remember(&folded);
+    let end = run.take_back_to_an_end(&folded, why).await?;
+    run.close(end)
+}
+
 async fn refuse_stale(plan: &Plan, reach: Reach<'_>) -> Result<(), RunError> {
     let selected: Vec<Instance> = plan
         .instances
@@ -143,7 +181,8 @@ where
     F: Future<Output = Result<T, EffectError>>,
 {
     let mut last = String::new();
-    for pause_s in [1, 2, 4, 8, 16, 0] {
+    // Half a minute in all, and many tries within it: an armed guard does not wait longer either.
+    for pause_s in [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 0] {
         match effect().await {
             Ok(value) => return Ok(value),
             Err(error) => match error.certainty {
@@ -251,16 +290,40 @@ impl<'a> Run<'a> {
     }
 
     async fn go(mut self, past: &Folded) -> Result<Report, RunError> {
-        match self.go_to_an_end(past).await {
-            Ok(end) => {
-                // What nobody knows stays open, so that it can be resumed.
-                if !matches!(end, RunEnd::Unknown { .. }) {
-                    self.recorder.write(&Entry::RunEnds { end: end.clone() })?;
-                }
-                Ok(self.into_report(end))
-            }
-            Err(error) => Err(error),
+        let end = self.go_to_an_end(past).await?;
+        self.close(end)
+    }
+
+    fn close(mut self, end: RunEnd) -> Result<Report, RunError> {
+        // What nobody knows stays open, so that it can be resumed.
+        if !matches!(end, RunEnd::Unknown { .. }) {
+            self.recorder.write(&Entry::RunEnds { end: end.clone() })?;
         }
+        Ok(self.into_report(end))
+    }
+
+    async fn take_back_to_an_end(&mut self, past: &Folded, why: &str) -> Result<RunEnd, RunError> {
+        let first = || self.plan.turns.first().map(|turn| turn.instance.clone());
+        let Some(culprit) = past.open.as_ref().map(|open| open.instance.clone()).or_else(first)
+        else {
+            return Ok(RunEnd::Interrupted);
+        };
+        if let Some(open) = &past.open {
+            // A turn of an earlier way back goes on as it is; any other turns round.
+            let mut open = open.clone();
+            if past.going_back_wholly.is_none() && open.going_back.is_none() {
+                open.going_back = Some(why.to_owned());
+            }
+            let result = self.continue_turn(&open).await?;
+            let is_back = result.end == Some(TurnEnd::RolledBack);
+            let end = self.verdict(&open.instance, result);
+            if let Some(end) = end
+                && !is_back
+            {
+                return Ok(end);
+            }
+        }
+        self.go_back_wholly(&culprit, why).await
     }
 
     async fn go_to_an_end(&mut self, past: &Folded) -> Result<RunEnd, RunError> {

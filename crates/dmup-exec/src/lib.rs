@@ -22,7 +22,7 @@ mod turn;
 
 pub use error::{JournalError, RunError};
 pub use events::Event;
-pub use execute::{Reach, execute, resume};
+pub use execute::{Reach, execute, resume, take_back};
 pub use journal::{FileJournal, Journal, MemoryJournal};
 pub use look::look;
 pub use run_folder::RunFolder;

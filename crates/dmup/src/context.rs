@@ -330,8 +330,7 @@ impl Known {
                         .map_err(|error| chain(&error))?;
                     Ok((plan, folded))
                 };
-                let closed = fs_err::read_to_string(path.join("closed")).ok();
-                PastRun { content: read(), id, path: path.clone(), closed }
+                PastRun { content: read(), id, path: path.clone() }
             })
             .collect())
     }
@@ -350,15 +349,6 @@ impl Known {
         Err(Failure::refused(format_args!("run {} of {} has not ended", run.id, self.name))
             .hint(format_args!("`dmup resume {}` goes on with it", self.name))
             .hint(format_args!("`dmup rollback {}` takes it back", self.name)))
-    }
-
-    /// After a rollback nothing is left to go on with.
-    pub(crate) fn close_unfinished_runs(&self, why: &str) -> Result<(), Failure> {
-        for folder in self.unfinished_runs()? {
-            fs_err::write(folder.join("closed"), why)
-                .map_err(|error| Failure::failed(format_args!("close a run: {error}")))?;
-        }
-        Ok(())
     }
 
     /// The build that an instance ran before its last hotfix, and whether that was a hotfix too.
@@ -403,18 +393,17 @@ impl Known {
 pub(crate) struct PastRun {
     pub(crate) id: String,
     pub(crate) path: Utf8PathBuf,
-    pub(crate) closed: Option<String>,
     pub(crate) content: Result<(Plan, Folded), String>,
 }
 
 impl PastRun {
     pub(crate) fn can_go_on(&self) -> bool {
         match &self.content {
-            Ok((_, folded)) if self.closed.is_none() => match &folded.state {
+            Ok((_, folded)) => match &folded.state {
                 RunState::Ended { end } => *end == RunEnd::Interrupted,
                 RunState::Ready | RunState::InDoubt { .. } | RunState::Stopped { .. } => true,
             },
-            Ok(_) | Err(_) => false,
+            Err(_) => false,
         }
     }
 

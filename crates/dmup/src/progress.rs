@@ -63,7 +63,9 @@ impl Progress {
                 self.under_way(&step.describe());
             }
             Event::StepEnds { step, took, note } => {
-                let note = note.as_deref().map(|note| format!(": {note}")).unwrap_or_default();
+                // What `-V` printed has several lines; the first names the release.
+                let note = note.as_deref().and_then(|note| note.lines().next());
+                let note = note.map(|note| format!(": {note}")).unwrap_or_default();
                 self.line(&format!("      {} ({}){note}", step.describe(), span(*took)));
             }
             Event::StepSkipped { step, why } => self.line(&format!("      not needed: {}: {why}", step.describe())),

@@ -1,4 +1,4 @@
-//! As much of Grafana's server as a rollout looks at: the port of `grafana.ini`, `/api/health`, `-v`, SIGTERM.
+//! As much of Grafana's server as a rollout looks at: the port of `grafana.ini`, `/api/health`, `/login`, `-v`, SIGTERM.
 //!
 //! Debian has no Grafana. Flags as TiUP's run script gives them: `--homepath=DIR --config=FILE`.
 
@@ -71,6 +71,10 @@ pub(crate) fn run(args: &[String], stamp: &Stamp) -> ExitCode {
                     "/api/health" => {
                         let body = serde_json::json!({ "database": "ok", "version": version });
                         http::plain(200, "application/json; charset=UTF-8", body.to_string())
+                    }
+                    // What TiUP and dmup ask to see whether it is up.
+                    "/login" => {
+                        http::plain(200, "text/html; charset=UTF-8", "<!doctype html>\n".to_owned())
                     }
                     _ => http::not_found(),
                 }

@@ -83,6 +83,7 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
         Decision::Blocked(blockers) => return Err(run::blocked("patch", &known, &blockers)),
         Decision::Go(plan) => *plan,
     };
+    run::refuse_without_sudo(&fleet, &selected).await?;
     if args.plan {
         show(&plan, context);
         return Ok(());

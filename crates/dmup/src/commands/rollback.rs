@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use camino::Utf8Path;
 use dmup_core::plan::{Decision, RollbackRequest, RollbackTarget, plan_rollback};
 use dmup_core::policy::Policy;
+use dmup_core::report::RunEnd;
 use dmup_core::selection::select;
 
 use super::{patch, run};
 use crate::args::RollbackArgs;
 use crate::ask;
-use crate::context::{Context, bad_selection};
+use crate::context::{Context, Known, bad_selection};
 use crate::failure::Failure;
 
 pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Failure> {
@@ -18,6 +20,19 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
     let meant = select(&all, &args.selection.nodes, &args.selection.roles)
         .map_err(|bad| bad_selection(&bad))?;
     let named = !args.selection.nodes.is_empty();
+    if let Some(unfinished) = known.unfinished_runs()?.pop()
+        && !args.plan
+    {
+        if named || !args.selection.roles.is_empty() {
+            return Err(Failure::refused(format_args!(
+                "run {} of {} has not ended: only all of it can be taken back",
+                run::id_of(&unfinished),
+                known.name
+            ))
+            .hint(format_args!("`dmup rollback {}` without -N and -R", known.name)));
+        }
+        return take_back(&unfinished, &known, context).await;
+    }
     let lock = if args.plan { None } else { Some(known.lock("rollback")?) };
     let fleet = known.fleet(context, &all)?;
     let dm = known.dm(&all)?;
@@ -55,12 +70,12 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
     let plan = match plan_rollback(&request, &inventory, &policy) {
         Decision::NothingToDo => {
             context.printer.talk("Nothing to do: every selected instance runs its earlier build already");
-            known.close_unfinished_runs("rolled back")?;
             return Ok(());
         }
         Decision::Blocked(blockers) => return Err(run::blocked("roll back", &known, &blockers)),
         Decision::Go(plan) => plan,
     };
+    run::refuse_without_sudo(&fleet, &meant).await?;
     if args.plan {
         patch::show(&plan, context);
         return Ok(());
@@ -79,9 +94,26 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
     }
     let report = run::begin(&plan, &known, &fleet, &dm, context).await;
     drop(lock);
-    let report = report?;
-    if report.exit_code() == 0 {
-        known.close_unfinished_runs("rolled back")?;
+    run::end(&report?, &known, context)
+}
+
+/// A run that was interrupted goes back as a whole, with everything that it paused or evicted.
+async fn take_back(folder: &Utf8Path, known: &Known, context: &Context) -> Result<(), Failure> {
+    if !context.global.yes {
+        ask::confirm(&format!(
+            "Run {} of {} has not ended. Will put every node that it changed back.",
+            run::id_of(folder),
+            known.name
+        ))?;
     }
-    run::end(&report, &known, context)
+    let _lock = known.lock("rollback")?;
+    let all = known.meta.instances();
+    let fleet = known.fleet(context, &all)?;
+    let dm = known.dm(&all)?;
+    let report = run::go_on(folder, run::Onward::Back, known, &fleet, &dm, context).await?;
+    if matches!(report.end, RunEnd::RolledBackAll { .. }) && report.exit_code() == 5 {
+        context.printer.talk("Done: every node of the run is back on the build from before");
+        return Ok(());
+    }
+    run::end(&report, known, context)
 }

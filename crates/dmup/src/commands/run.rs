@@ -1,17 +1,39 @@
 //! A run of a plan: its folder, its events on the screen, Ctrl-C, its end. Shared by `patch`, `rollback` and `resume`.
 
+use std::collections::BTreeSet;
+
 use camino::Utf8Path;
+use dmup_core::ids::HostId;
+use dmup_core::instance::Instance;
 use dmup_core::plan::{Blocker, Plan};
 use dmup_core::report::{InstanceEnd, Report, RunEnd};
-use dmup_exec::{Event, Reach, RunError, RunFolder, execute, resume};
+use dmup_exec::{Event, Reach, RunError, RunFolder, execute, resume, take_back};
 use dmup_remote::Fleet;
 use dmup_remote::dm_api::DmClient;
+use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::Format;
 use crate::context::{Context, Known};
 use crate::failure::{Failure, Kind, chain};
 use crate::progress::{Progress, span};
+
+/// Windows need root: a host that refuses it must be known before the first node is touched.
+pub(crate) async fn refuse_without_sudo(
+    fleet: &Fleet,
+    selected: &[Instance],
+) -> Result<(), Failure> {
+    let hosts: BTreeSet<&HostId> = selected.iter().map(|it| &it.host).collect();
+    let answers = join_all(hosts.into_iter().map(|host| fleet.check_sudo(host))).await;
+    let refused: Vec<String> =
+        answers.into_iter().filter_map(|it| it.err().map(|error| error.to_string())).collect();
+    if refused.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::refused("not every host can be worked on").because(refused).hint(
+        "the deploy user needs `NOPASSWD` in /etc/sudoers.d, as `deploy` writes it",
+    ))
+}
 
 /// Begins a new run and carries it to its end.
 pub(crate) async fn begin(
@@ -33,12 +55,24 @@ pub(crate) async fn begin(
     let outcome = execute(plan, reach, &mut journal, &mut print, &cancel).await;
     listener.abort();
     drop(progress);
-    finish(outcome, &run, known, &folder)
+    let report = finish(outcome, &run, &folder)?;
+    known.note_bad_builds(&report)?;
+    Ok(report)
 }
 
-/// Goes on with a run that was interrupted.
+/// What to do with a run that was interrupted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Onward {
+    /// To its planned end.
+    Forth,
+    /// To the state before it.
+    Back,
+}
+
+/// Goes on with a run that was interrupted, either way.
 pub(crate) async fn go_on(
     folder: &Utf8Path,
+    onward: Onward,
     known: &Known,
     fleet: &Fleet,
     dm: &DmClient,
@@ -47,17 +81,31 @@ pub(crate) async fn go_on(
     let run = RunFolder::at(folder);
     let plan = run.plan().map_err(|error| not_begun(&error.into()))?;
     let (mut journal, past) = run.journal().map_err(|error| not_begun(&error.into()))?;
-    context.printer.talk(format_args!("run {}, resumed", id_of(folder)));
+    let word = match onward {
+        Onward::Forth => "resumed",
+        Onward::Back => "taken back",
+    };
+    context.printer.talk(format_args!("run {}, {word}", id_of(folder)));
     let records = known.records();
     let reach = Reach { hosts: fleet, dm, clock: &context.clock, records: &records };
     let cancel = CancellationToken::new();
     let listener = listen(&cancel, known, folder);
     let mut progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
     let mut print = |event: Event| progress.event(&event);
-    let outcome = resume(&plan, &past, reach, &mut journal, &mut print, &cancel).await;
+    let outcome = match onward {
+        Onward::Forth => resume(&plan, &past, reach, &mut journal, &mut print, &cancel).await,
+        Onward::Back => {
+            let why = "the operator takes the run back";
+            take_back(&plan, &past, why, reach, &mut journal, &mut print, &cancel).await
+        }
+    };
     listener.abort();
     drop(progress);
-    finish(outcome, &run, known, folder)
+    let report = finish(outcome, &run, folder)?;
+    if onward == Onward::Forth {
+        known.note_bad_builds(&report)?;
+    }
+    Ok(report)
 }
 
 /// Ctrl-C, SIGTERM and a closed terminal: once, the node under way is finished; twice, we end at once.
@@ -104,13 +152,11 @@ fn listen(cancel: &CancellationToken, known: &Known, folder: &Utf8Path) -> tokio
 fn finish(
     outcome: Result<Report, RunError>,
     run: &RunFolder,
-    known: &Known,
     folder: &Utf8Path,
 ) -> Result<Report, Failure> {
     match outcome {
         Ok(report) => {
             run.write_report(&report).map_err(|error| Failure::failed(chain(&error)))?;
-            known.note_bad_builds(&report)?;
             Ok(report)
         }
         Err(error @ (RunError::Stale { .. } | RunError::Look { .. })) => {

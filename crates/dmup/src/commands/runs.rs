@@ -79,9 +79,6 @@ fn kind_word(kind: Kind) -> &'static str {
 }
 
 fn state_words(run: &PastRun) -> String {
-    if let Some(why) = &run.closed {
-        return format!("closed: {}", why.trim());
-    }
     match &run.content {
         Err(why) => format!("unreadable: {why}"),
         Ok((_, folded)) => match &folded.state {
