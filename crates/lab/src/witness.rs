@@ -77,7 +77,8 @@ pub struct Reckoning {
     pub lost: u64,
     /// Copies too many.
     pub doubled: u64,
-    /// Longest time without a new row, from the first row (or the last [`Witness::mark`]) to now.
+    /// Longest time between two new rows, from the first row (or the last [`Witness::mark`]) on, and since the newest
+    /// one if more are written. To be read while rows are written at a steady rate.
     pub longest_gap: Duration,
     /// How often the rows began to come from another worker; the first counts. More than the handovers made: two
     /// workers wrote at once.
@@ -144,8 +145,12 @@ impl Witness {
                 sum.arrived += arrived;
                 sum.lost += table.last - arrived;
                 sum.doubled += table.doubled;
-                let quiet = table.newest.map_or(Duration::ZERO, |newest| now - newest);
-                sum.longest_gap = sum.longest_gap.max(table.gap).max(quiet);
+                sum.longest_gap = sum.longest_gap.max(table.gap);
+                // With every row here, nothing is waited for.
+                if table.last < sum.written {
+                    let since = table.newest.map_or(Duration::ZERO, |newest| now - newest);
+                    sum.longest_gap = sum.longest_gap.max(since);
+                }
                 sum.writer_changes += table.writer_changes;
             }
             reckonings.insert(source, sum);

@@ -32,6 +32,7 @@ fn a_bound_worker_that_is_stopped_hands_its_source_over_and_no_row_is_lost() {
     cluster.wait_rows("src1");
     assert_eq!(cluster.workers_in("offline"), [(worker.clone(), String::new())]);
     for (source, reckoning) in cluster.witness.settle(&cluster.writer, WITHIN) {
+        println!("{source}: {reckoning}");
         assert!(reckoning.is_whole(), "{source}: {reckoning}");
     }
     // The worker that was stopped comes back as the new spare.
@@ -132,6 +133,7 @@ fn versions_before_6_5_break_a_busy_task_when_its_worker_is_stopped_and_resume_r
     let answer = cluster.operate("t1", "Resume");
     assert_eq!(answer["sources"][0]["result"], true, "{answer}");
     for (source, reckoning) in cluster.witness.settle(&cluster.writer, WITHIN) {
+        println!("{source}: {reckoning}");
         assert!(reckoning.is_whole(), "{source}: {reckoning}");
     }
 }
@@ -158,6 +160,7 @@ fn before_5_4_a_transfer_wants_a_pause_and_a_pause_waits_for_the_transaction() {
     assert_eq!(answer["sources"][0]["result"], true, "{answer}");
     assert_eq!(cluster.wait_stage("t1", "Running")["result"], json!(null));
     for (source, reckoning) in cluster.witness.settle(&cluster.writer, WITHIN) {
+        println!("{source}: {reckoning}");
         assert!(reckoning.is_whole(), "{source}: {reckoning}");
     }
 }
@@ -173,6 +176,7 @@ fn since_5_4_a_transfer_of_a_running_task_takes_ten_seconds_and_leaves_it_runnin
     cluster.wait_stage("t1", "Running");
     assert_eq!(cluster.worker_of("src1"), Some(spare));
     for (source, reckoning) in cluster.witness.settle(&cluster.writer, WITHIN) {
+        println!("{source}: {reckoning}");
         assert!(reckoning.is_whole(), "{source}: {reckoning}");
     }
 }
@@ -191,6 +195,7 @@ fn a_killed_worker_keeps_its_source_and_replays_without_doubling() {
     cluster.wait_rows("src1");
     assert_eq!(cluster.worker_of("src1"), Some(worker));
     for (source, reckoning) in cluster.witness.settle(&cluster.writer, WITHIN) {
+        println!("{source}: {reckoning}");
         assert!(reckoning.is_whole(), "{source}: {reckoning}");
     }
 }
