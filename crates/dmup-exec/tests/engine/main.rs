@@ -166,6 +166,10 @@ async fn a_bad_node_is_left_when_that_is_the_policy() {
     assert_eq!(sim.builds()[first].0, new(Role::DmMaster), "the guard must not take it back");
 }
 
+fn ends(report: &Report) -> Vec<(String, InstanceEnd)> {
+    report.instances.iter().map(|(id, part)| (id.to_string(), part.end)).collect()
+}
+
 /// Kills a run at its n-th journal entry, lets some time pass, resumes; for every n.
 async fn killed_everywhere(shape: &Shape, seed: u64, absent_s: u64, prepare: fn(&Sim)) {
     let undisturbed = Sim::new(shape, seed);
@@ -194,6 +198,8 @@ async fn killed_everywhere(shape: &Shape, seed: u64, absent_s: u64, prepare: fn(
         );
         assert_eq!(resumed.exit_code(), report.exit_code(), "{context}");
         assert_eq!(sim.builds(), undisturbed.builds(), "{context}");
+        // Also no other node was tried: a bad build must not get a second chance by a kill.
+        assert_eq!(ends(&resumed), ends(&report), "{context}");
         assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
     }
 }
