@@ -50,7 +50,7 @@ impl Run<'_> {
         let mut is_silent;
         loop {
             self.keep_guard_waiting(stage).await;
-            let health = match self.look_at_node(&stage.instance, &mut hashed).await {
+            let health = match self.look_at_node(&stage.instance, gate.build, &mut hashed).await {
                 Ok(process) => {
                     is_silent = false;
                     if went_back(stage, gate, &process) {
@@ -161,10 +161,13 @@ impl Run<'_> {
         }
     }
 
-    /// Looks at a node's process; hashes its executable once per process, not at every look.
+    /// Looks at a node's process; hashes its executable once per process, not at every look. Only the wanted
+    /// build is remembered: a process begins as the shell of its run script and becomes the executable later, under
+    /// the same number.
     pub(crate) async fn look_at_node(
         &self,
         instance: &Instance,
+        wanted: &Digest,
         hashed: &mut Option<(u32, Digest)>,
     ) -> Result<ProcessSeen, Halt> {
         let mut process = self.look_once(instance, false).await?;
@@ -175,7 +178,9 @@ impl Run<'_> {
                 Some((known, digest)) if *known == pid => process.running = Some(digest.clone()),
                 Some(_) | None => {
                     process = self.look_once(instance, true).await?;
-                    if let (Some(pid), Some(running)) = (process.pid, &process.running) {
+                    if let (Some(pid), Some(running)) = (process.pid, &process.running)
+                        && running == wanted
+                    {
                         *hashed = Some((pid, running.clone()));
                     }
                 }

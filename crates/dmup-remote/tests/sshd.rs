@@ -178,7 +178,7 @@ async fn scenarios(say: &dyn Fn(&str)) {
     say(&format!("the system's ssh says why: {observed}"));
 
     let fleet =
-        place.fleet(Reach::Local { arguments: Vec::new() }, Vec::new(), UnknownHostKeys::Refuse, 1);
+        place.fleet(Reach::Local { playground: None }, Vec::new(), UnknownHostKeys::Refuse, 1);
     fleet.check_sudo(&host).await.unwrap();
     say("no ssh at all");
 

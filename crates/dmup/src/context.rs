@@ -111,14 +111,7 @@ impl Context {
         match kind {
             SshKind::Builtin => Reach::Russh,
             SshKind::System => Reach::SystemSsh { program: Utf8PathBuf::from("ssh") },
-            SshKind::None => Reach::Local {
-                arguments: self
-                    .surroundings
-                    .supervised
-                    .iter()
-                    .flat_map(|folder| ["--supervised".to_owned(), folder.to_string()])
-                    .collect(),
-            },
+            SshKind::None => Reach::Local { playground: self.surroundings.supervised.clone() },
         }
     }
 

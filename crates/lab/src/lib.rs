@@ -8,6 +8,7 @@
 //! - [`build`]: builds the workspace's programs and says where they are
 //! - [`dm`]: DM as its users see it; [`operator`]: somebody at a keyboard with `dmup`
 //! - [`packages`], [`writer`], [`witness`]: packages of the stand-in, rows that go in, rows that come out
+//! - [`playground`]: the main job without hosts, for machines that cannot boot any
 //! - [`scene`]: a cluster on hosts with rows flowing, for tests; [`demo`]: the main job, told from outside
 //! - [`surroundings`]: the environment variables that are read, all in one place
 //!
@@ -23,6 +24,7 @@ pub mod hosts;
 pub mod local_hosts;
 pub mod operator;
 pub mod packages;
+pub mod playground;
 pub mod root_image;
 pub mod scene;
 pub mod surroundings;

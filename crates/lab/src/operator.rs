@@ -11,6 +11,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 pub struct Operator {
     dmup: Utf8PathBuf,
     home: Utf8PathBuf,
+    playground: Option<Utf8PathBuf>,
 }
 
 /// What a command came to.
@@ -59,7 +60,14 @@ impl Operator {
         let home = folder.to_owned();
         fs_err::create_dir_all(home.join("tiup/storage/dm/packages"))?;
         fs_err::create_dir_all(home.join(".ssh"))?;
-        Ok(Self { dmup: dmup.into(), home })
+        Ok(Self { dmup: dmup.into(), home, playground: None })
+    }
+
+    /// From now on, with `--ssh none`, services are plain processes kept below this folder (`DMUP_SUPERVISED`).
+    #[must_use]
+    pub fn in_playground(mut self, folder: &Utf8Path) -> Self {
+        self.playground = Some(folder.to_owned());
+        self
     }
 
     /// Where the operator's files lie; also `HOME`.
@@ -122,6 +130,7 @@ impl Operator {
             .env("USER", "root")
             .env("TIUP_HOME", self.tiup_home())
             .env("NO_COLOR", "1")
+            .envs(self.playground.iter().map(|folder| ("DMUP_SUPERVISED", folder)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -4,7 +4,7 @@
 //! (which build runs, how many rows arrived) is read from outside, never from `dmup`.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
@@ -80,7 +80,7 @@ impl fmt::Display for SceneError {
 
 impl std::error::Error for SceneError {}
 
-fn broken(attempted: &str) -> impl FnOnce(&dyn fmt::Display) -> SceneError + '_ {
+pub(crate) fn broken(attempted: &str) -> impl FnOnce(&dyn fmt::Display) -> SceneError + '_ {
     move |error| SceneError(format!("{attempted}: {error}"))
 }
 
@@ -90,6 +90,45 @@ pub struct Flow {
     pub writer: RowWriter,
     /// Counts.
     pub witness: Witness,
+}
+
+impl Flow {
+    /// Begins to write rows into both sources (or the first, with one worker) and waits until they arrive. Log and sink
+    /// are served on `address`, which DM must reach.
+    ///
+    /// # Errors
+    ///
+    /// What DM said.
+    pub fn begin(dm: &DmCluster, address: IpAddr, workers: u8, rows_per_s: u32) -> Result<Self, SceneError> {
+        let count = if workers > 1 { 2 } else { 1 };
+        let sources = &SOURCES[..count];
+        let rates: Vec<(&str, u32)> = sources.iter().map(|source| (*source, rows_per_s)).collect();
+        let writer = RowWriter::start(SocketAddr::new(address, 0), &rates)
+            .map_err(|error| broken("write rows")(&error))?;
+        let witness = Witness::start(SocketAddr::new(address, 0))
+            .map_err(|error| broken("count rows")(&error))?;
+        let host = address.to_string();
+        let patience = Duration::from_secs(60);
+        dm.wait_until("all workers have joined", patience, |dm| {
+            let seen = dm.workers();
+            if seen.len() == usize::from(workers) { Ok(()) } else { Err(format!("{seen:?}")) }
+        })
+        .map_err(|error| broken("join")(&error))?;
+        for source in sources {
+            dm.add_source(source, &host, writer.address().port())
+                .map_err(|error| broken("replicate")(&error))?;
+        }
+        dm.start_task(TASK, sources, &host, witness.address().port())
+            .map_err(|error| broken("replicate")(&error))?;
+        dm.wait_running(TASK, count, patience).map_err(|error| broken("replicate")(&error))?;
+        for source in sources {
+            witness
+                .wait(&writer, source, patience, |it| it.arrived > 0)
+                .map_err(|seen| SceneError(format!("rows of {source} do not arrive: {seen}")))?;
+        }
+        witness.mark();
+        Ok(Self { writer, witness })
+    }
 }
 
 /// A cluster and what is around it.
@@ -183,40 +222,8 @@ impl Scene {
     ///
     /// What DM said.
     pub fn replicate(&mut self, rows_per_s: u32) -> Result<(), SceneError> {
-        let count = if self.shape.workers > 1 { 2 } else { 1 };
-        let sources = &SOURCES[..count];
-        let gateway = self.hosts.gateway();
-        let rates: Vec<(&str, u32)> = sources.iter().map(|source| (*source, rows_per_s)).collect();
-        let writer = RowWriter::start(SocketAddr::new(gateway.into(), 0), &rates)
-            .map_err(|error| broken("write rows")(&error))?;
-        let witness = Witness::start(SocketAddr::new(gateway.into(), 0))
-            .map_err(|error| broken("count rows")(&error))?;
-        let host = gateway.to_string();
-        let dm = &self.dm;
-        let patience = Duration::from_secs(60);
-        dm.wait_until("all workers have joined", patience, |dm| {
-            let workers = dm.workers();
-            if workers.len() == usize::from(self.shape.workers) {
-                Ok(())
-            } else {
-                Err(format!("{workers:?}"))
-            }
-        })
-        .map_err(|error| broken("join")(&error))?;
-        for source in sources {
-            dm.add_source(source, &host, writer.address().port())
-                .map_err(|error| broken("replicate")(&error))?;
-        }
-        dm.start_task(TASK, sources, &host, witness.address().port())
-            .map_err(|error| broken("replicate")(&error))?;
-        dm.wait_running(TASK, count, patience).map_err(|error| broken("replicate")(&error))?;
-        for source in sources {
-            witness
-                .wait(&writer, source, patience, |it| it.arrived > 0)
-                .map_err(|seen| SceneError(format!("rows of {source} do not arrive: {seen}")))?;
-        }
-        witness.mark();
-        self.flow = Some(Flow { writer, witness });
+        let address = self.hosts.gateway().into();
+        self.flow = Some(Flow::begin(&self.dm, address, self.shape.workers, rows_per_s)?);
         Ok(())
     }
 
@@ -314,12 +321,12 @@ impl Scene {
     }
 }
 
-fn program(path: Option<Utf8PathBuf>, variable: &str) -> Result<Utf8PathBuf, SceneError> {
+pub(crate) fn program(path: Option<Utf8PathBuf>, variable: &str) -> Result<Utf8PathBuf, SceneError> {
     path.ok_or_else(|| {
         SceneError(format!("{variable} does not say where the program is; `cargo xtask` sets it"))
     })
 }
 
-fn good(said: Said) -> Result<(), SceneError> {
+pub(crate) fn good(said: Said) -> Result<(), SceneError> {
     if said.code == 0 { Ok(()) } else { Err(SceneError(said.to_string())) }
 }

@@ -83,7 +83,7 @@ fn the_manual_as_it_is_written() {
     let third = Stamp::new("v5.3.0-20220102", &"4".repeat(40));
     let package = scene.hotfix("third.tar.gz", &third).unwrap();
     let refused = scene.dmup(&["patch", CLUSTER, package.as_str(), "--offline", "--yes"]).with_code(3);
-    assert!(refused.stderr.contains("running"), "{refused}");
+    assert!(refused.stderr.contains("although the cluster is declared stopped"), "{refused}");
     scene.dmup(&["stop", CLUSTER, "--yes"]).well();
     scene.dmup(&["patch", CLUSTER, package.as_str(), "--offline", "--yes"]).well();
     let host_one = &scene.hosts.hosts()[0];

@@ -26,8 +26,8 @@ pub enum Reach {
     },
     /// `none`: every host is this machine. The agent is started directly, by `sudo -n -u` if the login user is somebody else.
     Local {
-        /// After `agent`: e.g. `--supervised`, folder.
-        arguments: Vec<String>,
+        /// Without systemd: services are plain processes, kept in a folder per host below this one.
+        playground: Option<Utf8PathBuf>,
     },
 }
 
@@ -113,7 +113,13 @@ impl Connection {
                 accept_new: matches!(host_keys.unknown, super::UnknownHostKeys::Accept),
                 limits: *limits,
             },
-            Reach::Local { arguments } => Way::Local { arguments: arguments.clone() },
+            Reach::Local { playground } => Way::Local {
+                arguments: playground
+                    .iter()
+                    .map(|folder| folder.join(&target.host))
+                    .flat_map(|folder| ["--supervised".to_owned(), folder.into_string()])
+                    .collect(),
+            },
         };
         Ok(Self { target: target.clone(), way })
     }

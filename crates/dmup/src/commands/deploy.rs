@@ -16,7 +16,7 @@ use dmup_core::version::DmVersion;
 use dmup_exec::ports::Parcel;
 use dmup_mirror::package::{ComponentPackage, component_package};
 use dmup_remote::login::needs_passphrase;
-use dmup_remote::ssh::ReachError;
+use dmup_remote::ssh::{Reach, ReachError};
 use dmup_remote::{AuthMethod, Fleet, HostAddress, Login, Secret};
 use dmup_state::Cluster;
 use dmup_wire::message::{EnsureUser, MakeDir, Probe, PutFile, UnitAction};
@@ -98,8 +98,11 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     };
     step("Generate SSH keys");
     let key = cluster.ensure_keys().map_err(state_failure)?;
-    step("Initialize target hosts");
-    prepare_hosts(&first, &topology, &user, &login.user, &key.public).await?;
+    // On this very machine, as the user who is logged in already, there is nobody to make.
+    if !(matches!(reach, Reach::Local { .. }) && user == login.user) {
+        step("Initialize target hosts");
+        prepare_hosts(&first, &topology, &user, &login.user, &key.public).await?;
+    }
     first.disconnect().await;
 
     let own = Login { user: user.clone(), auth: vec![AuthMethod::key_file(cluster.private_key_path())] };

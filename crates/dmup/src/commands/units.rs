@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use dmup_core::ids::{HostId, UnitName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::selection::select;
+use dmup_exec::ports::Dm;
 use dmup_remote::Fleet;
 use dmup_wire::message::UnitAction;
 use futures::future::join_all;
@@ -23,7 +24,7 @@ pub(crate) async fn start(args: &SelectedArgs, context: &Context) -> Result<(), 
     let (known, selected) = known_and_selected(args, context)?;
     let _lock = known.lock("start")?;
     let fleet = known.fleet(context, &selected)?;
-    bring_up(&fleet, &selected, context).await?;
+    bring_up(&fleet, &known, &selected, context).await?;
     context.printer.talk(format_args!("Started cluster `{}` successfully", known.name));
     Ok(())
 }
@@ -52,7 +53,7 @@ pub(crate) async fn restart(args: &SelectedArgs, context: &Context) -> Result<()
     let _lock = known.lock("restart")?;
     let fleet = known.fleet(context, &selected)?;
     bring_down(&fleet, &selected, context).await?;
-    bring_up(&fleet, &selected, context).await?;
+    bring_up(&fleet, &known, &selected, context).await?;
     context.printer.talk(format_args!("Restarted cluster `{}` successfully", known.name));
     Ok(())
 }
@@ -94,6 +95,7 @@ fn known_and_selected(
 /// Starts role by role, each when the ones before answer on their ports.
 pub(crate) async fn bring_up(
     fleet: &Fleet,
+    known: &Known,
     selected: &[Instance],
     context: &Context,
 ) -> Result<(), Failure> {
@@ -119,6 +121,24 @@ pub(crate) async fn bring_up(
                 .hint("the log of an instance is in its deploy folder, under log/"));
         }
         progress.say(&format!("  started {role}: {} ({})", named_refs(&of_role), span(began.elapsed())));
+        if role == Role::DmMaster && selected.iter().any(|it| it.role == Role::DmWorker) {
+            progress.under_way("wait until the masters have a leader");
+            await_leader(known, limit).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A worker that finds no leader exits, and systemd starts it again only 15 s later: wait for the leader first.
+/// Without one in time the workers are started all the same; their ports will tell.
+async fn await_leader(known: &Known, limit: Duration) -> Result<(), Failure> {
+    let dm = known.dm(&known.meta.instances())?;
+    let began = Instant::now();
+    while began.elapsed() < limit {
+        if dm.look(&[]).await.is_ok_and(|seen| seen.masters.iter().any(|master| master.leader)) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     Ok(())
 }
