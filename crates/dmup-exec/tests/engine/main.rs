@@ -371,3 +371,38 @@ async fn write_the_journal_fixture() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_run_killed_before_or_after_any_effect_can_be_taken_back_wholly() {
+    for (shape, absent_s) in [(SMALL, 0), (SMALL, 300), (old_version(), 0), (old_version(), 300)] {
+        let undisturbed = Sim::new(&shape, 3);
+        let plan = plan(&undisturbed, &shape).await;
+        let mut journal = MemoryJournal::default();
+        go(&plan, &undisturbed, &mut journal).await.unwrap();
+        for limit in 1..journal.entries.len() {
+            let sim = Sim::new(&shape, 3);
+            let mut journal = MemoryJournal { killed_at: Some(limit), ..MemoryJournal::default() };
+            go(&plan, &sim, &mut journal).await.unwrap_err();
+            sim.pass(Duration::from_secs(absent_s));
+            journal.killed_at = None;
+            let past = lines(&journal.entries);
+            let cancel = CancellationToken::new();
+            let back = dmup_exec::take_back(
+                &plan,
+                &past,
+                "the operator said so",
+                reach(&sim),
+                &mut journal,
+                &mut |_| {},
+                &cancel,
+            )
+            .await
+            .unwrap();
+            let context = format!("killed at {limit} of {shape:?}: {:?}", back.end);
+            assert!(matches!(back.end, RunEnd::RolledBackAll { .. }), "{context}");
+            assert_eq!(back.exit_code(), 5, "{context}");
+            assert!(all_old(&sim), "{context}");
+            assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+        }
+    }
+}
