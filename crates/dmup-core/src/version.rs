@@ -50,7 +50,9 @@ impl FromStr for DmVersion {
         if given == "nightly" {
             return Ok(Self { text: given.to_owned(), numbers: None });
         }
-        if given.len() > 64 || !given.chars().all(|c| c.is_ascii_alphanumeric() || "-.+_".contains(c)) {
+        if given.len() > 64
+            || !given.chars().all(|c| c.is_ascii_alphanumeric() || "-.+_".contains(c))
+        {
             return Err(bad("only letters, digits, `-`, `.`, `+` and `_` are allowed"));
         }
         let bare = given.strip_prefix('v').unwrap_or(given);

@@ -66,7 +66,9 @@ pub struct Frame {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum BadFrame {
     /// Neither this protocol nor any version of it.
-    #[error("a frame of {length} bytes is announced, {MAX_BODY} are allowed (is something else printing to the stream?)")]
+    #[error(
+        "a frame of {length} bytes is announced, {MAX_BODY} are allowed (is something else printing to the stream?)"
+    )]
     Length {
         /// As announced.
         length: u32,

@@ -134,7 +134,9 @@ pub enum Command {
 
 /// Arguments of `deploy`.
 #[derive(Args, Clone, Debug)]
-#[command(after_help = "Examples:\n  dmup deploy prod v8.1.0 topology.yaml -u root -i ~/.ssh/id_ed25519\n  dmup deploy prod v8.1.0 topology.yaml -u admin -p")]
+#[command(
+    after_help = "Examples:\n  dmup deploy prod v8.1.0 topology.yaml -u root -i ~/.ssh/id_ed25519\n  dmup deploy prod v8.1.0 topology.yaml -u admin -p"
+)]
 pub struct DeployArgs {
     /// How to call the cluster
     #[arg(value_name = "CLUSTER")]
@@ -193,7 +195,9 @@ pub struct AuditArgs {
 
 /// Arguments of `display`.
 #[derive(Args, Clone, Debug)]
-#[command(after_help = "Examples:\n  dmup display prod\n  dmup display prod -R dm-worker --uptime\n  dmup display prod --verify\n  dmup display prod --format json")]
+#[command(
+    after_help = "Examples:\n  dmup display prod\n  dmup display prod -R dm-worker --uptime\n  dmup display prod --verify\n  dmup display prod --format json"
+)]
 pub struct DisplayArgs {
     /// Which cluster
     #[arg(value_name = "CLUSTER")]

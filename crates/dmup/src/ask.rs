@@ -13,7 +13,10 @@ pub(crate) fn confirm(question: &str) -> Result<(), Failure> {
     let answer = read_line(&format!("{question}\nDo you want to continue? [y/N]: (default=N) "))?;
     match answer.trim().to_lowercase().as_str() {
         "y" | "yes" => Ok(()),
-        _ => Err(Failure::refused(format_args!("aborted by the operator (answer `{}`)", answer.trim()))),
+        _ => Err(Failure::refused(format_args!(
+            "aborted by the operator (answer `{}`)",
+            answer.trim()
+        ))),
     }
 }
 

@@ -171,7 +171,11 @@ struct BadBuilds {
 
 impl Known {
     /// All hosts of these instances, by the cluster's own user and key.
-    pub(crate) fn fleet(&self, context: &Context, instances: &[Instance]) -> Result<Fleet, Failure> {
+    pub(crate) fn fleet(
+        &self,
+        context: &Context,
+        instances: &[Instance],
+    ) -> Result<Fleet, Failure> {
         let login = Login {
             user: self.meta.user.clone(),
             auth: vec![AuthMethod::key_file(self.cluster.private_key_path())],
@@ -188,7 +192,8 @@ impl Known {
 
     /// A client of this cluster's DM.
     pub(crate) fn dm(&self, instances: &[Instance]) -> Result<DmClient, Failure> {
-        DmClient::new(instances, Timeouts::default()).map_err(|error| Failure::failed(chain(&error)))
+        DmClient::new(instances, Timeouts::default())
+            .map_err(|error| Failure::failed(chain(&error)))
     }
 
     /// One operator at a time.
@@ -226,7 +231,8 @@ impl Known {
 
     /// Builds that were put back before, and why.
     pub(crate) fn bad_builds(&self) -> Result<BTreeMap<Digest, String>, Failure> {
-        let record: Option<BadBuilds> = self.cluster.read_record(BAD_BUILDS).map_err(state_failure)?;
+        let record: Option<BadBuilds> =
+            self.cluster.read_record(BAD_BUILDS).map_err(state_failure)?;
         Ok(record.unwrap_or_default().builds)
     }
 
@@ -271,7 +277,9 @@ impl Known {
             }
             Ok(())
         };
-        keep().map_err(|error| Failure::refused(format_args!("keep the package for a resume: {error}")))?;
+        keep().map_err(|error| {
+            Failure::refused(format_args!("keep the package for a resume: {error}"))
+        })?;
         Ok(ParcelSpec {
             path,
             digest: package.parcel.digest.clone(),
@@ -293,8 +301,9 @@ impl Known {
     /// Where a new run is written down. Its name begins with the time, so that names sort by age.
     pub(crate) fn new_run_folder(&self, context: &Context) -> Result<Utf8PathBuf, Failure> {
         let runs = self.cluster.runs_dir();
-        fs_err::create_dir_all(&runs)
-            .map_err(|error| Failure::refused(format_args!("make a folder for the run: {error}")))?;
+        fs_err::create_dir_all(&runs).map_err(|error| {
+            Failure::refused(format_args!("make a folder for the run: {error}"))
+        })?;
         Ok(runs.join(context.clock.now().strftime("%Y%m%dT%H%M%S%3fZ").to_string()))
     }
 
@@ -335,7 +344,8 @@ impl Known {
 
     /// A new hotfix must not begin on top of half of another.
     pub(crate) fn refuse_unfinished_runs(&self) -> Result<(), Failure> {
-        let Some(run) = self.runs()?.into_iter().find(|run| run.can_go_on() && run.touched_a_node())
+        let Some(run) =
+            self.runs()?.into_iter().find(|run| run.can_go_on() && run.touched_a_node())
         else {
             return Ok(());
         };
@@ -358,7 +368,9 @@ impl Known {
         let mut before = None;
         for run in runs.iter().rev() {
             let Ok((plan, folded)) = &run.content else { continue };
-            let Some(turn) = plan.turns.iter().find(|turn| turn.instance == *instance) else { continue };
+            let Some(turn) = plan.turns.iter().find(|turn| turn.instance == *instance) else {
+                continue;
+            };
             let has_it = folded.ended.get(instance) == Some(&TurnEnd::Changed)
                 || folded.ended.get(instance) == Some(&TurnEnd::Left)
                 || folded.open.as_ref().is_some_and(|open| open.instance == *instance);
@@ -484,12 +496,18 @@ pub(crate) fn state_failure(error: StateError) -> Failure {
         StateError::BadMeta { path, text, error } => {
             crate::pointing::at(&failure.error, path.as_str(), &text, &error)
         }
-        StateError::ClusterExists { .. } => failure.hint("choose another name, or destroy that cluster first"),
-        StateError::Locked { .. } => failure.hint("wait for its end; the lock goes away with its process"),
-        StateError::ScaleOutPending { .. } => {
-            failure.hint("finish it with `tiup dm scale-out`, or use `patch --offline` on a stopped cluster")
+        StateError::ClusterExists { .. } => {
+            failure.hint("choose another name, or destroy that cluster first")
         }
-        StateError::NoCluster { .. } | StateError::BadFile { .. } | StateError::System { .. } => failure,
+        StateError::Locked { .. } => {
+            failure.hint("wait for its end; the lock goes away with its process")
+        }
+        StateError::ScaleOutPending { .. } => failure.hint(
+            "finish it with `tiup dm scale-out`, or use `patch --offline` on a stopped cluster",
+        ),
+        StateError::NoCluster { .. } | StateError::BadFile { .. } | StateError::System { .. } => {
+            failure
+        }
     }
 }
 

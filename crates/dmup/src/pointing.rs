@@ -1,7 +1,9 @@
 //! Errors that point at a line of YAML.
 
 use dmup_core::topology::TopologyError;
-use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Report};
+use miette::{
+    GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Report,
+};
 
 use crate::failure::Failure;
 
@@ -24,7 +26,8 @@ pub(crate) fn at(error: &str, file: &str, text: &str, what: &TopologyError) -> F
         .with_label(LabeledSpan::at(offset..offset + width, "here"));
     let report = Report::new(diagnostic).with_source_code(NamedSource::new(file, text.to_owned()));
     let mut shown = String::new();
-    let handler = GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor()).with_context_lines(1);
+    let handler =
+        GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor()).with_context_lines(1);
     if handler.render_report(&mut shown, report.as_ref()).is_err() {
         return failure;
     }

@@ -57,7 +57,9 @@ impl Progress {
             return;
         }
         match event {
-            Event::TurnBegins { instance, number, of } => self.line(&format!("[{number}/{of}] {instance}")),
+            Event::TurnBegins { instance, number, of } => {
+                self.line(&format!("[{number}/{of}] {instance}"));
+            }
             Event::StepBegins { step } => {
                 self.last_wait.clear();
                 self.under_way(&step.describe());
@@ -68,8 +70,12 @@ impl Progress {
                 let note = note.map(|note| format!(": {note}")).unwrap_or_default();
                 self.line(&format!("      {} ({}){note}", step.describe(), span(*took)));
             }
-            Event::StepSkipped { step, why } => self.line(&format!("      not needed: {}: {why}", step.describe())),
-            Event::StepFails { step, error } => self.line(&format!("      FAILED: {}: {error}", step.describe())),
+            Event::StepSkipped { step, why } => {
+                self.line(&format!("      not needed: {}: {why}", step.describe()));
+            }
+            Event::StepFails { step, error } => {
+                self.line(&format!("      FAILED: {}: {error}", step.describe()));
+            }
             Event::Waiting { missing, .. } => {
                 if self.last_wait != *missing {
                     self.last_wait.clone_from(missing);
@@ -86,7 +92,9 @@ impl Progress {
                     self.line(&format!("        | {line}"));
                 }
             }
-            Event::GoesBack { instance, why } => self.line(&format!("      {instance} goes back: {why}")),
+            Event::GoesBack { instance, why } => {
+                self.line(&format!("      {instance} goes back: {why}"));
+            }
             Event::TurnEnds { instance, end } => {
                 let end = match end {
                     TurnEnd::Changed => "runs the new build, healthy",

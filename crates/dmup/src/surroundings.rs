@@ -48,7 +48,9 @@ impl Surroundings {
             tiup_home,
             profile,
             home,
-            user: variable("USER").or_else(|| variable("LOGNAME")).unwrap_or_else(|| "root".to_owned()),
+            user: variable("USER")
+                .or_else(|| variable("LOGNAME"))
+                .unwrap_or_else(|| "root".to_owned()),
             ssh_agent: variable("SSH_AUTH_SOCK").map(Utf8PathBuf::from),
             colour: std::io::stdout().is_terminal() && variable("NO_COLOR").is_none(),
             stderr_is_terminal: std::io::stderr().is_terminal(),

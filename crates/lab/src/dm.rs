@@ -138,7 +138,12 @@ impl DmCluster {
 
     /// Resumes a whole task.
     pub fn resume_task(&self, task: &str) -> Result<(), DmRefusal> {
-        self.send("PUT", &format!("tasks/{task}"), &json!({ "op": 3 }), &format!("resume task {task}"))
+        self.send(
+            "PUT",
+            &format!("tasks/{task}"),
+            &json!({ "op": 3 }),
+            &format!("resume task {task}"),
+        )
     }
 
     /// Waits until something holds.

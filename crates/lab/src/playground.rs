@@ -27,14 +27,16 @@ pub fn run(say: &mut dyn FnMut(&str)) -> Result<(), SceneError> {
     let folder = tempfile::tempdir().map_err(|error| broken("make a folder")(&error))?;
     let under = Utf8Path::from_path(folder.path())
         .ok_or_else(|| SceneError("the temporary folder is no UTF-8".to_owned()))?;
-    let hosts = local_hosts::make(under, HOSTS).map_err(|error| broken("make local hosts")(&error))?;
+    let hosts =
+        local_hosts::make(under, HOSTS).map_err(|error| broken("make local hosts")(&error))?;
     let operator = Operator::new(program(surroundings::dmup_binary(), surroundings::DMUP)?, under)
         .map_err(|error| broken("sit down")(&error))?
         .in_playground(&under.join("services"));
     let lookalike = program(surroundings::lookalike_binary(), surroundings::LOOKALIKE)?;
     let packing = |error: std::io::Error| broken("make packages")(&error);
     let official = Packer::new(&lookalike, &operator.packages()).map_err(packing)?;
-    let (old, new) = (Stamp::new("v8.1.0", &"1".repeat(40)), Stamp::new("v8.1.0-hotfix", &"2".repeat(40)));
+    let (old, new) =
+        (Stamp::new("v8.1.0", &"1".repeat(40)), Stamp::new("v8.1.0-hotfix", &"2".repeat(40)));
     for component in [Component::DmMaster, Component::DmWorker] {
         official.package(component, &old).map_err(packing)?;
     }
@@ -45,7 +47,8 @@ pub fn run(say: &mut dyn FnMut(&str)) -> Result<(), SceneError> {
         })
         .map_err(packing)?;
     let topology = under.join("topology.yaml");
-    fs_err::write(&topology, topology_text(&hosts)).map_err(|error| broken("write the topology")(&error))?;
+    fs_err::write(&topology, topology_text(&hosts))
+        .map_err(|error| broken("write the topology")(&error))?;
 
     let mut typed = |words: &[&str]| -> Result<(), SceneError> {
         say(&format!("$ dmup {}", words.join(" ").replace(&format!("{under}/"), "")));
@@ -61,12 +64,16 @@ pub fn run(say: &mut dyn FnMut(&str)) -> Result<(), SceneError> {
     let outcome = (|| {
         typed(&["start", CLUSTER])?;
         let dm = DmCluster::new(
-            hosts.iter().zip(0..).map(|(host, number)| format!("{}:{}", host.address, master_port(number))),
+            hosts
+                .iter()
+                .zip(0..)
+                .map(|(host, number)| format!("{}:{}", host.address, master_port(number))),
         );
         let flow = Flow::begin(&dm, IpAddr::V4(Ipv4Addr::LOCALHOST), HOSTS, 30)?;
         typed(&["patch", CLUSTER, hotfix.as_str()])?;
         typed(&["display", CLUSTER])?;
-        dm.wait_running(TASK, 2, Duration::from_secs(60)).map_err(|error| broken("replicate")(&error))?;
+        dm.wait_running(TASK, 2, Duration::from_secs(60))
+            .map_err(|error| broken("replicate")(&error))?;
         let mut reckonings = Vec::new();
         for (source, seen) in flow.witness.settle(&flow.writer, Duration::from_secs(60)) {
             reckonings.push(format!("{source}: {seen}"));
@@ -92,9 +99,16 @@ fn topology_text(hosts: &[LocalHost]) -> String {
     for (section, component) in [("master_servers", "dm-master"), ("worker_servers", "dm-worker")] {
         text.push_str(&format!("{section}:\n"));
         for (host, number) in hosts.iter().zip(0..) {
-            text.push_str(&format!("  - host: {}\n    deploy_dir: {}/{component}\n", host.address, host.folder));
+            text.push_str(&format!(
+                "  - host: {}\n    deploy_dir: {}/{component}\n",
+                host.address, host.folder
+            ));
             if component == "dm-master" {
-                text.push_str(&format!("    port: {}\n    peer_port: {}\n", master_port(number), master_port(number) + 5));
+                text.push_str(&format!(
+                    "    port: {}\n    peer_port: {}\n",
+                    master_port(number),
+                    master_port(number) + 5
+                ));
             } else {
                 text.push_str(&format!("    port: {}\n", master_port(number) + 1));
             }

@@ -99,7 +99,12 @@ impl Flow {
     /// # Errors
     ///
     /// What DM said.
-    pub fn begin(dm: &DmCluster, address: IpAddr, workers: u8, rows_per_s: u32) -> Result<Self, SceneError> {
+    pub fn begin(
+        dm: &DmCluster,
+        address: IpAddr,
+        workers: u8,
+        rows_per_s: u32,
+    ) -> Result<Self, SceneError> {
         let count = if workers > 1 { 2 } else { 1 };
         let sources = &SOURCES[..count];
         let rates: Vec<(&str, u32)> = sources.iter().map(|source| (*source, rows_per_s)).collect();
@@ -321,7 +326,10 @@ impl Scene {
     }
 }
 
-pub(crate) fn program(path: Option<Utf8PathBuf>, variable: &str) -> Result<Utf8PathBuf, SceneError> {
+pub(crate) fn program(
+    path: Option<Utf8PathBuf>,
+    variable: &str,
+) -> Result<Utf8PathBuf, SceneError> {
     path.ok_or_else(|| {
         SceneError(format!("{variable} does not say where the program is; `cargo xtask` sets it"))
     })

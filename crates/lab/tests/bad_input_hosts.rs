@@ -2,6 +2,8 @@
 //!
 //! Block 4. After every refusal the processes, the binaries on disk and `meta.yaml` are compared with before.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use lab::packages::{Component, Layout};
 use lab::scene::{CLUSTER, Scene, Shape};
 use lookalike::stamp::{Fault, Stamp};
@@ -14,8 +16,10 @@ fn fingerprint(scene: &Scene) -> String {
         all.push_str(&scene.hosts.run_on(number, &["sh", "-c", files]).unwrap());
     }
     all.push_str(
-        &fs_err::read_to_string(scene.operator.tiup_home().join("storage/dm/clusters/prod/meta.yaml"))
-            .unwrap(),
+        &fs_err::read_to_string(
+            scene.operator.tiup_home().join("storage/dm/clusters/prod/meta.yaml"),
+        )
+        .unwrap(),
     );
     all
 }
@@ -39,7 +43,10 @@ fn what_is_wrong_is_named_and_nothing_changes() {
     let stamp = Stamp::new("v8.1.0-x", &"6".repeat(40)).with_fault(Fault::ExitAtVersion);
     let bad = scene.hotfix("minus-v.tar.gz", &stamp).unwrap();
     patch(bad.as_str(), 1, "-V");
-    let bare = scene.packer.hotfix("dm-worker", &[Component::DmWorker], &scene.fixed(), Layout::Bare).unwrap();
+    let bare = scene
+        .packer
+        .hotfix("dm-worker", &[Component::DmWorker], &scene.fixed(), Layout::Bare)
+        .unwrap();
     refused(&["patch", CLUSTER, bare.as_str(), "-R", "dm-worker", "--plan"], 0, "");
 
     // A host that is not there, one with another key, one where we may not log in, one where sudo asks.
@@ -76,7 +83,8 @@ fn what_is_wrong_is_named_and_nothing_changes() {
     // `deploy` on hosts where the cluster stands: every finding at once.
     let topology = scene.topology();
     let key = scene.hosts.key_path();
-    let words = ["deploy", "other", "v8.1.0", topology.as_str(), "-u", "root", "-i", key.as_str(), "--yes"];
+    let words =
+        ["deploy", "other", "v8.1.0", topology.as_str(), "-u", "root", "-i", key.as_str(), "--yes"];
     let said = scene.dmup(&words).with_code(3);
     assert!(said.stderr.contains("prod"), "{said}");
     let list = scene.dmup(&["list"]).well();

@@ -21,7 +21,10 @@ fn the_manual_as_it_is_written() {
             .dm
             .wait_until("all is up", Duration::from_secs(60), |_| {
                 let said = scene.dmup(&["display", CLUSTER]);
-                if said.stdout.contains("  Up") && !said.stdout.contains("Down") && said.stdout.contains("Healthy|L") {
+                if said.stdout.contains("  Up")
+                    && !said.stdout.contains("Down")
+                    && said.stdout.contains("Healthy|L")
+                {
                     Ok(())
                 } else {
                     Err(said.to_string())
@@ -48,7 +51,9 @@ fn the_manual_as_it_is_written() {
     assert!(asked.stderr.contains("DM can neither schedule nor fail over"), "{asked}");
     let node = format!("{host}:8261");
     scene.dmup(&["patch", CLUSTER, master.as_str(), "-N", &node, "--yes"]).well();
-    scene.dmup(&["patch", CLUSTER, worker.as_str(), "-R", "dm-worker", "--overwrite", "--yes"]).well();
+    scene
+        .dmup(&["patch", CLUSTER, worker.as_str(), "-R", "dm-worker", "--overwrite", "--yes"])
+        .well();
     let after = wait_up();
     assert_eq!(normal(&after.stdout, &host.to_string()), MANUAL_AFTER.trim_start(), "{after}");
 
@@ -58,7 +63,10 @@ fn the_manual_as_it_is_written() {
         .run_on(1, &["/home/tidb/dm/deploy/dm-master-8261/bin/dm-master/dm-master", "-V"])
         .unwrap();
     assert!(version.contains("Release Version: v5.3.0-20211230"), "{version}");
-    assert!(version.contains("Git Commit Hash: ca7070c45013c24d34bd9c1e936071253451d707"), "{version}");
+    assert!(
+        version.contains("Git Commit Hash: ca7070c45013c24d34bd9c1e936071253451d707"),
+        "{version}"
+    );
     let kept = scene.operator.tiup_home().join("storage/dm/clusters/prod/patch/dm-worker.tar.gz");
     assert!(kept.is_file(), "{kept}");
 
@@ -82,7 +90,8 @@ fn the_manual_as_it_is_written() {
     // `--offline`: refused while the cluster runs; with it stopped, only files change.
     let third = Stamp::new("v5.3.0-20220102", &"4".repeat(40));
     let package = scene.hotfix("third.tar.gz", &third).unwrap();
-    let refused = scene.dmup(&["patch", CLUSTER, package.as_str(), "--offline", "--yes"]).with_code(3);
+    let refused =
+        scene.dmup(&["patch", CLUSTER, package.as_str(), "--offline", "--yes"]).with_code(3);
     assert!(refused.stderr.contains("although the cluster is declared stopped"), "{refused}");
     scene.dmup(&["stop", CLUSTER, "--yes"]).well();
     scene.dmup(&["patch", CLUSTER, package.as_str(), "--offline", "--yes"]).well();
@@ -99,7 +108,11 @@ fn the_manual_as_it_is_written() {
     let audit = scene.dmup(&["audit"]).well();
     assert!(audit.stdout.contains("patch prod"), "{audit}");
     scene.dmup(&["destroy", CLUSTER, "--yes"]).well();
-    for path in ["/home/tidb/dm/deploy/dm-master-8261", "/home/tidb/dm/data/dm-worker-8262", "/home/tidb/.dmup"] {
+    for path in [
+        "/home/tidb/dm/deploy/dm-master-8261",
+        "/home/tidb/dm/data/dm-worker-8262",
+        "/home/tidb/.dmup",
+    ] {
         let seen = scene.hosts.hosts()[0].run(&["test", "-e", path]).unwrap();
         assert!(!seen.status.success(), "{path} is still there");
     }
@@ -113,7 +126,8 @@ fn the_manual_as_it_is_written() {
 fn normal(table: &str, host: &str) -> String {
     let mut lines = Vec::new();
     for line in table.lines().filter(|line| !line.starts_with("Grafana URL:")) {
-        let words: Vec<&str> = line.split("  ").map(str::trim).filter(|word| !word.is_empty()).collect();
+        let words: Vec<&str> =
+            line.split("  ").map(str::trim).filter(|word| !word.is_empty()).collect();
         let words = words.join("  ").replace(host, "HOST");
         lines.push(words.chars().map(|c| if c == '\t' { ' ' } else { c }).collect::<String>());
     }

@@ -3,6 +3,8 @@
 //! One cluster of three masters and three workers serves all of it (block 3). Every claim is
 //! checked from outside: rows by the witness, builds by `/proc/PID/exe`, stages by DM.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::time::Duration;
 
 use lab::scene::{CLUSTER, Scene, Shape, TASK};

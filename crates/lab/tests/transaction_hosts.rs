@@ -20,7 +20,8 @@ fn a_large_transaction_survives_the_hotfix_that_a_blind_restart_breaks() {
 
     let bound_worker = || {
         let workers = scene.dm.workers();
-        let (name, ..) = workers.iter().find(|(_, _, source)| source == SOURCES[0]).expect("one is bound");
+        let (name, ..) =
+            workers.iter().find(|(_, _, source)| source == SOURCES[0]).expect("one is bound");
         scene
             .hosts
             .hosts()
@@ -43,21 +44,28 @@ fn a_large_transaction_survives_the_hotfix_that_a_blind_restart_breaks() {
         .dm
         .wait_until("the task stands", Duration::from_secs(120), |dm| {
             let stages = dm.stages(TASK);
-            if stages.iter().any(|(_, stage)| stage == "Paused") { Ok(()) } else { Err(format!("{stages:?}")) }
+            if stages.iter().any(|(_, stage)| stage == "Paused") {
+                Ok(())
+            } else {
+                Err(format!("{stages:?}"))
+            }
         })
         .unwrap();
     scene.dm.resume_task(TASK).unwrap();
     scene.dm.wait_running(TASK, 2, Duration::from_secs(120)).unwrap();
     flow.witness
-        .wait(&flow.writer, SOURCES[0], Duration::from_secs(300), |it| it.arrived + 200 > it.written)
+        .wait(&flow.writer, SOURCES[0], Duration::from_secs(300), |it| {
+            it.arrived + 200 > it.written
+        })
         .unwrap();
 
     begin_transaction();
     let hotfix = Stamp::new("v5.3.0-20211230", "ca7070c45013c24d34bd9c1e936071253451d707");
     let package = scene.hotfix("dm-worker-hotfix.tar.gz", &hotfix).unwrap();
     let old = scene.running_hashes();
-    let said =
-        scene.dmup(&["patch", CLUSTER, package.as_str(), "-R", "dm-worker", "--yes", "--force"]).well();
+    let said = scene
+        .dmup(&["patch", CLUSTER, package.as_str(), "-R", "dm-worker", "--yes", "--force"])
+        .well();
     scene.dm.wait_running(TASK, 2, Duration::from_secs(60)).unwrap();
     let changed = old.iter().zip(scene.running_hashes()).filter(|(old, new)| **old != *new).count();
     assert_eq!(changed, 3, "{said}");

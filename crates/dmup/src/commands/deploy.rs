@@ -35,8 +35,7 @@ const FREE_BYTES: u64 = 64 << 20;
 
 pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Failure> {
     let name = checked_name(&args.cluster)?;
-    let version: DmVersion =
-        args.version.parse().map_err(|bad| Failure::new(Kind::Usage, bad))?;
+    let version: DmVersion = args.version.parse().map_err(|bad| Failure::new(Kind::Usage, bad))?;
     let cluster = context.profile.cluster(&name);
     cluster.refuse_existing().map_err(state_failure)?;
     let mut topology = read_topology(&args.topology)?;
@@ -84,8 +83,11 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     let findings = look(&first, &instances, &packages).await;
     if !findings.is_empty() {
         forget(&cluster);
-        return Err(Failure::refused(format_args!("{} thing(s) are in the way of {name}", findings.len()))
-            .because(findings));
+        return Err(Failure::refused(format_args!(
+            "{} thing(s) are in the way of {name}",
+            findings.len()
+        ))
+        .because(findings));
     }
     let laid = render(&name, &topology, &instances)?;
     progress.end();
@@ -105,7 +107,8 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     }
     first.disconnect().await;
 
-    let own = Login { user: user.clone(), auth: vec![AuthMethod::key_file(cluster.private_key_path())] };
+    let own =
+        Login { user: user.clone(), auth: vec![AuthMethod::key_file(cluster.private_key_path())] };
     let fleet = context.fleet(own, reach, &keys, hosts);
     step("Deploy DM instances");
     lay_out(&fleet, laid, &packages).await?;
@@ -135,7 +138,11 @@ fn read_topology(path: &Utf8Path) -> Result<Topology, Failure> {
 }
 
 /// Ports and folders of other clusters on the same hosts.
-fn refuse_conflicts(topology: &Topology, path: &Utf8Path, context: &Context) -> Result<(), Failure> {
+fn refuse_conflicts(
+    topology: &Topology,
+    path: &Utf8Path,
+    context: &Context,
+) -> Result<(), Failure> {
     let others = context.profile.clusters().map_err(state_failure)?;
     let neighbours: Vec<Neighbour<'_>> = others
         .iter()
@@ -183,9 +190,9 @@ fn hint_of(error: &ReachError) -> Option<&'static str> {
         ReachError::UnknownHostKey(_) => {
             Some("compare the fingerprint with the host's own, then give --accept-new-host-keys")
         }
-        ReachError::ChangedHostKey { .. } => {
-            Some("find out why before anything else: reinstalled, or somebody in between? then take the old line out of the file")
-        }
+        ReachError::ChangedHostKey { .. } => Some(
+            "find out why before anything else: reinstalled, or somebody in between? then take the old line out of the file",
+        ),
         ReachError::Auth { .. } => Some("`-u`, `-i` and `-p` say who logs in and how"),
         ReachError::Resolve { .. }
         | ReachError::Connect { .. }
@@ -228,9 +235,9 @@ fn open_packages(
     if wrong.is_empty() {
         Ok(packages)
     } else {
-        Err(Failure::refused("not every package is there")
-            .because(wrong)
-            .hint("put the official packages there, named <component>-<version>-<os>-<arch>.tar.gz"))
+        Err(Failure::refused("not every package is there").because(wrong).hint(
+            "put the official packages there, named <component>-<version>-<os>-<arch>.tar.gz",
+        ))
     }
 }
 
@@ -342,8 +349,12 @@ fn agree(
         })
         .collect();
     context.printer.talk("Please confirm your topology:");
-    context.printer.talk(format_args!("Cluster type:    dm\nCluster name:    {name}\nCluster version: {version}"));
-    context.printer.talk(table_text(&["Role", "Host", "Ports", "OS/Arch", "Directories"], &rows).trim_end());
+    context.printer.talk(format_args!(
+        "Cluster type:    dm\nCluster name:    {name}\nCluster version: {version}"
+    ));
+    context
+        .printer
+        .talk(table_text(&["Role", "Host", "Ports", "OS/Arch", "Directories"], &rows).trim_end());
     if context.global.yes || context.global.format == crate::args::Format::Json {
         return Ok(());
     }
@@ -451,7 +462,9 @@ fn all_or_failure(
     }
     Err(Failure::failed(what)
         .because(failed)
-        .now("the cluster is not recorded and nothing was started; files of it may lie on the hosts")
+        .now(
+            "the cluster is not recorded and nothing was started; files of it may lie on the hosts",
+        )
         .hint("give the same command again after the cause is gone"))
 }
 

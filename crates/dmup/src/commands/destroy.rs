@@ -24,11 +24,17 @@ pub(crate) async fn run(args: &DestroyArgs, context: &Context) -> Result<(), Fai
     let instances = known.meta.instances();
     let kept_roles = dmup_core::selection::select(&instances, &[], &args.retain_role_data)
         .map_err(|bad| bad_selection(&bad))?;
-    let kept_roles: Vec<Role> =
-        if args.retain_role_data.is_empty() { Vec::new() } else { kept_roles.iter().map(|it| it.role).collect() };
+    let kept_roles: Vec<Role> = if args.retain_role_data.is_empty() {
+        Vec::new()
+    } else {
+        kept_roles.iter().map(|it| it.role).collect()
+    };
     let keeps_data = |it: &Instance| {
         kept_roles.contains(&it.role)
-            || args.retain_node_data.iter().any(|node| node == it.id.as_str() || node == it.host.as_str())
+            || args
+                .retain_node_data
+                .iter()
+                .any(|node| node == it.id.as_str() || node == it.host.as_str())
     };
     if !context.global.yes {
         ask::confirm_by_typing(
@@ -36,7 +42,11 @@ pub(crate) async fn run(args: &DestroyArgs, context: &Context) -> Result<(), Fai
                 "This destroys the cluster {} on {} instance(s){}.",
                 known.name,
                 instances.len(),
-                if instances.iter().any(keeps_data) { "; the data of some is kept as asked" } else { " and its data" }
+                if instances.iter().any(keeps_data) {
+                    "; the data of some is kept as asked"
+                } else {
+                    " and its data"
+                }
             ),
             SENTENCE,
         )?;
@@ -45,8 +55,12 @@ pub(crate) async fn run(args: &DestroyArgs, context: &Context) -> Result<(), Fai
     let fleet = known.fleet(context, &instances)?;
     let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
     progress.under_way("connect to the hosts");
-    let silent: Vec<String> =
-        fleet.connect_all().await.into_values().filter_map(|it| it.err().map(|error| error.to_string())).collect();
+    let silent: Vec<String> = fleet
+        .connect_all()
+        .await
+        .into_values()
+        .filter_map(|it| it.err().map(|error| error.to_string()))
+        .collect();
     if !silent.is_empty() && !args.force {
         return Err(Failure::refused("not every host can be reached")
             .because(silent)
@@ -96,7 +110,8 @@ async fn remove(
                 instance.data_dirs.iter().any(|data| data.starts_with(&instance.deploy_dir));
             if holds_data {
                 paths.extend(
-                    ["bin", "conf", "scripts", "tls", "bin.dmup"].map(|it| instance.deploy_dir.join(it)),
+                    ["bin", "conf", "scripts", "tls", "bin.dmup"]
+                        .map(|it| instance.deploy_dir.join(it)),
                 );
                 continue;
             }
@@ -118,5 +133,9 @@ async fn remove(
             fleet.remove(&host, paths).await
         }
     });
-    join_all(work).await.into_iter().filter_map(|it| it.err().map(|error| error.to_string())).collect()
+    join_all(work)
+        .await
+        .into_iter()
+        .filter_map(|it| it.err().map(|error| error.to_string()))
+        .collect()
 }

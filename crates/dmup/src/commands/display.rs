@@ -26,14 +26,23 @@ pub(crate) async fn run(args: &DisplayArgs, context: &Context) -> Result<(), Fai
     if args.verify {
         return verify(&known, &all, &shown, context).await;
     }
-    let timeouts = Timeouts { display: Duration::from_secs(args.status_timeout), ..Timeouts::default() };
+    let timeouts =
+        Timeouts { display: Duration::from_secs(args.status_timeout), ..Timeouts::default() };
     let dm = DmClient::new(&all, timeouts).map_err(|error| Failure::failed(chain(&error)))?;
     let statuses = dm.display_statuses(&shown).await;
     let mut up = std::collections::BTreeMap::new();
     if args.uptime && !shown.is_empty() {
         let fleet = known.fleet(context, &shown)?;
-        let inventory =
-            dmup_exec::look(&shown, &fleet, &dm, &context.clock, false, false, context.concurrency()).await;
+        let inventory = dmup_exec::look(
+            &shown,
+            &fleet,
+            &dm,
+            &context.clock,
+            false,
+            false,
+            context.concurrency(),
+        )
+        .await;
         for (id, process) in inventory.processes {
             if let Some(since) = process.active_since_ms {
                 let now = context.clock.now().as_millisecond();
@@ -71,7 +80,8 @@ async fn verify(
     let fleet = known.fleet(context, shown)?;
     let dm = known.dm(all)?;
     let inventory =
-        dmup_exec::look(shown, &fleet, &dm, &context.clock, true, false, context.concurrency()).await;
+        dmup_exec::look(shown, &fleet, &dm, &context.clock, true, false, context.concurrency())
+            .await;
     let mut rows = Vec::new();
     let mut values = Vec::new();
     let mut silent = Vec::new();
@@ -101,7 +111,11 @@ async fn verify(
             short(&running),
             short(&on_disk),
             if said.release.is_empty() { "-".to_owned() } else { said.release.clone() },
-            if said.commit.is_empty() { "-".to_owned() } else { said.commit.chars().take(12).collect() },
+            if said.commit.is_empty() {
+                "-".to_owned()
+            } else {
+                said.commit.chars().take(12).collect()
+            },
             verdict.to_owned(),
         ]);
         values.push(serde_json::json!({
@@ -112,7 +126,8 @@ async fn verify(
     }
     match context.global.format {
         Format::Default => {
-            let titles = ["ID", "Role", "Running", "On disk", "Says release", "Says commit", "Verdict"];
+            let titles =
+                ["ID", "Role", "Running", "On disk", "Says release", "Says commit", "Verdict"];
             context.printer.data(table_text(&titles, &rows).trim_end_matches('\n'));
         }
         Format::Json => context.printer.data(

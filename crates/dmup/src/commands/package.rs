@@ -33,7 +33,9 @@ fn show(path: &camino::Utf8Path, context: &Context) -> Result<(), Failure> {
         .collect();
     match context.global.format {
         Format::Default => {
-            context.printer.data(format_args!("Package: {path}\nSHA-256: {}", package.digest.as_str()));
+            context
+                .printer
+                .data(format_args!("Package: {path}\nSHA-256: {}", package.digest.as_str()));
             let titles = ["Component", "Arch", "Build", "Bytes", "Files"];
             context.printer.data(table_text(&titles, &rows).trim_end_matches('\n'));
         }

@@ -46,7 +46,8 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
     let dm = known.dm(&all)?;
     let with_dm = !args.offline && selected.iter().any(|it| it.role.is_dm());
     let inventory =
-        dmup_exec::look(&all, &fleet, &dm, &context.clock, true, with_dm, context.concurrency()).await;
+        dmup_exec::look(&all, &fleet, &dm, &context.clock, true, with_dm, context.concurrency())
+            .await;
     let request = HotfixRequest {
         cluster: known.name.clone(),
         version: known.meta.version.clone(),

@@ -38,7 +38,8 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
     let dm = known.dm(&all)?;
     let with_dm = meant.iter().any(|it| it.role.is_dm());
     let inventory =
-        dmup_exec::look(&all, &fleet, &dm, &context.clock, true, with_dm, context.concurrency()).await;
+        dmup_exec::look(&all, &fleet, &dm, &context.clock, true, with_dm, context.concurrency())
+            .await;
     let mut targets = BTreeMap::new();
     for instance in &meant {
         let before = known.build_before(&instance.id, &inventory)?;
@@ -54,8 +55,11 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
         }
     }
     if targets.is_empty() {
-        return Err(Failure::refused(format_args!("no node of {} has an earlier build to go back to", known.name))
-            .hint(format_args!("`dmup display {} --verify` shows what every node runs", known.name)));
+        return Err(Failure::refused(format_args!(
+            "no node of {} has an earlier build to go back to",
+            known.name
+        ))
+        .hint(format_args!("`dmup display {} --verify` shows what every node runs", known.name)));
     }
     let request = RollbackRequest {
         cluster: known.name.clone(),
@@ -66,10 +70,13 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
         force: true,
         include_down: true,
     };
-    let policy = Policy { concurrency: context.concurrency(), soak_s: args.soak, ..Policy::default() };
+    let policy =
+        Policy { concurrency: context.concurrency(), soak_s: args.soak, ..Policy::default() };
     let plan = match plan_rollback(&request, &inventory, &policy) {
         Decision::NothingToDo => {
-            context.printer.talk("Nothing to do: every selected instance runs its earlier build already");
+            context
+                .printer
+                .talk("Nothing to do: every selected instance runs its earlier build already");
             return Ok(());
         }
         Decision::Blocked(blockers) => return Err(run::blocked("roll back", &known, &blockers)),
@@ -84,7 +91,8 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
         context.printer.talk(format_args!("note: {consent}"));
     }
     if !context.global.yes {
-        let nodes: Vec<String> = plan.turns.iter().map(|turn| format!("  {}", turn.instance)).collect();
+        let nodes: Vec<String> =
+            plan.turns.iter().map(|turn| format!("  {}", turn.instance)).collect();
         ask::confirm(&format!(
             "Will put {} node(s) of {} back to their earlier builds:\n{}",
             nodes.len(),

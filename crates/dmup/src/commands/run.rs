@@ -30,9 +30,9 @@ pub(crate) async fn refuse_without_sudo(
     if refused.is_empty() {
         return Ok(());
     }
-    Err(Failure::refused("not every host can be worked on").because(refused).hint(
-        "the deploy user needs `NOPASSWD` in /etc/sudoers.d, as `deploy` writes it",
-    ))
+    Err(Failure::refused("not every host can be worked on")
+        .because(refused)
+        .hint("the deploy user needs `NOPASSWD` in /etc/sudoers.d, as `deploy` writes it"))
 }
 
 /// Begins a new run and carries it to its end.
@@ -44,13 +44,15 @@ pub(crate) async fn begin(
     context: &Context,
 ) -> Result<Report, Failure> {
     let folder = known.new_run_folder(context)?;
-    let (run, mut journal) = RunFolder::create(&folder, plan).map_err(|error| not_begun(&error.into()))?;
+    let (run, mut journal) =
+        RunFolder::create(&folder, plan).map_err(|error| not_begun(&error.into()))?;
     context.printer.talk(format_args!("run {}", id_of(&folder)));
     let records = known.records();
     let reach = Reach { hosts: fleet, dm, clock: &context.clock, records: &records };
     let cancel = CancellationToken::new();
     let listener = listen(&cancel, known, &folder);
-    let mut progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
+    let mut progress =
+        Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
     let mut print = |event: Event| progress.event(&event);
     let outcome = execute(plan, reach, &mut journal, &mut print, &cancel).await;
     listener.abort();
@@ -90,7 +92,8 @@ pub(crate) async fn go_on(
     let reach = Reach { hosts: fleet, dm, clock: &context.clock, records: &records };
     let cancel = CancellationToken::new();
     let listener = listen(&cancel, known, folder);
-    let mut progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
+    let mut progress =
+        Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
     let mut print = |event: Event| progress.event(&event);
     let outcome = match onward {
         Onward::Forth => resume(&plan, &past, reach, &mut journal, &mut print, &cancel).await,
@@ -109,7 +112,11 @@ pub(crate) async fn go_on(
 }
 
 /// Ctrl-C, SIGTERM and a closed terminal: once, the node under way is finished; twice, we end at once.
-fn listen(cancel: &CancellationToken, known: &Known, folder: &Utf8Path) -> tokio::task::JoinHandle<()> {
+fn listen(
+    cancel: &CancellationToken,
+    known: &Known,
+    folder: &Utf8Path,
+) -> tokio::task::JoinHandle<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let cancel = cancel.clone();
     let how_to_go_on = format!(
@@ -138,10 +145,17 @@ fn listen(cancel: &CancellationToken, known: &Known, folder: &Utf8Path) -> tokio
             } else {
                 how_to_go_on.clone()
             };
-            drop(std::io::Write::write_all(&mut std::io::stderr().lock(), format!("{text}\n").as_bytes()));
+            drop(std::io::Write::write_all(
+                &mut std::io::stderr().lock(),
+                format!("{text}\n").as_bytes(),
+            ));
             if times > 1 {
                 // The journal is on disk before every effect: ending here is like any crash, and resumable.
-                #[expect(clippy::disallowed_methods, clippy::exit, reason = "the operator asked to stop now, in the middle of an await")]
+                #[expect(
+                    clippy::disallowed_methods,
+                    clippy::exit,
+                    reason = "the operator asked to stop now, in the middle of an await"
+                )]
                 std::process::exit(i32::from(Kind::Interrupted.code()));
             }
             cancel.cancel();
@@ -204,7 +218,9 @@ pub(crate) fn end(report: &Report, known: &Known, context: &Context) -> Result<(
     let failure = |kind, error: String| Failure::new(kind, error).now(&now);
     match (&report.end, report.exit_code()) {
         (RunEnd::Done, _) => {
-            context.printer.talk(format_args!("Done: {} node(s) changed, all healthy", changed.len()));
+            context
+                .printer
+                .talk(format_args!("Done: {} node(s) changed, all healthy", changed.len()));
             Ok(())
         }
         (RunEnd::Interrupted, _) => Err(failure(Kind::Interrupted, "stopped as asked".to_owned())
@@ -215,10 +231,13 @@ pub(crate) fn end(report: &Report, known: &Known, context: &Context) -> Result<(
                 RunEnd::RolledBackNode { instance, why } => {
                     (format!("{instance} was not healthy and was put back"), why.clone())
                 }
-                RunEnd::RolledBackAll { instance, why } => {
-                    (format!("{instance} was not healthy; all nodes of this run were put back"), why.clone())
+                RunEnd::RolledBackAll { instance, why } => (
+                    format!("{instance} was not healthy; all nodes of this run were put back"),
+                    why.clone(),
+                ),
+                RunEnd::Unknown { why } => {
+                    ("it is not known how the cluster is".to_owned(), why.clone())
                 }
-                RunEnd::Unknown { why } => ("it is not known how the cluster is".to_owned(), why.clone()),
                 RunEnd::Failed { why } => ("the run failed".to_owned(), why.clone()),
                 RunEnd::Done | RunEnd::Interrupted => (String::new(), String::new()),
             };
@@ -230,12 +249,17 @@ pub(crate) fn end(report: &Report, known: &Known, context: &Context) -> Result<(
             };
             let mut failure = failure(kind, error).because([why]);
             if kind == Kind::Mixed {
-                failure = failure
-                    .hint(format_args!("`dmup rollback {}` puts the changed nodes back, too", known.name));
+                failure = failure.hint(format_args!(
+                    "`dmup rollback {}` puts the changed nodes back, too",
+                    known.name
+                ));
             }
             if kind == Kind::Unknown {
                 failure = failure
-                    .hint(format_args!("`dmup display {} --verify` looks at every node", known.name))
+                    .hint(format_args!(
+                        "`dmup display {} --verify` looks at every node",
+                        known.name
+                    ))
                     .hint(format_args!("`dmup resume {}` looks and goes on", known.name));
             }
             Err(failure)
@@ -244,7 +268,12 @@ pub(crate) fn end(report: &Report, known: &Known, context: &Context) -> Result<(
 }
 
 fn of_end(report: &Report, end: InstanceEnd) -> Vec<String> {
-    report.instances.iter().filter(|(_, part)| part.end == end).map(|(id, _)| id.to_string()).collect()
+    report
+        .instances
+        .iter()
+        .filter(|(_, part)| part.end == end)
+        .map(|(id, _)| id.to_string())
+        .collect()
 }
 
 fn state(report: &Report) -> String {

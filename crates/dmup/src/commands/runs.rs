@@ -34,7 +34,9 @@ fn list(runs: &[PastRun], context: &Context) {
         .collect();
     match context.global.format {
         Format::Default => {
-            context.printer.data(table_text(&["Run", "Kind", "Nodes", "State"], &rows).trim_end_matches('\n'));
+            context
+                .printer
+                .data(table_text(&["Run", "Kind", "Nodes", "State"], &rows).trim_end_matches('\n'));
         }
         Format::Json => {
             let runs: Vec<serde_json::Value> = rows

@@ -120,7 +120,11 @@ pub(crate) async fn bring_up(
                 .now("the units were started; what came before them runs")
                 .hint("the log of an instance is in its deploy folder, under log/"));
         }
-        progress.say(&format!("  started {role}: {} ({})", named_refs(&of_role), span(began.elapsed())));
+        progress.say(&format!(
+            "  started {role}: {} ({})",
+            named_refs(&of_role),
+            span(began.elapsed())
+        ));
         if role == Role::DmMaster && selected.iter().any(|it| it.role == Role::DmWorker) {
             progress.under_way("wait until the masters have a leader");
             await_leader(known, limit).await?;
@@ -158,7 +162,11 @@ pub(crate) async fn bring_down(
         let began = Instant::now();
         progress.under_way(&format!("stop {role}"));
         order(fleet, &of_role, UnitAction::Stop, context).await?;
-        progress.say(&format!("  stopped {role}: {} ({})", named_refs(&of_role), span(began.elapsed())));
+        progress.say(&format!(
+            "  stopped {role}: {} ({})",
+            named_refs(&of_role),
+            span(began.elapsed())
+        ));
     }
     Ok(())
 }
@@ -192,10 +200,12 @@ pub(crate) async fn order(
     if failed.is_empty() {
         return Ok(());
     }
-    Err(Failure::failed(format_args!("{action:?} {}", named_refs(instances)).to_string().to_lowercase())
-        .because(failed)
-        .now("the other units took the order")
-        .hint("`dmup display` shows every node"))
+    Err(Failure::failed(
+        format_args!("{action:?} {}", named_refs(instances)).to_string().to_lowercase(),
+    )
+    .because(failed)
+    .now("the other units took the order")
+    .hint("`dmup display` shows every node"))
 }
 
 /// Waits until the instance's port is open.
@@ -210,7 +220,12 @@ async fn opens(instance: &Instance, limit: Duration) -> Result<(), String> {
             Err(_) => "no answer".to_owned(),
         };
         if began.elapsed() > limit {
-            return Err(format!("{}: port {} is not open after {}: {seen}", instance.id, instance.port, span(limit)));
+            return Err(format!(
+                "{}: port {} is not open after {}: {seen}",
+                instance.id,
+                instance.port,
+                span(limit)
+            ));
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
