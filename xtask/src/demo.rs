@@ -5,18 +5,30 @@
 
 use std::process::Command;
 
-use lab::surroundings;
+use lab::{hosts, surroundings};
 
 use crate::failure::Failure;
 use crate::{say, set_up};
 
 pub(crate) fn run(keep: bool) -> Result<(), Failure> {
     if surroundings::dmup_binary().is_some() && surroundings::lookalike_binary().is_some() {
+        if hosts::can_boot_hosts().is_err() {
+            return Ok(lab::playground::run(&mut |line| say(line))?);
+        }
         return Ok(lab::demo::run(keep, &mut |line| say(line))?);
     }
-    set_up::machine()?;
+    set_up::packages()?;
+    let can_boot = hosts::can_boot_hosts();
+    if let Err(missing) = &can_boot {
+        if surroundings::in_ci() {
+            return Err(Failure::new(missing.to_string()));
+        }
+        say(&format!("hosts cannot be booted here ({missing}): local hosts stand for them"));
+    } else {
+        set_up::machine()?;
+    }
     let programs = set_up::programs()?;
-    let mut again = Command::new(std::env::current_exe()?);
+    let mut again = Command::new(&programs.xtask);
     again
         .arg("demo")
         .args(keep.then_some("--keep"))

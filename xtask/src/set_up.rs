@@ -12,6 +12,8 @@ use crate::say;
 pub(crate) struct Programs {
     pub(crate) dmup: Utf8PathBuf,
     pub(crate) lookalike: Utf8PathBuf,
+    /// This program, as just built: the file that runs may have been replaced by that.
+    pub(crate) xtask: Utf8PathBuf,
 }
 
 /// Installs the Debian packages that are missing; without the right to, says which.
@@ -38,5 +40,5 @@ pub(crate) fn programs() -> Result<Programs, Failure> {
             .map(|program| program.path.clone())
             .ok_or_else(|| Failure::new(format!("cargo built no `{name}`")))
     };
-    Ok(Programs { dmup: find("dmup")?, lookalike: find("lookalike")? })
+    Ok(Programs { dmup: find("dmup")?, lookalike: find("lookalike")?, xtask: find("xtask")? })
 }
