@@ -96,6 +96,9 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
     let report = run::begin(&plan, &known, &fleet, &dm, context).await;
     drop(lock);
     let report = report?;
+    if report.exit_code() == 0 {
+        run::clean_stores(&plan, &fleet).await;
+    }
     if args.overwrite && report.exit_code() == 0 {
         known.keep_for_scale_out(&package)?;
         context.printer.talk("Instances that are added later get this build, too (--overwrite)");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::HostId;
 use dmup_core::instance::Instance;
 use dmup_core::plan::{Blocker, Plan};
@@ -10,6 +10,7 @@ use dmup_core::report::{InstanceEnd, Report, RunEnd};
 use dmup_exec::{Event, Reach, RunError, RunFolder, execute, resume, take_back};
 use dmup_remote::Fleet;
 use dmup_remote::dm_api::DmClient;
+use dmup_remote::hosts::store;
 use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +34,26 @@ pub(crate) async fn refuse_without_sudo(
     Err(Failure::refused("not every host can be worked on")
         .because(refused)
         .hint("the deploy user needs `NOPASSWD` in /etc/sudoers.d, as `deploy` writes it"))
+}
+
+/// After a good run its parcel is in every `bin`, and the way back lies beside it: the copy in the hosts' stores
+/// is not needed any more. Best effort: what cannot be removed is only in nobody's way.
+pub(crate) async fn clean_stores(plan: &Plan, fleet: &Fleet) {
+    let Some(parcel) = &plan.parcel else { return };
+    let hosts: BTreeSet<&HostId> = plan
+        .turns
+        .iter()
+        .filter_map(|turn| plan.instance(&turn.instance))
+        .map(|instance| &instance.host)
+        .collect();
+    join_all(hosts.into_iter().map(|host| async move {
+        if let Ok(hello) = fleet.hello(host).await {
+            let folder = store(&hello.home).join(parcel.digest.as_str());
+            let manifest = Utf8PathBuf::from(format!("{folder}.json"));
+            drop(fleet.remove(host, vec![manifest, folder]).await);
+        }
+    }))
+    .await;
 }
 
 /// Begins a new run and carries it to its end.
