@@ -3,6 +3,7 @@
 mod checks;
 mod demo;
 mod failure;
+mod faults;
 mod hosts;
 mod set_up;
 mod tests;
@@ -36,6 +37,10 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Hotfixes with every fault in every phase, as a table (needs root; hours for all of it)
+    Faults(faults::FaultsArgs),
+    /// Hotfixes, resumes and rollbacks that are killed at random moments (needs root)
+    Soak(faults::SoakArgs),
     /// Formatting, lints and documentation, as continuous integration checks them
     CiChecks,
 }
@@ -45,6 +50,8 @@ fn main() -> ExitCode {
         Command::Hosts(command) => hosts::run(command),
         Command::Test(args) => tests::run(&args),
         Command::Demo { keep } => demo::run(keep),
+        Command::Faults(args) => faults::faults(&args),
+        Command::Soak(args) => faults::soak(&args),
         Command::CiChecks => checks::run(),
     };
     match result {

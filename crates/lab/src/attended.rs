@@ -52,6 +52,18 @@ impl Attended {
         Ok(Self { line: format!("dmup {}", words.join(" ")), child, stdout, stderr, own, before })
     }
 
+    /// Bytes that it wrote into journals so far: cheap to ask often.
+    pub fn written(&self) -> u64 {
+        let Ok(runs) = self.own.join("runs").read_dir_utf8() else { return 0 };
+        let now: u64 = runs
+            .flatten()
+            .filter_map(|run| run.path().join("journal.jsonl").metadata().ok())
+            .map(|file| file.len())
+            .sum();
+        let before: usize = self.before.values().sum();
+        now.saturating_sub(before as u64)
+    }
+
     /// What it wrote into journals so far, without a torn last line.
     pub fn entries(&self) -> Vec<Value> {
         let mut all = Vec::new();
@@ -93,7 +105,7 @@ impl Attended {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
         if let Some(pid) = pid {
             // Not reaped before `has_ended` says so: the number is still its own.
-            drop(kill_process(pid, signal));
+            let _ended_already = kill_process(pid, signal);
         }
     }
 

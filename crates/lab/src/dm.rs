@@ -27,12 +27,13 @@ pub struct DmRefusal {
 impl DmCluster {
     /// A cluster with these masters.
     pub fn new(masters: impl IntoIterator<Item = String>) -> Self {
-        let config = ureq::Agent::config_builder()
-            .timeout_global(Some(Duration::from_secs(20)))
-            .http_status_as_error(false)
-            .proxy(None)
-            .build();
-        Self { masters: masters.into_iter().collect(), agent: config.into() }
+        Self { masters: masters.into_iter().collect(), agent: agent(Duration::from_secs(20)) }
+    }
+
+    /// The same, asked with little patience: a master that is silent for 2 s is passed over.
+    #[must_use]
+    pub fn impatient(self) -> Self {
+        Self { agent: agent(Duration::from_secs(2)), ..self }
     }
 
     /// Name of the leader by the first master that knows one.
@@ -223,4 +224,13 @@ impl DmCluster {
         }
         Err(DmRefusal { attempted: attempted.to_owned(), observed })
     }
+}
+
+fn agent(patience: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .timeout_global(Some(patience))
+        .http_status_as_error(false)
+        .proxy(None)
+        .build()
+        .into()
 }

@@ -10,23 +10,29 @@
 //! - [`packages`], [`writer`], [`witness`]: packages of the stand-in, rows that go in, rows that come out
 //! - [`playground`]: the main job without hosts, for machines that cannot boot any
 //! - [`scene`]: a cluster on hosts with rows flowing, for tests; [`demo`]: the main job, told from outside
+//! - [`faults_matrix`]: a hotfix with every fault in every phase; [`soak`]: one that is killed again and again; both with
+//!   [`attended`], a `dmup` under way, and [`outside`], how a cluster stands without asking `dmup`
 //! - [`surroundings`]: the environment variables that are read, all in one place
 //!
 //! Everything here is for development; nothing of it is reachable from `dmup`.
 
+pub mod attended;
 pub mod build;
 pub mod command;
 pub mod debian;
 pub mod delay_proxy;
 pub mod demo;
 pub mod dm;
+pub mod faults_matrix;
 pub mod hosts;
 pub mod local_hosts;
 pub mod operator;
+pub mod outside;
 pub mod packages;
 pub mod playground;
 pub mod root_image;
 pub mod scene;
+pub mod soak;
 pub mod surroundings;
 mod waiting;
 pub mod witness;

@@ -1,0 +1,620 @@
+//! Faults × phases: what a hotfix comes to when something goes wrong in the middle of it, on real hosts with rows flowing.
+//!
+//! In: [`Cell`]s. Each is one `dmup patch` (`kill-controller:window`: killed with -9 when it has asked for the
+//! window of the first bound worker), then what an operator types next, going by the exit code alone: `resume` after
+//! a kill, an interruption or 7, `rollback` after 6. Out: an [`Outcome`] per cell and [`render`]ed, a table.
+//!
+//! What must be, checked from outside ([`crate::outside`]) and listed in [`Outcome::wrong`] if it is not: the exit code says
+//! what the hosts run; in the end either all nodes that were meant run the new build or none does; everything is in service;
+//! every row has arrived once; no guard is armed; `display` marks what is patched; `rollback` brings the old build back.
+//!
+//! A phase is recognised in the run's journal and, where that says nothing, by the lock and on the host. One cluster
+//! serves many cells; after one that went wrong the next gets a fresh one.
+
+mod cell;
+mod outcome;
+
+use std::sync::Arc;
+use std::thread::{self, Scope};
+use std::time::{Duration, Instant};
+
+use camino::Utf8Path;
+use lookalike::stamp::{self, Stamp};
+use rustix::process::Signal;
+use serde_json::Value;
+
+pub use self::cell::{Cell, Fault, Phase, Rules, Turn};
+pub use self::outcome::{Outcome, render};
+use crate::Host;
+use crate::attended::Attended;
+use crate::hosts::UnitSignal;
+use crate::operator::Said;
+use crate::outside::{Builds, Meant, Watch};
+use crate::scene::{CLUSTER, SOURCES, Scene, SceneError, Shape};
+use crate::waiting::wait_until;
+
+/// Rows per second and source.
+const RATE: u32 = 100;
+/// A command that takes longer hangs.
+const BOUND: Duration = Duration::from_secs(420);
+/// For everything that systemd and DM do by themselves after a fault; a worker's lease alone is 60 s.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// How long a network is away.
+const CUT: Duration = Duration::from_secs(40);
+/// How long sshd is away.
+const NO_SSHD: Duration = Duration::from_secs(20);
+/// Rows of a large transaction.
+const LARGE: u64 = 60_000;
+/// Free space of a disk that can be filled, for everything that a cell puts there.
+const DISK_KIB: u64 = 1024 * 1024;
+/// What is on that disk.
+const DEPLOY: &str = "/home/tidb/deploy";
+const BALLAST: &str = "/home/tidb/deploy/ballast";
+
+/// Runs cells one after the other on hosts of this set and block.
+///
+/// # Errors
+///
+/// A cluster that could not be set up. What goes wrong in a cell is in its outcome.
+pub fn run(
+    set: &str,
+    block: u8,
+    cells: &[Cell],
+    say: &mut dyn FnMut(&str),
+) -> Result<Vec<Outcome>, SceneError> {
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    let mut stage: Option<(Scene, (Rules, bool))> = None;
+    for (number, cell) in (1..).zip(cells) {
+        let key = (cell.rules, cell.needs_limited_disk());
+        let last_is_fine = outcomes.last().is_none_or(Outcome::is_as_it_must_be);
+        let (scene, _) = match stage.take().filter(|(_, of)| *of == key && last_is_fine) {
+            Some(kept) => stage.insert(kept),
+            None => stage.insert((set_the_scene(set, block, *cell)?, key)),
+        };
+        let outcome = try_cell(scene, *cell, number);
+        say(&outcome.to_string());
+        outcomes.push(outcome);
+    }
+    Ok(outcomes)
+}
+
+fn set_the_scene(set: &str, block: u8, cell: Cell) -> Result<Scene, SceneError> {
+    let shape = Shape { version: cell.rules.version().to_owned(), ..Shape::three() };
+    let mut scene = Scene::set(set, block, shape)?;
+    scene.deploy()?;
+    if cell.needs_limited_disk() {
+        let well = |said: Said| {
+            if said.code == 0 { Ok(()) } else { Err(SceneError(said.to_string())) }
+        };
+        well(scene.dmup(&["stop", CLUSTER, "--yes"]))?;
+        for host in scene.hosts.hosts() {
+            host.limit_disk(Utf8Path::new(DEPLOY), DISK_KIB)
+                .map_err(|error| SceneError(format!("limit a disk: {error}")))?;
+        }
+        well(scene.dmup(&["start", CLUSTER]))?;
+    }
+    scene.replicate(RATE)?;
+    Ok(scene)
+}
+
+/// A cell under way.
+struct Trial<'s> {
+    scene: &'s Scene,
+    cell: Cell,
+    meant: Meant,
+    before: Vec<(String, String)>,
+    outcome: Outcome,
+}
+
+fn try_cell(scene: &Scene, cell: Cell, number: u32) -> Outcome {
+    let meant = match cell.turn {
+        Turn::Bound => Meant::Workers,
+        Turn::Leader => Meant::Masters,
+    };
+    let before = scene.running_hashes();
+    let mut trial = Trial { scene, cell, meant, before, outcome: Outcome::of(cell) };
+    let begun = Instant::now();
+    let watch = Arc::new(Watch::default());
+    thread::scope(|scope| {
+        let shared = Arc::clone(&watch);
+        let looking = scope.spawn(move || shared.look(scene));
+        if let Err(why) = trial.go(number) {
+            trial.outcome.wrong.push(why);
+        }
+        watch.end();
+        match looking.join() {
+            Ok(longest) => trial.outcome.out_of_service = longest,
+            Err(_) => trial.outcome.wrong.push("the watch ended in a panic".to_owned()),
+        }
+    });
+    if trial.outcome.is_as_it_must_be()
+        && let Err(why) = trial.return_to_old()
+    {
+        trial.outcome.wrong.push(why);
+    }
+    trial.outcome.took = begun.elapsed();
+    trial.outcome
+}
+
+/// Where and when the fault comes.
+struct Spot<'s> {
+    host: &'s Host,
+    /// Of a phase within a turn.
+    instance: Option<String>,
+}
+
+impl Spot<'_> {
+    fn unit(&self, turn: Turn) -> &'static str {
+        match turn {
+            Turn::Bound => "dm-worker-8262.service",
+            Turn::Leader => "dm-master-8261.service",
+        }
+    }
+}
+
+impl<'s> Trial<'s> {
+    fn go(&mut self, number: u32) -> Result<(), String> {
+        let scene = self.scene;
+        let flow = scene.flow.as_ref().ok_or("no rows flow")?;
+        let name = format!("fix-{number}.tar.gz");
+        let package =
+            scene.hotfix(&name, &self.stamp(number)).map_err(|error| error.to_string())?;
+        flow.witness.mark();
+        let mut words = vec!["patch", CLUSTER, package.as_str(), "--yes", "--soak", "2"];
+        words.extend(self.meant.flags());
+        // A bad build is given up sooner than a host that boots.
+        let patience = if self.cell.fault.is_a_build() { "20" } else { "90" };
+        words.extend(["--guard", "15", "--wait-timeout", patience]);
+        if self.cell.fault == Fault::SlowStop {
+            let said = scene.dmup(&words);
+            if said.code != 0 {
+                return Err(format!("the build that stops slowly did not get in: {said}"));
+            }
+            words = vec!["rollback", CLUSTER, "--yes", "--soak", "2"];
+        }
+        let said = self.run_into_the_fault(&words)?;
+        self.outcome.exit = said.code;
+        self.outcome.said.push(said.to_string());
+        self.compare_with_exit_code(said.code);
+        self.settle(said.code)?;
+        self.check_the_end()?;
+        // Some packages are large, and none is needed twice: a run has kept what it needs.
+        drop(fs_err::remove_file(&package));
+        Ok(())
+    }
+
+    /// A build of its own for every cell: none is staged already, none is known to be bad.
+    fn stamp(&self, number: u32) -> Stamp {
+        let release = format!("{}-f{number}", self.cell.rules.version());
+        let good = Stamp::new(&release, &format!("{number:040x}"));
+        match self.cell.fault {
+            Fault::Exits => good.with_fault(stamp::Fault::ExitAtStart),
+            Fault::Hangs => good.with_fault(stamp::Fault::HangAtStart),
+            Fault::Crashes => good.with_fault(stamp::Fault::CrashAfterS(2)),
+            Fault::NeverJoins => good.with_fault(stamp::Fault::NeverJoin),
+            Fault::WrongVersion => {
+                good.with_fault(stamp::Fault::StatusVersion("v9.9.9".to_owned()))
+            }
+            Fault::SlowStop => good.with_fault(stamp::Fault::StopAfterS(20)),
+            Fault::KillController
+            | Fault::KillControllerBack
+            | Fault::Abandon
+            | Fault::Interrupt
+            | Fault::InterruptTwice
+            | Fault::CutHost
+            | Fault::CutLeader
+            | Fault::StopSshd
+            | Fault::DropSessions
+            | Fault::PowerCycle
+            | Fault::KillSpare
+            | Fault::KillNode
+            | Fault::FillDisk
+            | Fault::LargeTransaction => good,
+        }
+    }
+
+    /// Types the command, waits for the phase, lets the fault happen, waits for the end of both.
+    fn run_into_the_fault(&self, words: &[&str]) -> Result<Said, String> {
+        let scene = self.scene;
+        let mut run = Attended::begin(&scene.operator, CLUSTER, words)
+            .map_err(|error| format!("start dmup: {error}"))?;
+        if self.cell.fault.is_a_build() || self.cell.fault == Fault::SlowStop {
+            return Ok(run.end(BOUND));
+        }
+        let Some(spot) = self.await_phase(&mut run)? else {
+            let said = run.end(BOUND);
+            return Err(format!("{} was never seen: {said}", self.cell.phase.as_str()));
+        };
+        thread::scope(|scope| {
+            let lifting = self.inject(&spot, &mut run, scope)?;
+            let said = run.end(BOUND);
+            if let Some(lifting) = lifting {
+                lifting.join().map_err(|_| "lifting the fault ended in a panic".to_owned())??;
+            }
+            if self.cell.fault == Fault::FillDisk {
+                let removed = spot.host.must_run(&["rm", "--force", BALLAST]);
+                removed.map_err(|error| format!("empty the disk: {error}"))?;
+            }
+            if self.cell.fault == Fault::Abandon {
+                let gone = wait_until(BOUND, || scene.armed_guards().is_empty());
+                if !gone {
+                    return Err(format!("a guard never acted: {:?}", scene.armed_guards()));
+                }
+            }
+            Ok(said)
+        })
+    }
+
+    /// None: the command ended before.
+    fn await_phase(&self, run: &mut Attended) -> Result<Option<Spot<'s>>, String> {
+        let mut written = None;
+        let mut turn: Option<OneTurn> = None;
+        let mut is_staging = false;
+        let mut pid_before: Option<String> = None;
+        let seen = wait_often(BOUND, || {
+            let has_ended = run.has_ended();
+            let now = run.written();
+            if written != Some(now) {
+                written = Some(now);
+                let entries = run.entries();
+                is_staging = entries.iter().any(|it| is_step(it, "started", "stage"));
+                turn = nth_turn(&entries, self.cell.turn);
+            }
+            let reached = match self.cell.phase {
+                Phase::Open => true,
+                Phase::Look => run.has_lock(),
+                Phase::Stage => is_staging,
+                Phase::Offline => turn.as_ref().is_some_and(|turn| turn.is_going_offline()),
+                Phase::Window => turn.as_ref().is_some_and(|turn| turn.has("started", "window")),
+                Phase::Start => turn.as_ref().is_some_and(|turn| {
+                    let pid_now = || self.main_pid(&turn.instance);
+                    let before = pid_before.get_or_insert_with(|| turn.pid.to_string());
+                    turn.has("started", "window")
+                        && pid_now().is_some_and(|pid| pid != "0" && pid != *before)
+                }),
+                Phase::Healthy => turn.as_ref().is_some_and(|turn| turn.has("done", "window")),
+                Phase::Soak => turn.as_ref().is_some_and(|turn| turn.has("done", "await_healthy")),
+                Phase::Confirm => {
+                    turn.as_ref().is_some_and(|turn| turn.has("started", "disarm_guard"))
+                }
+                Phase::After => turn.as_ref().is_some_and(|turn| turn.has_ended()),
+            };
+            if reached {
+                Some(true)
+            } else if has_ended {
+                Some(false)
+            } else {
+                None
+            }
+        });
+        if seen != Some(true) {
+            return Ok(None);
+        }
+        let instance = turn.map(|turn| turn.instance);
+        let host = match &instance {
+            Some(instance) => self.scene.host_of(instance),
+            None => match self.cell.turn {
+                Turn::Bound => self.worker(|_, source| source == SOURCES[0]),
+                Turn::Leader => self.scene.dm.leader().and_then(|it| self.scene.host_of(&it)),
+            },
+        };
+        let host = host.ok_or("nobody knows whose turn it is")?;
+        Ok(Some(Spot { host, instance }))
+    }
+
+    fn main_pid(&self, instance: &str) -> Option<String> {
+        let host = self.scene.host_of(instance)?;
+        let unit = Spot { host, instance: None }.unit(self.cell.turn);
+        let said = host.must_run(&["systemctl", "show", "-p", "MainPID", "--value", unit]).ok()?;
+        Some(said.trim().to_owned())
+    }
+
+    /// Host of the first worker whose stage and source are as wanted.
+    fn worker(&self, wanted: impl Fn(&str, &str) -> bool) -> Option<&'s Host> {
+        let workers = self.scene.dm.workers();
+        let (name, ..) = workers.iter().find(|(_, stage, source)| wanted(stage, source))?;
+        self.scene.host_of(name)
+    }
+
+    /// Lets the fault happen. Returns what will end it by itself.
+    fn inject<'scope>(
+        &self,
+        spot: &Spot<'s>,
+        run: &mut Attended,
+        scope: &'scope Scope<'scope, '_>,
+    ) -> Result<Option<Lifting<'scope>>, String>
+    where
+        's: 'scope,
+    {
+        let host = spot.host;
+        let lab = |result: Result<(), crate::LabError>| {
+            result.map_err(|error| format!("{}: {error}", self.cell))
+        };
+        match self.cell.fault {
+            Fault::KillController | Fault::KillControllerBack | Fault::Abandon => {
+                run.signal(Signal::KILL);
+            }
+            Fault::Interrupt => run.signal(Signal::INT),
+            Fault::InterruptTwice => {
+                run.signal(Signal::INT);
+                wait_until(PATIENCE, || {
+                    run.has_ended() || run.stderr().contains("once more stops at once")
+                });
+                run.signal(Signal::INT);
+            }
+            Fault::CutHost => return lab(host.cut_network()).map(|()| Some(cut(scope, host))),
+            Fault::CutLeader => {
+                let leader = self.scene.dm.leader().and_then(|it| self.scene.host_of(&it));
+                let host = leader.ok_or("there is no leader to cut off")?;
+                return lab(host.cut_network()).map(|()| Some(cut(scope, host)));
+            }
+            Fault::StopSshd => {
+                lab(host.stop_sshd())?;
+                return Ok(Some(scope.spawn(move || {
+                    // The length of the fault, not a wait for anything.
+                    thread::sleep(NO_SSHD);
+                    host.start_sshd().map_err(|error| format!("start sshd: {error}"))
+                })));
+            }
+            Fault::DropSessions => lab(host.drop_ssh_sessions())?,
+            Fault::PowerCycle => lab(host.power_cycle())?,
+            Fault::KillSpare => {
+                let spare = self.worker(|stage, _| stage == "free").ok_or("there is no spare")?;
+                lab(spare.signal_unit("dm-worker-8262.service", UnitSignal::Kill))?;
+            }
+            Fault::KillNode => {
+                // Between two processes there is nothing to kill.
+                drop(host.signal_unit(spot.unit(self.cell.turn), UnitSignal::Kill));
+            }
+            Fault::FillDisk => fill(host)?,
+            Fault::LargeTransaction => {
+                let flow = self.scene.flow.as_ref().ok_or("no rows flow")?;
+                let workers = self.scene.dm.workers();
+                let source = spot.instance.as_ref().and_then(|_| {
+                    workers.iter().find(|(name, ..)| {
+                        self.scene.host_of(name).is_some_and(|it| it.name == host.name)
+                    })
+                });
+                let source = source
+                    .map(|(_, _, source)| source.as_str())
+                    .filter(|source| !source.is_empty())
+                    .unwrap_or(SOURCES[0]);
+                flow.writer.write_transaction(source, LARGE);
+            }
+            Fault::Exits
+            | Fault::Hangs
+            | Fault::Crashes
+            | Fault::NeverJoins
+            | Fault::WrongVersion
+            | Fault::SlowStop => {}
+        }
+        Ok(None)
+    }
+
+    /// Does the exit code say what the hosts run?
+    fn compare_with_exit_code(&mut self, code: i32) {
+        let says_something = matches!(code, 0 | 1 | 3 | 5 | 6);
+        let within = if says_something { PATIENCE } else { Duration::ZERO };
+        let builds = self.scene.builds(&self.before, self.meant, within);
+        let is_true = match code {
+            0 if self.cell.fault == Fault::SlowStop => builds == Builds::Old,
+            0 => builds == Builds::New,
+            1 | 3 | 5 => builds == Builds::Old,
+            6 => matches!(builds, Builds::Mixed(_) | Builds::New),
+            7 | 130 | 137 => true,
+            _ => false,
+        };
+        if !is_true {
+            self.outcome.wrong.push(format!("exit code {code}, but the hosts: {builds}"));
+        }
+        self.outcome.after_the_fault = builds.to_string();
+    }
+
+    /// What an operator types, going by exit codes alone.
+    fn settle(&mut self, first: i32) -> Result<(), String> {
+        let mut code = first;
+        for _ in 0..4 {
+            let words: &[&str] = match code {
+                0 | 1 | 3 | 5 => return Ok(()),
+                6 => &["rollback", CLUSTER, "--yes", "--soak", "2"],
+                7 | 130 | 137 if self.cell.fault == Fault::KillControllerBack => {
+                    &["rollback", CLUSTER, "--yes", "--soak", "2"]
+                }
+                7 | 130 | 137 => &["resume", CLUSTER],
+                other => return Err(format!("nobody knows what to do after exit code {other}")),
+            };
+            let run = Attended::begin(&self.scene.operator, CLUSTER, words)
+                .map_err(|error| format!("start dmup: {error}"))?;
+            let said = run.end(BOUND);
+            code = said.code;
+            self.outcome.then.push(format!("{} {code}", words[0]));
+            self.outcome.said.push(said.to_string());
+        }
+        Err(format!("after four more commands the exit code is still {code}"))
+    }
+
+    fn check_the_end(&mut self) -> Result<(), String> {
+        let scene = self.scene;
+        let builds = scene.builds(&self.before, self.meant, PATIENCE);
+        self.outcome.end = builds.to_string();
+        if !self.may_end(&builds) {
+            self.outcome.wrong.push(format!("in the end the hosts run: {builds}"));
+        }
+        if let Err(why) = scene.in_service(PATIENCE) {
+            self.outcome.wrong.push(format!("out of service: {why}"));
+        }
+        let flow = scene.flow.as_ref().ok_or("no rows flow")?;
+        let rows = flow.count(RATE, PATIENCE);
+        self.outcome.rows = rows;
+        if !rows.is_whole() {
+            self.outcome.wrong.push(format!("rows: {rows}"));
+        }
+        let guards = scene.armed_guards();
+        if !guards.is_empty() {
+            self.outcome.wrong.push(format!("still armed: {}", guards.join(", ")));
+        }
+        let display = scene.dmup(&["display", CLUSTER]);
+        let patched = display.stdout.matches("(patched)").count();
+        let expected = if builds == Builds::New { 3 } else { 0 };
+        if patched != expected {
+            let text = format!("{patched} nodes are marked as patched, not {expected}: {display}");
+            self.outcome.wrong.push(text);
+        }
+        Ok(())
+    }
+
+    fn may_end(&self, builds: &Builds) -> bool {
+        // Killed before there was a run: there is nothing to resume.
+        let is_early = matches!(self.cell.phase, Phase::Open | Phase::Look);
+        match self.cell.fault {
+            Fault::KillController | Fault::Abandon | Fault::Interrupt | Fault::InterruptTwice => {
+                *builds == Builds::New || (is_early && *builds == Builds::Old)
+            }
+            Fault::KillSpare | Fault::DropSessions | Fault::LargeTransaction => {
+                *builds == Builds::New
+            }
+            Fault::KillControllerBack
+            | Fault::Exits
+            | Fault::Hangs
+            | Fault::Crashes
+            | Fault::NeverJoins
+            | Fault::WrongVersion
+            | Fault::SlowStop => *builds == Builds::Old,
+            Fault::CutHost
+            | Fault::CutLeader
+            | Fault::StopSshd
+            | Fault::PowerCycle
+            | Fault::KillNode
+            | Fault::FillDisk => matches!(builds, Builds::New | Builds::Old),
+        }
+    }
+
+    /// Back to the build from before, for the next cell: one more `rollback` that must work.
+    fn return_to_old(&mut self) -> Result<(), String> {
+        let scene = self.scene;
+        if scene.builds(&self.before, self.meant, PATIENCE) != Builds::New {
+            return Ok(());
+        }
+        let said = scene.dmup(&["rollback", CLUSTER, "--yes", "--soak", "1"]);
+        if said.code != 0 {
+            return Err(format!("the next cell cannot begin: {said}"));
+        }
+        match scene.builds(&self.before, self.meant, PATIENCE) {
+            Builds::Old => scene.in_service(PATIENCE),
+            other => Err(format!("rolled back, but the hosts run: {other}")),
+        }
+    }
+}
+
+/// Ends with the fault.
+type Lifting<'scope> = thread::ScopedJoinHandle<'scope, Result<(), String>>;
+
+fn cut<'scope>(scope: &'scope Scope<'scope, '_>, host: &'scope Host) -> Lifting<'scope> {
+    scope.spawn(move || {
+        // The length of the fault, not a wait for anything.
+        thread::sleep(CUT);
+        host.restore_network().map_err(|error| format!("restore the network: {error}"))
+    })
+}
+
+/// Leaves 64 KiB.
+fn fill(host: &Host) -> Result<(), String> {
+    let lab = |error: crate::LabError| format!("fill the disk: {error}");
+    let said =
+        host.must_run(&["df", "--output=avail", "--block-size=1024", DEPLOY]).map_err(lab)?;
+    let free: u64 = said
+        .lines()
+        .last()
+        .and_then(|word| word.trim().parse().ok())
+        .ok_or_else(|| format!("fill the disk: df said {said}"))?;
+    let size = format!("{}KiB", free.saturating_sub(64));
+    host.must_run(&["fallocate", "--length", &size, BALLAST]).map(drop).map_err(lab)
+}
+
+/// As [`crate::wait_for`], with looks that follow each other closely: phases are short.
+fn wait_often<T>(bound: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + bound;
+    loop {
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What the journal says of one turn.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct OneTurn {
+    instance: String,
+    pid: u64,
+    is_leader: bool,
+    entries: Vec<Value>,
+}
+
+/// The turn that is meant: of workers the free one comes first and then those with sources; of three masters the leader comes last.
+fn nth_turn(entries: &[Value], whose: Turn) -> Option<OneTurn> {
+    let nth = match whose {
+        Turn::Bound => 1,
+        Turn::Leader => 2,
+    };
+    let begins: Vec<usize> = entries
+        .iter()
+        .enumerate()
+        .filter(|(_, entry)| entry["entry"] == "turn_begins")
+        .map(|(at, _)| at)
+        .collect();
+    let from = *begins.get(nth)?;
+    let to = begins.get(nth + 1).copied().unwrap_or(entries.len());
+    Some(OneTurn {
+        instance: entries[from]["instance"].as_str()?.to_owned(),
+        pid: entries[from]["pid"].as_u64().unwrap_or(0),
+        is_leader: whose == Turn::Leader,
+        entries: entries[from..to].to_vec(),
+    })
+}
+
+impl OneTurn {
+    fn has(&self, word: &str, step: &str) -> bool {
+        self.entries.iter().any(|entry| is_step(entry, word, step))
+    }
+
+    fn is_going_offline(&self) -> bool {
+        !self.is_leader || self.has("started", "evict_leader")
+    }
+
+    fn has_ended(&self) -> bool {
+        self.entries.iter().any(|entry| entry["entry"] == "turn_ends")
+    }
+}
+
+fn is_step(entry: &Value, word: &str, step: &str) -> bool {
+    entry["entry"] == word && entry["step"]["step"] == step
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_turn_is_found_by_its_place_and_knows_its_steps() {
+        let turn = |instance: &str| json!({"entry": "turn_begins", "instance": instance, "pid": 7});
+        let entries = [
+            json!({"entry": "run_begins"}),
+            turn("a:1"),
+            json!({"entry": "started", "step": {"step": "window"}}),
+            json!({"entry": "turn_ends"}),
+            turn("b:1"),
+            json!({"entry": "done", "step": {"step": "window"}}),
+        ];
+        let found = nth_turn(&entries, Turn::Bound).unwrap();
+        assert_eq!((found.instance.as_str(), found.pid), ("b:1", 7));
+        assert!(found.has("done", "window") && !found.has("started", "window"));
+        assert!(!found.has_ended());
+        assert_eq!(nth_turn(&entries, Turn::Leader), None);
+    }
+}

@@ -1,0 +1,31 @@
+//! A dozen cells of the fault matrix (`cargo xtask faults` runs all of it): one fault of every kind, each phase that matters.
+//!
+//! Block 9.
+
+use lab::faults_matrix::{self, Cell, Outcome, render};
+
+const CELLS: [&str; 12] = [
+    "kill-controller:stage",
+    "kill-controller:window",
+    "kill-controller-back:healthy",
+    "kill-controller:soak",
+    "interrupt:window",
+    "interrupt-twice:healthy",
+    "cut-host:window",
+    "power-cycle:window",
+    "stop-sshd:healthy",
+    "kill-spare:offline",
+    "exits:start",
+    "kill-controller:offline:leader",
+];
+
+#[test]
+#[ignore = "needs root and systemd-nspawn"]
+fn a_hotfix_ends_well_or_is_taken_back_whatever_goes_wrong() {
+    let cells = Cell::select(&CELLS.map(str::to_owned)).unwrap();
+    assert_eq!(cells.len(), CELLS.len());
+    let outcomes =
+        faults_matrix::run("faultst", 9, &cells, &mut |line| println!("{line}")).unwrap();
+    println!("{}", render(&outcomes));
+    assert!(outcomes.iter().all(Outcome::is_as_it_must_be));
+}
