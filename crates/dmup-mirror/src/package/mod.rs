@@ -7,7 +7,7 @@
 //!
 //! A package is foreign: no name out of it is ever used as a path on this
 //! machine (contents lie in numbered files), and what does not fit the
-//! [limits](limits) is refused before it is written. The parcel has only plain
+//! [`limits`] is refused before it is written. The parcel has only plain
 //! files and folders, sorted, without dates and owners: the same content gives
 //! the same bytes.
 //!
