@@ -366,7 +366,7 @@ impl Master {
         Ok(Outcome::done())
     }
 
-    /// The transfer of running tasks: pause, look (the first look comes too early), wait ten seconds, look, move, and
+    /// The transfer of running tasks: pause, wait ten seconds, look, move, and
     /// resume in the background, as DM does since v5.4.0.
     async fn pause_and_move(
         self: &Arc<Self>,
@@ -398,13 +398,15 @@ impl Master {
         self.write_or_fail(put_all(Stage::Paused)).await?;
         let mut paused = false;
         for wait_s in (1..=10).rev() {
+            // DM looks before it sleeps, too, but so soon after its order that it sees the task running: every
+            // transfer that was measured took the ten seconds.
+            sleep(Duration::from_secs(wait_s)).await;
             let status = query_worker(&address, "").await?;
             paused =
                 status.subtask_status.iter().all(|subtask| subtask.known_stage() == Stage::Paused);
             if paused {
                 break;
             }
-            sleep(Duration::from_secs(wait_s)).await;
         }
         if !paused {
             let message = format!("failed to auto pause tasks {running:?} when transfer-source");

@@ -28,6 +28,11 @@ impl Process {
         rustix::process::kill_process(self.pid(), signal).expect("signal a child");
     }
 
+    fn has_ended(&mut self) -> bool {
+        let child = self.0.as_mut().expect("not ended");
+        child.try_wait().expect("wait").is_some()
+    }
+
     /// Waits for its end; the exit code, or none after a signal.
     pub(crate) fn wait(mut self) -> Option<i32> {
         let mut child = self.0.take().expect("not ended");
@@ -54,6 +59,11 @@ impl Drop for Process {
     }
 }
 
+/// Whether nothing is left of a run that was killed.
+fn first_master_is_free(second: u8, net: u8) -> bool {
+    std::net::TcpListener::bind(std::net::SocketAddr::from(([127, second, net, 1], 8261))).is_ok()
+}
+
 /// Polls until there is something.
 pub(crate) fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + WITHIN;
@@ -67,7 +77,8 @@ pub(crate) fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> 
 }
 
 pub(crate) struct Cluster {
-    net: u8,
+    /// `127.77.5.`: the first three parts of its addresses.
+    net: String,
     /// Names as TiUP gives them (`dm-<address>-<port>`), not m1 and w1.
     real_names: bool,
     pub(crate) dir: TempDir,
@@ -79,25 +90,29 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Three masters and so many workers on 127.77.`net`.1 and up, all of one build; two sources are written.
+    /// Three masters and so many workers on 127.77.`net`.1 and up (or 127.78, … if another run of the tests is there), all of one build; two sources are written.
     pub(crate) fn start(net: u8, workers: usize, stamp: &Stamp) -> Self {
         Self::start_named(net, workers, stamp, false)
     }
 
     pub(crate) fn start_named(net: u8, workers: usize, stamp: &Stamp, real_names: bool) -> Self {
         let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None);
+        let sources = [("src1", 50), ("src2", 50)];
+        let (second, writer) = (77..=120)
+            .filter(|second| first_master_is_free(*second, net))
+            .find_map(|second| {
+                let address = ([127, second, net, 9], 3306).into();
+                RowWriter::start(address, &sources).ok().map(|writer| (second, writer))
+            })
+            .expect("a net that nobody uses");
         let mut cluster = Self {
-            net,
+            net: format!("127.{second}.{net}."),
             real_names,
             dir: tempfile::tempdir().expect("a folder"),
             masters: Vec::new(),
             workers: Vec::new(),
-            writer: RowWriter::start(
-                ([127, 77, net, 9], 3306).into(),
-                &[("src1", 50), ("src2", 50)],
-            )
-            .expect("writer"),
-            witness: Witness::start(([127, 77, net, 9], 4000).into()).expect("witness"),
+            writer,
+            witness: Witness::start(([127, second, net, 9], 4000).into()).expect("witness"),
             agent: config.timeout_global(Some(Duration::from_secs(90))).build().into(),
         };
         cluster.build("dm-master", "", stamp);
@@ -106,15 +121,34 @@ impl Cluster {
             let process = cluster.start_master(i);
             cluster.masters.push(Some(process));
         }
-        wait_until("a leader", || cluster.leader());
+        wait_until("a leader", || {
+            cluster.restart_ended();
+            cluster.leader()
+        });
         for i in 1..=workers {
             let process = cluster.start_worker(i, "");
             cluster.workers.push(Some(process));
         }
         wait_until("all workers free", || {
+            cluster.restart_ended();
             (cluster.workers_in("free").len() == workers).then_some(())
         });
         cluster
+    }
+
+    /// Starts again what has given up, as systemd would: on a slow disk etcd may need more than the ten seconds that a
+    /// dm-master waits for it.
+    fn restart_ended(&mut self) {
+        for i in 1..=self.masters.len() {
+            if self.masters[i - 1].as_mut().is_some_and(Process::has_ended) {
+                self.masters[i - 1] = Some(self.start_master(i));
+            }
+        }
+        for i in 1..=self.workers.len() {
+            if self.workers[i - 1].as_mut().is_some_and(Process::has_ended) {
+                self.workers[i - 1] = Some(self.start_worker(i, ""));
+            }
+        }
     }
 
     /// Makes a program `dir/<variant>/<name>`.
@@ -127,23 +161,23 @@ impl Cluster {
     }
 
     pub(crate) fn master(&self, i: usize) -> String {
-        format!("127.77.{}.{i}:8261", self.net)
+        format!("{}{i}:8261", self.net)
     }
 
     pub(crate) fn worker(&self, i: usize) -> String {
-        format!("127.77.{}.{i}:8262", self.net)
+        format!("{}{i}:8262", self.net)
     }
 
     pub(crate) fn master_name(&self, i: usize) -> String {
-        if self.real_names { format!("dm-127.77.{}.{i}-8261", self.net) } else { format!("m{i}") }
+        if self.real_names { format!("dm-{}{i}-8261", self.net) } else { format!("m{i}") }
     }
 
     pub(crate) fn worker_name(&self, i: usize) -> String {
-        if self.real_names { format!("dm-127.77.{}.{i}-8262", self.net) } else { format!("w{i}") }
+        if self.real_names { format!("dm-{}{i}-8262", self.net) } else { format!("w{i}") }
     }
 
     fn peer(&self, i: usize) -> String {
-        format!("http://127.77.{}.{i}:8291", self.net)
+        format!("http://{}{i}:8291", self.net)
     }
 
     fn spawn(&self, exe: &Path, name: &str, args: &[String]) -> Process {
