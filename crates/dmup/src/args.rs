@@ -248,6 +248,9 @@ pub struct PatchArgs {
     /// Print what would be done, and end
     #[arg(long)]
     pub plan: bool,
+    /// Carry out this plan, printed earlier with `--plan --format json`; refused if the cluster has changed since
+    #[arg(long, value_name = "FILE", conflicts_with = "plan")]
+    pub apply_plan: Option<Utf8PathBuf>,
     /// Seconds that a node must stay healthy before the next one's turn
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=86400), value_name = "SECONDS")]
     pub soak: u32,

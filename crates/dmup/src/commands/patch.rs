@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use camino::Utf8Path;
 use dmup_core::instance::Instance;
 use dmup_core::plan::{
     Decision, HotfixRequest, ParcelSpec, Plan, TargetBuild, plan_hotfix, render,
@@ -75,14 +76,21 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
     };
     let policy = policy_of(args, context);
     progress.end();
-    let mut plan = match plan_hotfix(&request, &inventory, &policy) {
-        Decision::NothingToDo => {
-            known.mark_all(&selected, &request)?;
-            context.printer.talk("Nothing to do: every selected instance runs this build already");
-            return Ok(());
+    let planned = args.apply_plan.as_deref().map(|file| read_plan(file, &known, &package));
+    let mut plan = if let Some(planned) = planned {
+        planned?
+    } else {
+        match plan_hotfix(&request, &inventory, &policy) {
+            Decision::NothingToDo => {
+                known.mark_all(&selected, &request)?;
+                context
+                    .printer
+                    .talk("Nothing to do: every selected instance runs this build already");
+                return Ok(());
+            }
+            Decision::Blocked(blockers) => return Err(run::blocked("patch", &known, &blockers)),
+            Decision::Go(plan) => *plan,
         }
-        Decision::Blocked(blockers) => return Err(run::blocked("patch", &known, &blockers)),
-        Decision::Go(plan) => *plan,
     };
     run::refuse_without_sudo(&fleet, &selected).await?;
     if args.plan {
@@ -120,6 +128,33 @@ fn open_package(
         Failure::refused(chain(&error))
             .hint(format_args!("`dmup package show {}` lists what is inside", args.package))
     })
+}
+
+/// A plan that was printed earlier: of this cluster and this package. Whether it still fits the cluster is looked at
+/// before the first effect, as with every plan.
+fn read_plan(file: &Utf8Path, known: &Known, package: &Package) -> Result<Plan, Failure> {
+    const LONGEST: u64 = 64 << 20;
+    let refused = |why: String| Failure::refused(format_args!("read the plan {file}: {why}"));
+    let length = fs_err::metadata(file).map_err(|error| refused(error.to_string()))?.len();
+    if length > LONGEST {
+        return Err(refused(format!("it has {length} bytes, {LONGEST} are allowed")));
+    }
+    let text = fs_err::read(file).map_err(|error| refused(error.to_string()))?;
+    let plan: Plan = serde_json::from_slice(&text).map_err(|error| refused(error.to_string()))?;
+    if plan.format != Plan::FORMAT {
+        return Err(refused(format!(
+            "it has format {}, this dmup knows {}",
+            plan.format,
+            Plan::FORMAT
+        )));
+    }
+    if plan.cluster != known.name {
+        return Err(refused(format!("it is a plan for {}", plan.cluster)));
+    }
+    if plan.parcel.as_ref().map(|it| &it.digest) != Some(&package.parcel.digest) {
+        return Err(refused(format!("it was made for another package than {}", package.path)));
+    }
+    Ok(plan)
 }
 
 fn policy_of(args: &PatchArgs, context: &Context) -> Policy {
