@@ -58,7 +58,13 @@ pub(crate) fn faults(args: &FaultsArgs) -> Result<(), Failure> {
 pub(crate) fn soak(args: &SoakArgs) -> Result<(), Failure> {
     if !has_programs() {
         let (kills, seed) = (args.kills.to_string(), args.seed.to_string());
-        return run_again(&["soak".to_owned(), "--kills".to_owned(), kills, "--seed".to_owned(), seed]);
+        return run_again(&[
+            "soak".to_owned(),
+            "--kills".to_owned(),
+            kills,
+            "--seed".to_owned(),
+            seed,
+        ]);
     }
     Ok(soak::run("soak", 11, args.kills, args.seed, &mut |line| say(line))?)
 }

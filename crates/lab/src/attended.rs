@@ -43,8 +43,7 @@ impl Attended {
     /// If it does not start.
     pub fn begin(operator: &Operator, cluster: &str, words: &[&str]) -> io::Result<Self> {
         let own = operator.tiup_home().join(format!("storage/dm/clusters/{cluster}/dmup"));
-        let before =
-            journals(&own).into_iter().map(|(run, text)| (run, text.len())).collect();
+        let before = journals(&own).into_iter().map(|(run, text)| (run, text.len())).collect();
         let mut child = operator.begin(words)?;
         drop(child.stdin.take());
         let stdout = Stream::read(child.stdout.take().expect("piped by the operator"));
@@ -182,7 +181,8 @@ printf '{"entry":{"entry":"run_begins"}}\n{"entry":' > 2/journal.jsonl; echo sai
         let operator = operator(folder, script);
         let run = operator.tiup_home().join("storage/dm/clusters/prod/dmup/runs/1");
         fs_err::create_dir_all(&run).unwrap();
-        fs_err::write(run.join("journal.jsonl"), "{\"entry\":{\"entry\":\"run_begins\"}}\n").unwrap();
+        fs_err::write(run.join("journal.jsonl"), "{\"entry\":{\"entry\":\"run_begins\"}}\n")
+            .unwrap();
         let attended = Attended::begin(&operator, "prod", &[]).unwrap();
         assert!(wait_until(Duration::from_secs(60), || attended.stderr() == "said\n"));
         let seen = attended.entries();

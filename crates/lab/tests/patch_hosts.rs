@@ -36,6 +36,9 @@ fn hotfixes_good_and_bad_on_a_cluster_with_rows_flowing() {
     let plan = scene.dmup(&["patch", CLUSTER, good.as_str(), "--plan"]).well();
     assert!(plan.stdout.contains("evict the leader"), "{plan}");
     assert_eq!(scene.running_hashes(), old);
+    let plan = scene.dmup(&["patch", CLUSTER, good.as_str(), "--plan", "--format", "json"]).well();
+    let plan_file = scene.operator.folder().join("plan.json");
+    fs_err::write(&plan_file, plan.stdout).unwrap();
 
     // Bad builds, one kind after the other: caught on the first node, which is as before afterwards.
     for (name, fault) in [
@@ -70,8 +73,24 @@ fn hotfixes_good_and_bad_on_a_cluster_with_rows_flowing() {
     let display = scene.dmup(&["display", CLUSTER]).well();
     assert!(!display.stdout.contains("(patched)"), "{display}");
 
+    // A plan made before is refused for another package, and applied as it is.
+    let apply = ["patch", CLUSTER, good.as_str(), "--apply-plan", plan_file.as_str(), "--yes"];
+    let other =
+        scene.hotfix("other.tar.gz", &Stamp::new("v8.1.0-other", &hash_of("other"))).unwrap();
+    let words = ["patch", CLUSTER, other.as_str(), "--apply-plan", plan_file.as_str(), "--yes"];
+    let said = scene.dmup(&words).with_code(3);
+    assert!(said.stderr.contains("another package"), "{said}");
+
     // The good one: every process runs it, every row is there once, leadership moved once at most.
-    let said = scene.dmup(&["patch", CLUSTER, good.as_str(), "--yes"]).well();
+    // Bindings moved with the bad builds: the old plan may be stale. Then it says so, and touches nothing.
+    let applied = scene.dmup(&apply);
+    let said = if applied.code == 3 {
+        assert!(applied.stderr.contains("has changed since the plan was made"), "{applied}");
+        assert_eq!(scene.running_hashes(), old, "{applied}");
+        scene.dmup(&["patch", CLUSTER, good.as_str(), "--yes"]).well()
+    } else {
+        applied.well()
+    };
     let new = scene.running_hashes();
     for ((place, before), (_, after)) in old.iter().zip(&new) {
         assert_ne!(before, after, "{place} still runs the old build\n{said}");
@@ -81,6 +100,10 @@ fn hotfixes_good_and_bad_on_a_cluster_with_rows_flowing() {
     let display = scene.dmup(&["display", CLUSTER]).well();
     assert_eq!(display.stdout.matches("(patched)").count(), 6, "{display}");
     assert!(display.stdout.contains("Total nodes: 6"), "{display}");
+
+    // The cluster is not what that plan was made for any more.
+    let stale = scene.dmup(&apply).with_code(3);
+    assert!(stale.stderr.contains("has changed since the plan was made"), "{stale}");
 
     // Again: nothing to do. Back: every process runs the old build, without any package.
     let again = scene.dmup(&["patch", CLUSTER, good.as_str(), "--yes"]).well();

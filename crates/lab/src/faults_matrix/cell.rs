@@ -282,7 +282,10 @@ impl Cell {
             .flat_map(|fault| fault.phases().iter().map(move |phase| bound(fault, phase)))
             .collect();
         let leader: [(Fault, &[Phase]); 7] = [
-            (Fault::KillController, &[Phase::Offline, Phase::Window, Phase::Healthy, Phase::Confirm]),
+            (
+                Fault::KillController,
+                &[Phase::Offline, Phase::Window, Phase::Healthy, Phase::Confirm],
+            ),
             (Fault::KillControllerBack, &[Phase::Offline, Phase::Healthy]),
             (Fault::InterruptTwice, &[Phase::Window]),
             (Fault::CutHost, &[Phase::Offline, Phase::Window, Phase::Healthy]),
