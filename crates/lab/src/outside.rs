@@ -2,7 +2,7 @@
 //!
 //! Nothing here asks `dmup`: processes and files are read on the hosts, stages from DM, rows from the witness.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -69,34 +69,37 @@ impl Meant {
 
 /// Compares what runs (of [`Scene::running_hashes`]) with what ran before.
 pub fn compare(before: &[(String, String)], now: &[(String, String)], meant: Meant) -> Builds {
-    let places = |wanted: &dyn Fn(&(&(String, String), &(String, String))) -> bool| {
-        let of: Vec<&str> = before
-            .iter()
-            .zip(now)
-            .filter(wanted)
-            .map(|((place, _), _)| place.strip_suffix(".service").unwrap_or(place))
-            .collect();
+    let all: Vec<Compared<'_>> = before
+        .iter()
+        .zip(now)
+        .map(|((place, old), (_, new))| Compared {
+            place: place.strip_suffix(".service").unwrap_or(place),
+            new,
+            is_changed: old != new,
+        })
+        .collect();
+    let places = |wanted: fn(&Compared<'_>) -> bool| {
+        let of: Vec<&str> = all.iter().filter(|it| wanted(it)).map(|it| it.place).collect();
         of.join(", ")
     };
-    let down = places(&|(_, (_, hash))| hash == "down");
-    if !down.is_empty() {
-        return Builds::Down(down);
+    if all.iter().any(|it| it.new == "down") {
+        return Builds::Down(places(|it| it.new == "down"));
     }
-    let changed = |((place, old), (_, new)): &(&(String, String), &(String, String))| {
-        (old != new, meant.has(place))
-    };
-    let is_old = before.iter().zip(now).all(|pair| !changed(&pair).0);
-    if is_old {
-        return Builds::Old;
+    let builds: BTreeSet<&str> = all.iter().filter(|it| it.is_changed).map(|it| it.new).collect();
+    if builds.is_empty() {
+        Builds::Old
+    } else if builds.len() == 1 && all.iter().all(|it| it.is_changed == meant.has(it.place)) {
+        Builds::New
+    } else {
+        Builds::Mixed(format!("new on {}", places(|it| it.is_changed)))
     }
-    let mut builds: Vec<&String> =
-        before.iter().zip(now).filter(|pair| changed(pair).0).map(|(_, (_, hash))| hash).collect();
-    builds.dedup();
-    if builds.len() == 1 && before.iter().zip(now).all(|pair| changed(&pair).0 == changed(&pair).1)
-    {
-        return Builds::New;
-    }
-    Builds::Mixed(format!("new on {}", places(&|pair| changed(pair).0)))
+}
+
+/// One process.
+struct Compared<'h> {
+    place: &'h str,
+    new: &'h str,
+    is_changed: bool,
 }
 
 impl Scene {
