@@ -94,6 +94,12 @@ pub struct Selection {
 pub enum Command {
     /// Deploy a DM cluster
     Deploy(DeployArgs),
+    /// Add instances to a DM cluster
+    ScaleOut(ScaleOutArgs),
+    /// Take instances off a DM cluster, data included
+    ScaleIn(ScaleInArgs),
+    /// Take members off DM's list that are not part of the cluster any more
+    Prune(PruneArgs),
     /// Start a DM cluster
     Start(SelectedArgs),
     /// Stop a DM cluster
@@ -146,6 +152,68 @@ pub struct DeployArgs {
     /// The topology file
     #[arg(value_name = "TOPOLOGY.YAML")]
     pub topology: Utf8PathBuf,
+    /// How to log in
+    #[command(flatten)]
+    pub login: LoginArgs,
+}
+
+/// Arguments of `scale-out`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  dmup scale-out prod new-workers.yaml -u root -i ~/.ssh/id_ed25519
+  dmup scale-out prod new-workers.yaml        all of it on hosts that the cluster has already
+
+The file has the new servers only, in the form of `deploy`:
+  worker_servers:
+    - host: 10.0.1.14")]
+pub struct ScaleOutArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// The topology file with the new servers
+    #[arg(value_name = "TOPOLOGY.YAML")]
+    pub topology: Utf8PathBuf,
+    /// How to log in on hosts that are new to the cluster
+    #[command(flatten)]
+    pub login: LoginArgs,
+}
+
+/// Arguments of `scale-in`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Examples:\n  dmup scale-in prod -N 10.0.1.14:8262\n  dmup scale-in prod -N 10.0.1.14:8262 --force    its host is gone for good"
+)]
+pub struct ScaleInArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// These nodes: first column of `display`, comma separated or repeated
+    #[arg(
+        short = 'N',
+        long = "node",
+        value_delimiter = ',',
+        value_name = "HOST:PORT",
+        required = true
+    )]
+    pub nodes: Vec<String>,
+    /// Go on when hosts or DM do not answer, or a source has nowhere to go
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Arguments of `prune`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  dmup prune prod        after a scale-in with --force")]
+pub struct PruneArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+}
+
+/// How to log in on hosts that do not know the cluster's own key yet.
+#[derive(Args, Clone, Debug)]
+pub struct LoginArgs {
     /// Who to log in as (root, or somebody who may use sudo); you if not given
     #[arg(short, long)]
     pub user: Option<String>,

@@ -125,6 +125,9 @@ impl Context {
         match command {
             Command::Agent(_) | Command::Completion { .. } | Command::Package(_) => return Ok(()),
             Command::Deploy(_)
+            | Command::ScaleOut(_)
+            | Command::ScaleIn(_)
+            | Command::Prune(_)
             | Command::Start(_)
             | Command::Stop(_)
             | Command::Restart(_)

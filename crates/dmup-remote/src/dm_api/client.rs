@@ -160,21 +160,35 @@ impl DmClient {
     ///
     /// Refused while a worker still has its lease (46005: try again), or if the instance is no part of DM.
     pub async fn remove_member(&self, instance: &Instance) -> Result<(), EffectError> {
-        let kind = match instance.role {
+        self.remove_named(instance.role, &instance.name, Some(&instance.id)).await
+    }
+
+    /// The same for a member that the topology may not know; `never` is a master that must not be asked.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::remove_member`].
+    pub async fn remove_named(
+        &self,
+        role: Role,
+        name: &MemberName,
+        never: Option<&InstanceId>,
+    ) -> Result<(), EffectError> {
+        let kind = match role {
             Role::DmMaster => "master",
             Role::DmWorker => "worker",
             Role::Prometheus | Role::Grafana | Role::Alertmanager => {
                 return Err(EffectError {
-                    attempted: format!("take {} off the member list", instance.id),
+                    attempted: format!("take {name} off the member list"),
                     place: "DM".into(),
-                    observed: format!("{} is no member of DM", instance.role),
+                    observed: format!("{role} is no member of DM"),
                     certainty: Certainty::Refused,
                 });
             }
         };
-        let path = format!("/apis/v1alpha1/members/{kind}/{}", escaped(instance.name.as_str()));
-        let attempted = format!("take {} off the member list", instance.name);
-        self.order(&attempted, Some(&instance.id), |master| {
+        let path = format!("/apis/v1alpha1/members/{kind}/{}", escaped(name.as_str()));
+        let attempted = format!("take {name} off the member list");
+        self.order(&attempted, never, |master| {
             let url = format!("{}{path}", self.base(master));
             async move {
                 let within = self.timeouts.order.min(MEMBER_ORDER);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::HostId;
 use dmup_core::instance::{Instance, Role};
 use dmup_remote::Fleet;
@@ -78,7 +78,7 @@ pub(crate) async fn run(args: &DestroyArgs, context: &Context) -> Result<(), Fai
     {
         return Err(failure);
     }
-    let failed = remove(&fleet, &instances, &known.meta, keeps_data).await;
+    let failed = remove(&fleet, &instances, &[], &known.meta, keeps_data).await;
     if !failed.is_empty() && !args.force {
         return Err(Failure::failed("remove the instances")
             .because(failed)
@@ -94,10 +94,12 @@ pub(crate) async fn run(args: &DestroyArgs, context: &Context) -> Result<(), Fai
     Ok(())
 }
 
-/// Units, deploy, data and log folders; then what instances share, and our own folder in the home.
-async fn remove(
+/// Units, deploy, data and log folders; on hosts that nothing of the cluster is left on, our own folder in the home.
+/// Folders that instances of `rest` have something in stay.
+pub(crate) async fn remove(
     fleet: &Fleet,
     instances: &[Instance],
+    rest: &[Instance],
     meta: &dmup_core::topology::Meta,
     keeps_data: impl Fn(&Instance) -> bool,
 ) -> Vec<String> {
@@ -124,8 +126,12 @@ async fn remove(
     let user = meta.user.clone();
     let work = by_host.into_iter().map(|(host, mut paths)| {
         let user = user.clone();
+        let neighbours: Vec<&Instance> = rest.iter().filter(|it| it.host == host).collect();
+        paths.retain(|path| !neighbours.iter().any(|it| has_something_in(it, path)));
+        let is_last = neighbours.is_empty();
         async move {
-            if let Ok(hello) = fleet.hello(&host).await
+            if is_last
+                && let Ok(hello) = fleet.hello(&host).await
                 && hello.user == user.as_str()
             {
                 paths.push(hello.home.join(dmup_remote::hosts::OUR_FOLDER));
@@ -138,4 +144,29 @@ async fn remove(
         .into_iter()
         .filter_map(|it| it.err().map(|error| error.to_string()))
         .collect()
+}
+
+/// Whether an instance would lose something if a folder went away.
+fn has_something_in(instance: &Instance, folder: &Utf8Path) -> bool {
+    let dirs = [&instance.deploy_dir, &instance.log_dir];
+    dirs.into_iter().chain(&instance.data_dirs).any(|dir| dir.starts_with(folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use dmup_core::topology::Topology;
+
+    use super::*;
+
+    #[test]
+    fn a_shared_log_folder_stays_as_long_as_somebody_logs_there() {
+        let mut topology = Topology::parse(
+            "global:\n  log_dir: /var/log/dm\nmaster_servers:\n  - host: 10.0.1.1\nworker_servers:\n  - host: 10.0.1.1\n",
+        )
+        .unwrap();
+        topology.expand_dirs();
+        let all = topology.instances();
+        assert!(has_something_in(&all[0], &all[1].log_dir));
+        assert!(!has_something_in(&all[0], &all[1].deploy_dir));
+    }
 }

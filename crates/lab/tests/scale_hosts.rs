@@ -1,0 +1,140 @@
+//! `scale-out`, `scale-in` and `prune` on real hosts while rows flow.
+//!
+//! Three masters, three workers and monitoring on three hosts; a fourth that nobody knows yet (block 13).
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::time::Duration;
+
+use lab::hosts::HostSet;
+use lab::scene::{CLUSTER, Scene, Shape, TASK};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn rows_are_whole(scene: &Scene) {
+    let flow = scene.flow.as_ref().expect("rows flow");
+    scene.dm.wait_running(TASK, 2, PATIENCE).unwrap();
+    for source in flow.writer.sources() {
+        let seen = flow
+            .witness
+            .wait(&flow.writer, &source, PATIENCE, |it| it.arrived + 100 > it.written)
+            .unwrap_or_else(|seen| panic!("{source}: {seen}"));
+        assert_eq!((seen.lost, seen.doubled), (0, 0), "{source}: {seen}");
+    }
+}
+
+/// `dm-HOST-PORT` as `HOST:PORT`: how the topology names a member that has no name of its own.
+fn id_of(member: &str) -> String {
+    let (host, port) = member.trim_start_matches("dm-").rsplit_once('-').unwrap();
+    format!("{host}:{port}")
+}
+
+#[test]
+#[ignore = "needs root and systemd-nspawn"]
+fn instances_come_patched_and_go_without_losing_rows_or_the_quorum() {
+    let hosts = HostSet::fresh("scale", 13, 4).unwrap();
+    let shape = Shape { monitoring: Some(1), ..Shape::three() };
+    let mut scene = Scene::on(hosts, shape).unwrap();
+    scene.deploy().unwrap();
+    scene.replicate(50).unwrap();
+    let fourth = scene.hosts.host(4).unwrap();
+    let fix = scene.hotfix("fix.tar.gz", &scene.fixed()).unwrap();
+    let patch =
+        ["patch", CLUSTER, fix.as_str(), "--overwrite", "--soak", "0", "-R", "dm-master,dm-worker"];
+    scene.dmup(&[&patch[..], &["--yes"]].concat()).well();
+
+    // Out: a master and a worker on a host that is new to the cluster.
+    let more = scene.operator.folder().join("more.yaml");
+    let text =
+        format!("master_servers:\n  - host: {0}\nworker_servers:\n  - host: {0}\n", fourth.address);
+    fs_err::write(&more, text).unwrap();
+    let key = scene.hosts.key_path();
+    let words = ["scale-out", CLUSTER, more.as_str(), "-u", "root", "-i", key.as_str()];
+    let said = scene.dmup(&[&words[..], &["--accept-new-host-keys", "--yes"]].concat()).well();
+    let (_, fixed) = scene.running_hashes().remove(0);
+    for unit in ["dm-master-8261.service", "dm-worker-8262.service"] {
+        let runs = scene.running_hash(fourth, unit);
+        assert_eq!(runs.as_ref(), Some(&fixed), "{unit} must run the hotfix\n{said}");
+    }
+    assert_eq!(scene.dm.workers().len(), 4, "{said}");
+    let display = scene.dmup(&["display", CLUSTER]).well();
+    assert_eq!(display.stdout.matches("(patched)").count(), 8, "{display}");
+    assert_eq!(display.stdout.matches("Healthy").count(), 4, "{display}");
+    let scraped = scene.hosts.run_on(
+        1,
+        &[
+            "grep",
+            "-c",
+            &fourth.address.to_string(),
+            "/home/tidb/deploy/prometheus-9090/conf/prometheus.yml",
+        ],
+    );
+    assert_ne!(scraped.unwrap().trim(), "0");
+    // What is there already is refused, and nothing of it is touched.
+    let again = scene.dmup(&[&words[..], &["--yes"]].concat()).with_code(3);
+    assert!(again.stderr.contains("nothing was touched"), "{again}");
+    rows_are_whole(&scene);
+
+    // In: all workers but one is too much for two sources; one that is bound goes.
+    let workers = scene.dm.workers();
+    let all: Vec<String> = workers[1..].iter().map(|(name, _, _)| id_of(name)).collect();
+    let too_many = scene.dmup(&["scale-in", CLUSTER, "-N", &all.join(","), "--yes"]).with_code(3);
+    assert!(too_many.stderr.contains("no free worker"), "{too_many}");
+    let (bound, _, _) = workers.iter().find(|(_, stage, _)| stage == "bound").unwrap().clone();
+    let id = id_of(&bound);
+    let said = scene.dmup(&["scale-in", CLUSTER, "-N", &id, "--yes"]).well();
+    let left = scene.dm.workers();
+    assert!(left.len() == 3 && left.iter().all(|(name, _, _)| *name != bound), "{left:?}\n{said}");
+    let host = scene.hosts.hosts().iter().find(|it| id.starts_with(&it.address.to_string()));
+    let there = host.unwrap().run(&["ls", "/home/tidb/deploy/dm-worker-8262"]).unwrap();
+    assert!(!there.status.success(), "files of {id} are there still\n{said}");
+    rows_are_whole(&scene);
+
+    // In: the leader. Another leads, and all that are left are members.
+    let leader = scene.dm.leader().unwrap();
+    let said = scene.dmup(&["scale-in", CLUSTER, "-N", &id_of(&leader), "--yes"]).well();
+    assert_ne!(scene.dm.leader().unwrap(), leader, "{said}");
+    let display = scene.dmup(&["display", CLUSTER]).well();
+    assert_eq!(display.stdout.matches("Healthy").count(), 3, "{display}");
+    assert!(display.stdout.contains("Total nodes: 9"), "{display}");
+    rows_are_whole(&scene);
+
+    // A member that nobody knows: refused while it runs, pruned when it is down.
+    let worker = scene.dm.workers().remove(0).0;
+    let id = id_of(&worker);
+    let host = scene.hosts.hosts().iter().find(|it| id.starts_with(&it.address.to_string()));
+    let host = host.unwrap();
+    let program = "/home/tidb/deploy/dm-worker-8262/bin/dm-worker/dm-worker";
+    let leader = id_of(&scene.dm.leader().unwrap());
+    let (join, advertise) =
+        (format!("--join={leader}"), format!("--advertise-addr={}:9262", host.address));
+    host.must_run(&[
+        "systemd-run",
+        "--unit=stray",
+        program,
+        "--name=stray",
+        "--worker-addr=0.0.0.0:9262",
+        &advertise,
+        &join,
+    ])
+    .unwrap();
+    let is_there = |wanted: bool| {
+        move |dm: &lab::dm::DmCluster| {
+            let seen = dm.workers();
+            let there = seen.iter().any(|(name, stage, _)| name == "stray" && stage != "offline");
+            if there == wanted { Ok(()) } else { Err(format!("{seen:?}")) }
+        }
+    };
+    scene.dm.wait_until("the stray has joined", PATIENCE, is_there(true)).unwrap();
+    let refused = scene.dmup(&["prune", CLUSTER]).with_code(3);
+    assert!(refused.stderr.contains("stray"), "{refused}");
+    host.must_run(&["systemctl", "stop", "stray"]).unwrap();
+    scene.dm.wait_until("the stray is gone", PATIENCE, is_there(false)).unwrap();
+    let pruned = scene.dmup(&["prune", CLUSTER]).well();
+    assert!(scene.dm.workers().iter().all(|(name, _, _)| name != "stray"), "{pruned}");
+
+    let flow = scene.flow.as_ref().expect("rows flow");
+    for (source, seen) in flow.witness.settle(&flow.writer, PATIENCE) {
+        assert!(seen.is_whole(), "{source}: {seen}");
+    }
+}
