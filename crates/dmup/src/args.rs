@@ -283,7 +283,7 @@ pub struct DisplayArgs {
     #[arg(long)]
     pub verify: bool,
     /// Seconds to wait for the status of an instance
-    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600), value_name = "SECONDS")]
     pub status_timeout: u64,
 }
 
@@ -331,7 +331,9 @@ pub struct PatchArgs {
     /// Also patch instances that are down
     #[arg(long)]
     pub include_down: bool,
-    /// Go on although subtasks are paused by an error, dumping or loading, or a DDL lock is held
+    /// Go on although: subtasks have errors, dump or load; a source is bound to nobody; DDLs wait for a lock; another
+    /// node is down; a node runs something else than its disk has; this build failed before; with --offline, a node
+    /// runs. Quorum, an agreed leader, room on disks and reachable hosts are never given up
     #[arg(long)]
     pub force: bool,
 }

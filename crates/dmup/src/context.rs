@@ -1,6 +1,7 @@
 //! What every command starts from: surroundings, state, and the ways to hosts and DM.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,11 +15,11 @@ use dmup_core::journal::{Folded, RunState, TurnEnd, fold};
 use dmup_core::plan::{Kind as RunKind, ParcelSpec, Plan};
 use dmup_core::report::{Report, RunEnd};
 use dmup_core::selection::BadSelection;
-use dmup_core::topology::Meta;
+use dmup_core::topology::{Meta, Topology};
 use dmup_exec::RunFolder;
 use dmup_exec::ports::{Clock, Records};
 use dmup_mirror::package::Package;
-use dmup_remote::dm_api::{DmClient, Timeouts};
+use dmup_remote::dm_api::{DmClient, Timeouts, Tls};
 use dmup_remote::ssh::{HostKeys, NewHostKey, Reach, ReachLimits, UnknownHostKeys};
 use dmup_remote::{AuthMethod, Fleet, FleetSettings, HostAddress, Login};
 use dmup_state::{Cluster, ClusterLock, Profile, StateError};
@@ -52,10 +53,7 @@ impl Context {
     /// A cluster by the name that the operator typed.
     pub(crate) fn cluster(&self, name: &str) -> Result<Known, Failure> {
         let name = checked_name(name)?;
-        let (cluster, meta) = self.profile.open(&name).map_err(|error| {
-            let failure = state_failure(error);
-            failure.hint("`dmup list` shows all clusters")
-        })?;
+        let (cluster, meta) = self.profile.open(&name).map_err(state_failure)?;
         Ok(Known { name, cluster, meta })
     }
 
@@ -195,8 +193,38 @@ impl Known {
 
     /// A client of this cluster's DM.
     pub(crate) fn dm(&self, instances: &[Instance]) -> Result<DmClient, Failure> {
-        DmClient::new(instances, Timeouts::default())
-            .map_err(|error| Failure::failed(chain(&error)))
+        self.dm_within(instances, Timeouts::default())
+    }
+
+    /// A client of this cluster's DM with other limits; over TLS if the cluster has it.
+    pub(crate) fn dm_within(
+        &self,
+        instances: &[Instance],
+        timeouts: Timeouts,
+    ) -> Result<DmClient, Failure> {
+        if !self.meta.topology.global.enable_tls {
+            return DmClient::new(instances, timeouts)
+                .map_err(|error| Failure::failed(chain(&error)));
+        }
+        let folder = self.cluster.tls_dir();
+        let file = |name: &str| {
+            let path = folder.join(name);
+            read_small(&path).map_err(|why| {
+                Failure::refused(format_args!(
+                    "read {path}, without which DM of {} (enable_tls) lets nobody in: {why}",
+                    self.name
+                ))
+                .hint("it was made when the cluster was deployed; `meta backup` keeps a copy")
+            })
+        };
+        let tls = Tls {
+            authority: file("ca.crt")?,
+            certificate: file("client.crt")?,
+            key: file("client.pem")?,
+        };
+        DmClient::over_tls(instances, timeouts, &tls).map_err(|error| {
+            Failure::refused(format_args!("use the certificates in {folder}: {}", chain(&error)))
+        })
     }
 
     /// One operator at a time.
@@ -484,6 +512,29 @@ impl Drop for Scratch {
     }
 }
 
+/// A certificate or a key.
+fn read_small(path: &Utf8Path) -> Result<Vec<u8>, std::io::Error> {
+    const LONGEST: u64 = 1 << 20;
+    let mut bytes = Vec::new();
+    let mut file = fs_err::File::open(path)?.take(LONGEST + 1);
+    file.read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LONGEST {
+        return Err(std::io::Error::other(format!("it has more than {LONGEST} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Certificates of new instances cannot be made yet.
+pub(crate) fn refuse_tls(topology: &Topology, what: &str) -> Result<(), Failure> {
+    if topology.global.enable_tls {
+        return Err(Failure::refused(format_args!(
+            "{what}: `enable_tls: true` is not supported yet, certificates cannot be made"
+        ))
+        .hint("leave `enable_tls` out, or use `tiup dm` for this; what it lays out can be patched here"));
+    }
+    Ok(())
+}
+
 pub(crate) fn checked_name(name: &str) -> Result<ClusterName, Failure> {
     ClusterName::new(name).map_err(|bad| Failure::new(Kind::Usage, bad))
 }
@@ -497,7 +548,9 @@ pub(crate) fn state_failure(error: StateError) -> Failure {
     let failure = Failure::refused(chain(&error));
     match error {
         StateError::BadMeta { path, text, error } => {
+            let backups = path.parent().map(|dir| dir.join("backup")).unwrap_or_default();
             crate::pointing::at(&failure.error, path.as_str(), &text, &error)
+                .hint(format_args!("earlier records are in {backups}"))
         }
         StateError::ClusterExists { .. } => {
             failure.hint("choose another name, or destroy that cluster first")
@@ -508,9 +561,8 @@ pub(crate) fn state_failure(error: StateError) -> Failure {
         StateError::ScaleOutPending { .. } => failure.hint(
             "finish it with `tiup dm scale-out`, or use `patch --offline` on a stopped cluster",
         ),
-        StateError::NoCluster { .. } | StateError::BadFile { .. } | StateError::System { .. } => {
-            failure
-        }
+        StateError::NoCluster { .. } => failure.hint("`dmup list` shows all clusters"),
+        StateError::BadFile { .. } | StateError::System { .. } => failure,
     }
 }
 

@@ -42,8 +42,9 @@ pub fn run(words: Vec<OsString>, surroundings: Surroundings) -> ExitCode {
     let printer = Printer { format: cli.global.format };
     let context = Context::new(surroundings, cli.global.clone(), printer);
     let outcome = dispatch(&cli.command, &context);
-    let outcome = context.record(&cli.command, &words, &outcome).and(outcome);
-    match outcome {
+    // Why the command itself failed is worth more than why that could not be recorded.
+    let recorded = context.record(&cli.command, &words, &outcome);
+    match outcome.and(recorded) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             printer.failure(&failure);

@@ -5,11 +5,11 @@ use std::time::Duration;
 use dmup_core::display::{Display, Header, Look, Row, is_shown, table_text};
 use dmup_core::instance::Instance;
 use dmup_exec::ports::{Clock, Dm};
-use dmup_remote::dm_api::{DmClient, Timeouts};
+use dmup_remote::dm_api::Timeouts;
 
 use crate::args::{DisplayArgs, Format};
 use crate::context::{Context, Known};
-use crate::failure::{Failure, chain};
+use crate::failure::{Failure, Kind};
 
 pub(crate) async fn run(args: &DisplayArgs, context: &Context) -> Result<(), Failure> {
     let known = context.cluster(&args.cluster)?;
@@ -28,7 +28,7 @@ pub(crate) async fn run(args: &DisplayArgs, context: &Context) -> Result<(), Fai
     }
     let timeouts =
         Timeouts { display: Duration::from_secs(args.status_timeout), ..Timeouts::default() };
-    let dm = DmClient::new(&all, timeouts).map_err(|error| Failure::failed(chain(&error)))?;
+    let dm = known.dm_within(&all, timeouts)?;
     let statuses = dm.display_statuses(&shown).await;
     let mut up = std::collections::BTreeMap::new();
     if args.uptime && !shown.is_empty() {
@@ -43,6 +43,11 @@ pub(crate) async fn run(args: &DisplayArgs, context: &Context) -> Result<(), Fai
             context.concurrency(),
         )
         .await;
+        for (host, seen) in &inventory.hosts {
+            if let Err(why) = seen {
+                context.printer.talk(format_args!("note: since when is not known: {host}: {why}"));
+            }
+        }
         for (id, process) in inventory.processes {
             if let Some(since) = process.active_since_ms {
                 let now = context.clock.now().as_millisecond();
@@ -138,7 +143,9 @@ async fn verify(
     if silent.is_empty() {
         Ok(())
     } else {
-        Err(Failure::new(crate::failure::Kind::Unknown, "not every host answered").because(silent))
+        Err(Failure::new(Kind::Unknown, format_args!("not every host of {} answered", known.name))
+            .because(silent)
+            .now("what the others run is known, see the table"))
     }
 }
 

@@ -1,7 +1,5 @@
 //! `patch`: replaces the binaries of a running cluster with those of a package, online.
 
-use std::collections::BTreeMap;
-
 use camino::Utf8Path;
 use dmup_core::instance::Instance;
 use dmup_core::plan::{
@@ -72,7 +70,7 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
         offline: args.offline,
         force: args.force,
         include_down: args.include_down,
-        known_bad: if args.force { BTreeMap::new() } else { known.bad_builds()? },
+        known_bad: known.bad_builds()?,
     };
     let policy = policy_of(args, context);
     progress.end();

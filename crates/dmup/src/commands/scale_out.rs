@@ -24,7 +24,7 @@ use super::laying_out;
 use super::refreshing::{POLL, refresh};
 use super::units;
 use crate::args::ScaleOutArgs;
-use crate::context::{Context, Known, state_failure};
+use crate::context::{Context, Known, refuse_tls, state_failure};
 use crate::failure::Failure;
 use crate::pointing;
 use crate::progress::Progress;
@@ -36,6 +36,7 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
     known.refuse_unfinished_scale_out(false)?;
     known.refuse_unfinished_runs()?;
     let old = &known.meta.topology;
+    refuse_tls(old, &format!("scale out {}", known.name))?;
     let mut new = read_new(args, old)?;
     laying_out::refuse_conflicts(&old.merged(&new), &args.topology, Some(&known.name), context)?;
 
@@ -98,7 +99,8 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
         .because(findings));
     }
     let deployment = Deployment { joins: Some(old), ..Deployment::new(&known.name, &merged) };
-    let laid = laying_out::render(&deployment, &instances)?;
+    let mut laid = laying_out::render(&deployment, &instances)?;
+    laying_out::add_monitoring(&mut laid, &packages, &known.name);
     progress.end();
     laying_out::agree(&known.name, version, &new, &instances, context)?;
 
