@@ -18,6 +18,7 @@
 //! Facts: TiUP 1.16.5, pkg/cluster/spec/{`spec_manager`,profile}.go, pkg/cluster/audit.
 
 mod audit;
+mod backup;
 mod base52;
 mod cluster;
 mod error;
@@ -28,6 +29,7 @@ mod patch;
 mod profile;
 
 pub use audit::{AuditEntry, AuditLog};
+pub use backup::Backup;
 pub use cluster::Cluster;
 pub use error::StateError;
 pub use keys::KeyPair;

@@ -201,3 +201,81 @@ fn commands_are_logged_as_tiup_logs_them() {
     assert_eq!(removed.len(), 2);
     assert_eq!(log.entries().unwrap(), []);
 }
+
+/// A tar.gz of one entry that may be hostile, beside a record.
+fn backup_with(name: &str, kind: tar::EntryType, link: &str) -> Vec<u8> {
+    let mut tar =
+        tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+    let mut add = |name: &str, kind, link: &str, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+        header.as_mut_bytes()[157..157 + link.len()].copy_from_slice(link.as_bytes());
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_size(content.len() as u64);
+        header.set_cksum();
+        tar.append(&header, content).unwrap();
+    };
+    add("meta.yaml", tar::EntryType::Regular, "", META.as_bytes());
+    add(name, kind, link, b"");
+    tar.into_inner().unwrap().finish().unwrap()
+}
+
+#[test]
+fn a_backup_brings_a_lost_cluster_back() {
+    let home = with_cluster();
+    let cluster = home.profile.cluster(&prod());
+    cluster.ensure_keys().unwrap();
+    let package = home.profile.root().join("hotfix.tar.gz");
+    std::fs::write(&package, [0x1f, 0x8b, 1, 2]).unwrap();
+    cluster.keep_package("dm-worker", &package, "abcdefghij").unwrap();
+    cluster.write_record("builds", &vec![1_u8]).unwrap();
+    std::fs::create_dir(cluster.own_dir().join("parcels")).unwrap();
+    std::fs::write(cluster.own_dir().join("parcels/large"), "large").unwrap();
+    let key = std::fs::read(cluster.private_key_path()).unwrap();
+
+    let file = home.profile.root().join("backup.tar.gz");
+    cluster.back_up(&file).unwrap();
+    assert_eq!(mode(&file), 0o600, "it holds the private key");
+    assert!(matches!(cluster.back_up(&file), Err(StateError::System { .. })), "it exists already");
+
+    cluster.remove().unwrap();
+    let scratch = home.profile.root().join("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    let backup = dmup_state::Cluster::read_backup(&file, &scratch).unwrap();
+    assert_eq!(backup.meta.render(), META);
+    assert!(!cluster.exists(), "to read it changes nothing");
+    cluster.restore(&backup, &scratch).unwrap();
+    assert_eq!(std::fs::read_to_string(cluster.meta_path()).unwrap(), META);
+    assert_eq!(std::fs::read(cluster.private_key_path()).unwrap(), key);
+    assert_eq!(mode(&cluster.private_key_path()), 0o600);
+    assert_eq!(mode(&cluster.own_dir()), 0o700);
+    assert_eq!(cluster.read_record::<Vec<u8>>("builds").unwrap(), Some(vec![1]));
+    assert!(cluster.kept_package("dm-worker").is_some());
+    assert!(!cluster.own_dir().join("parcels").exists());
+}
+
+#[test]
+fn a_backup_that_is_none_or_hostile_is_not_taken() {
+    use tar::EntryType as Kind;
+    let home = with_cluster();
+    let cases = [
+        (backup_with("../x", Kind::Regular, ""), "would leave"),
+        (backup_with("/x", Kind::Regular, ""), "would leave"),
+        (backup_with("x", Kind::Symlink, "/etc/passwd"), "link out of its folder"),
+        (backup_with("x", Kind::Symlink, ".."), "link out of its folder"),
+        (backup_with("x", Kind::Link, "meta.yaml"), "neither file, folder nor link"),
+        (backup_with("x", Kind::Fifo, ""), "neither file, folder nor link"),
+        (backup_with("meta.yaml/x", Kind::Regular, ""), "file and folder at once"),
+        (b"hello".to_vec(), "is no backup"),
+        (backup_with("x", Kind::Regular, "")[..40].to_vec(), "is no backup"),
+    ];
+    for (number, (bytes, why)) in cases.into_iter().enumerate() {
+        let scratch = home.profile.root().join(number.to_string());
+        std::fs::create_dir(&scratch).unwrap();
+        let file = scratch.join("b.tar.gz");
+        std::fs::write(&file, bytes).unwrap();
+        let error = dmup_state::Cluster::read_backup(&file, &scratch).unwrap_err().to_string();
+        assert!(error.contains(why), "{number}: {error}");
+    }
+}
