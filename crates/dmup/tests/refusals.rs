@@ -2,6 +2,8 @@
 //!
 //! Runs the real program; no host is needed, since all of this is refused before one is asked.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Output;

@@ -36,6 +36,35 @@ fn the_manual_as_it_is_written() {
     let before = wait_up();
     assert_eq!(normal(&before.stdout, &host.to_string()), MANUAL_BEFORE.trim_start(), "{before}");
 
+    // The monitoring accepts what was laid out for it: rules and dashboards of DM's own package among it.
+    let of = |component: &str| format!("/home/tidb/dm/deploy/{component}");
+    let checked = scene
+        .hosts
+        .run_on(
+            1,
+            &[
+                &of("prometheus-9090/bin/prometheus/promtool"),
+                "check",
+                "config",
+                &of("prometheus-9090/conf/prometheus.yml"),
+            ],
+        )
+        .unwrap();
+    assert!(checked.contains("1 rule files found"), "{checked}");
+    scene
+        .hosts
+        .run_on(
+            1,
+            &[
+                &of("alertmanager-9093/bin/alertmanager/amtool"),
+                "check-config",
+                &of("alertmanager-9093/conf/alertmanager.yml"),
+            ],
+        )
+        .unwrap();
+    let boards = scene.hosts.run_on(1, &["ls", &of("grafana-3000/dashboards")]).unwrap();
+    assert!(boards.contains(".json"), "{boards}");
+
     // Made by hand as in the manual, one package per component; by role and by node.
     let stamp = Stamp {
         build_ts: "2022-01-05 14:19:02".to_owned(),

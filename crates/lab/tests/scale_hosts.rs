@@ -4,11 +4,14 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use lab::hosts::HostSet;
 use lab::scene::{CLUSTER, Scene, Shape, TASK};
 
+/// Both have the same hosts.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn rows_are_whole(scene: &Scene) {
@@ -29,9 +32,34 @@ fn id_of(member: &str) -> String {
     format!("{host}:{port}")
 }
 
+/// Below v6.5.0 two workers would write at once if DM moved a source by itself (reference: DM's scheduler).
+#[test]
+#[ignore = "needs root and systemd-nspawn"]
+fn a_bound_worker_of_an_old_version_goes_after_its_source_was_transferred() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let shape = Shape { version: "v6.1.0".to_owned(), masters: 1, workers: 3, monitoring: None };
+    let scene = Scene::running("scale", 13, shape, 50).unwrap();
+    let workers = scene.dm.workers();
+    let (bound, _, _) = workers.iter().find(|(_, stage, _)| stage == "bound").unwrap().clone();
+    let said = scene.dmup(&["scale-in", CLUSTER, "-N", &id_of(&bound), "--yes"]).well();
+    assert_eq!(scene.dm.workers().len(), 2, "{said}");
+    rows_are_whole(&scene);
+
+    // A host that is gone for good: refused, and done with --force. The other worker has its source already.
+    let (lost, _, _) = scene.dm.workers().pop().unwrap();
+    let id = id_of(&lost);
+    let host = scene.hosts.hosts().iter().find(|it| id.starts_with(&it.address.to_string()));
+    host.unwrap().power_off().unwrap();
+    let refused = scene.dmup(&["scale-in", CLUSTER, "-N", &id, "--yes"]).with_code(3);
+    assert!(refused.stderr.contains("does not answer"), "{refused}");
+    let said = scene.dmup(&["scale-in", CLUSTER, "-N", &id, "--yes", "--force"]).well();
+    assert_eq!(scene.dm.workers().len(), 1, "{said}");
+}
+
 #[test]
 #[ignore = "needs root and systemd-nspawn"]
 fn instances_come_patched_and_go_without_losing_rows_or_the_quorum() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let hosts = HostSet::fresh("scale", 13, 4).unwrap();
     let shape = Shape { monitoring: Some(1), ..Shape::three() };
     let mut scene = Scene::on(hosts, shape).unwrap();

@@ -16,3 +16,6 @@ pub const PATH_DEPTH: usize = 64;
 pub const EXTENSION_BYTES: u64 = 64 << 10;
 /// Links that point to links; Linux follows as many.
 pub const LINKS_IN_A_ROW: usize = 40;
+
+/// Largest text that is taken out of a package: what the agent writes as a small file.
+pub const TEXT_BYTES: u64 = 512 << 10;

@@ -9,6 +9,7 @@ use fs_err as fs;
 
 use super::elf;
 use super::layout::{Found, executable, find};
+use super::limits;
 use super::parcel::{Parcel, pack};
 use super::refusal::{PackageError, Refusal};
 use super::unpack::{Content, PackedFile, Tree, unpack};
@@ -57,6 +58,9 @@ pub struct ComponentPackage {
     pub binary: Option<Digest>,
     /// Every file: path in the package and the parcel, path below the instance's `bin`.
     pub files: Vec<(Utf8PathBuf, Utf8PathBuf)>,
+    /// Alert rules (`*.rules.yml`) and dashboards (`*.json`) in it, by path: dm-master's package brings them for
+    /// the monitoring. What is too large or no text is left out.
+    pub texts: BTreeMap<Utf8PathBuf, String>,
     /// All of them, packed for hosts.
     pub parcel: Parcel,
 }
@@ -177,8 +181,20 @@ fn component_checked(
     };
     let parcel = pack(tree.iter().map(|(entry, file)| (entry.as_path(), file)), scratch)
         .map_err(Refusal::Scratch)?;
+    let texts = texts_of(&tree);
     let files = tree.into_keys().map(|entry| (entry.clone(), entry)).collect();
-    Ok(ComponentPackage { path: path.to_owned(), digest, binary, files, parcel })
+    Ok(ComponentPackage { path: path.to_owned(), digest, binary, files, texts, parcel })
+}
+
+fn texts_of(tree: &Tree) -> BTreeMap<Utf8PathBuf, String> {
+    tree.iter()
+        .filter(|(entry, file)| {
+            let is_one =
+                entry.as_str().ends_with(".rules.yml") || entry.extension() == Some("json");
+            is_one && file.size <= limits::TEXT_BYTES
+        })
+        .filter_map(|(entry, file)| Some((entry.clone(), fs::read_to_string(&file.content).ok()?)))
+        .collect()
 }
 
 fn open_file(path: &Utf8Path) -> Result<fs::File, Refusal> {

@@ -612,6 +612,28 @@ fn a_package_without_the_wanted_component_says_what_it_has() {
 }
 
 #[test]
+fn a_component_package_tells_its_rules_and_dashboards() {
+    let room = Room::new();
+    let large = vec![b' '; (512 << 10) + 1];
+    let tar = tar_of(&[
+        ("dm-master/dm-master", 0o755, &elf(X86_64, b"m")),
+        ("dm-master/conf/dm_worker.rules.yml", 0o644, b"groups: []"),
+        ("dm-master/conf/dm-master.toml", 0o644, b""),
+        ("dm-master/scripts/dm.json", 0o644, b"{}"),
+        ("dm-master/scripts/binary.json", 0o644, b"\xff"),
+        ("dm-master/scripts/large.json", 0o644, &large),
+    ]);
+    let path = room.put("package", &gz(&tar));
+    let package = component_package(&path, Some(Role::DmMaster), "amd64", &room.scratch).unwrap();
+    let texts: Vec<(&str, &str)> =
+        package.texts.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+    assert_eq!(
+        texts,
+        [("dm-master/conf/dm_worker.rules.yml", "groups: []"), ("dm-master/scripts/dm.json", "{}")]
+    );
+}
+
+#[test]
 fn names_longer_than_a_tar_header_survive() {
     let room = Room::new();
     let deep = format!("dm-master/{}/file", "d".repeat(150));

@@ -59,7 +59,8 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
         ))
         .because(findings));
     }
-    let laid = laying_out::render(&Deployment::new(&name, &topology), &instances)?;
+    let mut laid = laying_out::render(&Deployment::new(&name, &topology), &instances)?;
+    laying_out::add_monitoring(&mut laid, &packages, &name);
     progress.end();
     laying_out::agree(&name, &version, &topology, &instances, context)?;
 

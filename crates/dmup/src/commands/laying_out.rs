@@ -386,6 +386,40 @@ pub(crate) fn render(
         .collect()
 }
 
+/// Adds the alert rules and dashboards that DM's own package brings, as TiUP does.
+pub(crate) fn add_monitoring(laid: &mut [Laid], packages: &Packages, cluster: &ClusterName) {
+    let Some(package) =
+        packages.iter().find_map(|((role, _), it)| (*role == Role::DmMaster).then_some(it))
+    else {
+        return;
+    };
+    for part in laid {
+        let (below, folder) = match part.instance.role {
+            Role::Prometheus => ("dm-master/conf", "conf"),
+            Role::Grafana => ("dm-master/scripts", "dashboards"),
+            Role::DmMaster | Role::DmWorker | Role::Alertmanager => continue,
+        };
+        for (entry, text) in &package.texts {
+            let (Some(parent), Some(name)) = (entry.parent(), entry.file_name()) else { continue };
+            if parent != below {
+                continue;
+            }
+            let content = if part.instance.role == Role::Prometheus {
+                layout::rules_for(cluster, text)
+            } else {
+                layout::dashboard_for(cluster, text)
+            };
+            part.files.push(PutFile {
+                path: part.instance.deploy_dir.join(folder).join(name),
+                mode: 0o644,
+                root: false,
+                owner: None,
+                content,
+            });
+        }
+    }
+}
+
 /// Folders, binaries, units, run scripts, configs: host by host, all hosts at once. A hotfix goes over the official
 /// binary the way `patch --offline` does it. What breaks off is taken away again, so that it can be given anew.
 pub(crate) async fn lay_out(

@@ -215,7 +215,16 @@ impl Leave<'_> {
         }
         if instance.role == Role::DmWorker {
             progress.under_way(&format!("wait until DM has let {} go", instance.name));
-            self.bear(self.forget_worker(&moved, dm, settle).await, context)?;
+            // A worker that could not say good-bye has its lease for a minute more.
+            let patience = settle * 2;
+            self.bear(self.await_bound_elsewhere(&moved, dm, patience).await, context)?;
+            let off = wait("take the worker off the member list", patience, async || {
+                dm.remove_member(instance).await.map_err(|it| it.to_string())
+            });
+            let off = off.await.map_err(|failure| {
+                failure.hint(format_args!("`dmup prune {}` takes it off later", known.name))
+            });
+            self.bear(off, context)?;
         }
         let gone = [instance.clone()];
         let failed = destroy::remove(fleet, &gone, self.rest, &known.meta, |_| false).await;
@@ -236,8 +245,12 @@ impl Leave<'_> {
     ) -> Result<T, Failure> {
         match outcome {
             Err(failure) if self.force => {
-                let causes = failure.causes.join("; ");
-                context.printer.talk(format_args!("note: {}: {causes}", failure.error));
+                let words: Vec<&str> = [&failure.causes, &failure.hints]
+                    .into_iter()
+                    .flatten()
+                    .map(String::as_str)
+                    .collect();
+                context.printer.talk(format_args!("note: {}: {}", failure.error, words.join("; ")));
                 Ok(T::default())
             }
             Err(failure) => Err(failure.now(format_args!(
@@ -326,15 +339,13 @@ impl Leave<'_> {
         Ok(sources)
     }
 
-    /// After the stop: every source is bound again, and the worker is off the list.
-    async fn forget_worker(
+    /// After the stop: every source is bound again. With `--force` a source that has nowhere to go is left for DM.
+    async fn await_bound_elsewhere(
         &self,
         sources: &[SourceId],
         dm: &DmClient,
-        settle: Duration,
+        patience: Duration,
     ) -> Result<(), Failure> {
-        // A worker that could not say good-bye has its lease for a minute more.
-        let patience = settle * 2;
         wait("wait until other workers have its sources", patience, async || {
             let seen = dm.look(&[]).await.map_err(|it| it.to_string())?;
             let lost: Vec<&str> = sources
@@ -346,11 +357,12 @@ impl Leave<'_> {
                 })
                 .map(SourceId::as_str)
                 .collect();
-            if lost.is_empty() { Ok(()) } else { Err(format!("not bound: {}", lost.join(", "))) }
-        })
-        .await?;
-        wait("take the worker off the member list", patience, async || {
-            dm.remove_member(self.instance).await.map_err(|it| it.to_string())
+            let has_spare = seen.workers.iter().any(|it| it.stage == WorkerStage::Free);
+            if lost.is_empty() || (self.force && !has_spare) {
+                Ok(())
+            } else {
+                Err(format!("not bound: {}", lost.join(", ")))
+            }
         })
         .await
     }
