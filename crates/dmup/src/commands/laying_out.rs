@@ -24,6 +24,7 @@ use dmup_state::Cluster;
 use dmup_wire::message::{EnsureUser, MakeDir, Probe, PutFile};
 use futures::future::join_all;
 
+use super::own_files::OwnFiles;
 use crate::args::LoginArgs;
 use crate::ask;
 use crate::context::{Context, checked_user, state_failure};
@@ -353,6 +354,8 @@ pub(crate) struct Laid {
     instance: Instance,
     dirs: Vec<MakeDir>,
     files: Vec<PutFile>,
+    /// The operator's own dashboards, with which DM's are not wanted.
+    has_dashboards: bool,
 }
 
 /// Renders everything that will lie on hosts; a setting that makes no sense shows here, before anything is touched.
@@ -363,11 +366,18 @@ pub(crate) fn render(
     instances
         .iter()
         .map(|instance| {
+            let own = OwnFiles::read(deployment.cluster, deployment.topology, instance)?;
+            let rule_names = own.rule_names();
+            let deployment = &Deployment {
+                rule_files: &rule_names,
+                alertmanager_config: own.alertmanager.as_deref(),
+                ..*deployment
+            };
             let dirs = layout::directories(deployment, instance)
                 .into_iter()
                 .map(|dir| MakeDir { path: dir.path, mode: dir.mode, owner: Some(dir.owner) })
                 .collect();
-            let files = layout::files(deployment, instance)
+            let mut files: Vec<PutFile> = layout::files(deployment, instance)
                 .map_err(|bad| {
                     Failure::refused(format_args!("render the configuration of {}", instance.id))
                         .because([chain(&bad)])
@@ -381,7 +391,16 @@ pub(crate) fn render(
                     content: file.content,
                 })
                 .collect();
-            Ok(Laid { instance: instance.clone(), dirs, files })
+            let has_dashboards = own.dashboards.is_some();
+            files.extend(
+                own.rules.into_iter().map(|(name, text)| {
+                    small_file(instance.deploy_dir.join("conf").join(name), text)
+                }),
+            );
+            files.extend(own.dashboards.into_iter().flatten().map(|(name, text)| {
+                small_file(instance.deploy_dir.join("dashboards").join(name), text)
+            }));
+            Ok(Laid { instance: instance.clone(), dirs, files, has_dashboards })
         })
         .collect()
 }
@@ -401,7 +420,10 @@ pub(crate) fn add_monitoring(laid: &mut [Laid], packages: &Packages, cluster: &C
         };
         for (entry, text) in &package.texts {
             let (Some(parent), Some(name)) = (entry.parent(), entry.file_name()) else { continue };
-            if parent != below {
+            let path = part.instance.deploy_dir.join(folder).join(name);
+            // The operator's own come first.
+            let is_own = part.has_dashboards || part.files.iter().any(|file| file.path == path);
+            if parent != below || is_own {
                 continue;
             }
             let content = if part.instance.role == Role::Prometheus {
@@ -409,15 +431,13 @@ pub(crate) fn add_monitoring(laid: &mut [Laid], packages: &Packages, cluster: &C
             } else {
                 layout::dashboard_for(cluster, text)
             };
-            part.files.push(PutFile {
-                path: part.instance.deploy_dir.join(folder).join(name),
-                mode: 0o644,
-                root: false,
-                owner: None,
-                content,
-            });
+            part.files.push(small_file(path, content));
         }
     }
+}
+
+fn small_file(path: Utf8PathBuf, content: String) -> PutFile {
+    PutFile { path, mode: 0o644, root: false, owner: None, content }
 }
 
 /// Folders, binaries, units, run scripts, configs: host by host, all hosts at once. A hotfix goes over the official
@@ -440,7 +460,7 @@ pub(crate) async fn lay_out(
         })
         .collect();
     let work = by_host.into_iter().map(|(host, own)| async move {
-        for Laid { instance, dirs, files } in own {
+        for Laid { instance, dirs, files, .. } in own {
             fleet.make_dirs(&host, dirs).await?;
             let official = packages
                 .get(&(instance.role, instance.arch.clone()))
