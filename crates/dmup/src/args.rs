@@ -101,17 +101,27 @@ pub enum Command {
     /// Take members off DM's list that are not part of the cluster any more
     Prune(PruneArgs),
     /// Start a DM cluster
+    #[command(after_help = "Examples:\n  dmup start prod\n  dmup start prod -R dm-worker")]
     Start(SelectedArgs),
     /// Stop a DM cluster
+    #[command(after_help = "Examples:\n  dmup stop prod\n  dmup stop prod -N 10.0.1.11:8262")]
     Stop(SelectedArgs),
     /// Restart a DM cluster: stop all that is selected, then start it
+    #[command(
+        after_help = "Examples:\n  dmup restart prod --yes\n  dmup restart prod -R prometheus,grafana"
+    )]
     Restart(SelectedArgs),
     /// Enable a DM cluster at boot
+    #[command(after_help = "Examples:\n  dmup enable prod")]
     Enable(SelectedArgs),
     /// Disable a DM cluster at boot
+    #[command(after_help = "Examples:\n  dmup disable prod -N 10.0.1.14:9090")]
     Disable(SelectedArgs),
     /// List all clusters
+    #[command(after_help = "Examples:\n  dmup list\n  dmup list --format json")]
     List,
+    /// Change the settings of a DM cluster
+    EditConfig(EditConfigArgs),
     /// Destroy a DM cluster
     Destroy(DestroyArgs),
     /// Show what was done with dmup and tiup dm
@@ -128,7 +138,14 @@ pub enum Command {
     Runs(RunsArgs),
     /// Look into hotfix packages
     Package(PackageArgs),
+    /// Print a topology to begin with
+    Template(TemplateArgs),
+    /// Keep what this machine knows of a cluster in a file, or bring it back
+    Meta(MetaArgs),
     /// Print a completion script for a shell
+    #[command(
+        after_help = "Examples:\n  dmup completion bash > /etc/bash_completion.d/dmup\n  source <(dmup completion bash)"
+    )]
     Completion {
         /// Which shell
         shell: clap_complete::Shell,
@@ -236,8 +253,28 @@ pub struct SelectedArgs {
     pub selection: Selection,
 }
 
+/// Arguments of `edit-config`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  dmup edit-config prod                                opens $EDITOR
+  dmup edit-config prod --topology-file edited.yaml --yes
+
+Names, addresses, ports and dirs stay as they were deployed. Hosts are not touched.")]
+pub struct EditConfigArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// Take the edited topology from this file instead of an editor
+    #[arg(long, value_name = "FILE")]
+    pub topology_file: Option<Utf8PathBuf>,
+}
+
 /// Arguments of `destroy`.
 #[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Examples:\n  dmup destroy prod\n  dmup destroy prod --retain-role-data prometheus\n  dmup destroy prod --force    some hosts are gone for good"
+)]
 pub struct DestroyArgs {
     /// Which cluster
     #[arg(value_name = "CLUSTER")]
@@ -255,10 +292,29 @@ pub struct DestroyArgs {
 
 /// Arguments of `audit`.
 #[derive(Args, Clone, Debug)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  dmup audit\n  dmup audit h49wkF5WXHb\n  dmup audit cleanup --retain-days 30"
+)]
 pub struct AuditArgs {
     /// Show this one; list all if not given
     #[arg(value_name = "AUDIT-ID")]
     pub id: Option<String>,
+    /// Or do something with all of them
+    #[command(subcommand)]
+    pub command: Option<AuditCommand>,
+}
+
+/// What can be done with the log of commands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Remove old entries
+    #[command(after_help = "Examples:\n  dmup audit cleanup --retain-days 30")]
+    Cleanup {
+        /// Keep those of this many days
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(0..=36500), value_name = "DAYS")]
+        retain_days: u32,
+    },
 }
 
 /// Arguments of `display`.
@@ -351,6 +407,9 @@ pub enum OnFailureArg {
 
 /// Arguments of `resume`.
 #[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Examples:\n  dmup resume prod\n  dmup resume prod --run 20260411T031500123Z"
+)]
 pub struct ResumeArgs {
     /// Which cluster
     #[arg(value_name = "CLUSTER")]
@@ -362,6 +421,11 @@ pub struct ResumeArgs {
 
 /// Arguments of `rollback`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  dmup rollback prod --plan
+  dmup rollback prod
+  dmup rollback prod -N 10.0.1.11:8262")]
 pub struct RollbackArgs {
     /// Which cluster
     #[arg(value_name = "CLUSTER")]
@@ -379,6 +443,9 @@ pub struct RollbackArgs {
 
 /// Arguments of `runs`.
 #[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Examples:\n  dmup runs prod\n  dmup runs prod 20260411T031500123Z --format json"
+)]
 pub struct RunsArgs {
     /// Which cluster
     #[arg(value_name = "CLUSTER")]
@@ -390,6 +457,7 @@ pub struct RunsArgs {
 
 /// Arguments of `package`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  dmup package show dm-hotfix.tar.gz")]
 pub struct PackageArgs {
     /// What to do with packages
     #[command(subcommand)]
@@ -400,10 +468,152 @@ pub struct PackageArgs {
 #[derive(Clone, Debug, Subcommand)]
 pub enum PackageCommand {
     /// Show which components, builds and architectures a package has
+    #[command(after_help = "Examples:\n  dmup package show dm-hotfix.tar.gz --format json")]
     Show {
         /// The package
         #[arg(value_name = "PACKAGE")]
         package: Utf8PathBuf,
+    },
+}
+
+/// Arguments of `template`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  dmup template > topology.yaml
+  dmup template --full
+  dmup template --local --user dm --master-servers 10.0.1.1,10.0.1.2,10.0.1.3 --worker-servers 10.0.1.1,10.0.1.2,10.0.1.3")]
+pub struct TemplateArgs {
+    /// Everything that can be said, with comments
+    #[arg(long)]
+    pub full: bool,
+    /// A topology of the servers that the flags below name
+    #[arg(long)]
+    pub local: bool,
+    /// User that runs the cluster
+    #[arg(long, default_value = "tidb", help_heading = "Options of --local")]
+    pub user: String,
+    /// Group of that user
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        help_heading = "Options of --local"
+    )]
+    pub group: String,
+    /// Whose systemd runs it: `system` or `user`
+    #[arg(
+        long = "systemd_mode",
+        alias = "systemd-mode",
+        default_value = "system",
+        value_name = "MODE",
+        help_heading = "Options of --local"
+    )]
+    pub systemd_mode: String,
+    /// Port of sshd on the hosts
+    #[arg(long, default_value_t = 22, value_name = "PORT", help_heading = "Options of --local")]
+    pub ssh_port: u16,
+    /// Folder of programs and configurations
+    #[arg(
+        long,
+        default_value = "/tidb-deploy",
+        value_name = "DIR",
+        help_heading = "Options of --local"
+    )]
+    pub deploy_dir: String,
+    /// Folder of data
+    #[arg(
+        long,
+        default_value = "/tidb-data",
+        value_name = "DIR",
+        help_heading = "Options of --local"
+    )]
+    pub data_dir: String,
+    /// Kind of machine: `amd64` or `arm64`
+    #[arg(long, default_value = "amd64", help_heading = "Options of --local")]
+    pub arch: String,
+    /// Hosts of dm-master, at least three
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "172.19.0.101,172.19.0.102,172.19.0.103",
+        value_name = "HOSTS",
+        help_heading = "Options of --local"
+    )]
+    pub master_servers: Vec<String>,
+    /// Hosts of dm-worker, at least three
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "172.19.0.101,172.19.0.102,172.19.0.103",
+        value_name = "HOSTS",
+        help_heading = "Options of --local"
+    )]
+    pub worker_servers: Vec<String>,
+    /// Hosts of Prometheus
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "172.19.0.101",
+        value_name = "HOSTS",
+        help_heading = "Options of --local"
+    )]
+    pub monitoring_servers: Vec<String>,
+    /// Hosts of Grafana
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "172.19.0.101",
+        value_name = "HOSTS",
+        help_heading = "Options of --local"
+    )]
+    pub grafana_servers: Vec<String>,
+    /// Hosts of Alertmanager
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "172.19.0.101",
+        value_name = "HOSTS",
+        help_heading = "Options of --local"
+    )]
+    pub alertmanager_servers: Vec<String>,
+}
+
+/// Arguments of `meta`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Examples:\n  dmup meta backup prod --file prod.tar.gz\n  dmup meta restore prod prod.tar.gz"
+)]
+pub struct MetaArgs {
+    /// What to do with it
+    #[command(subcommand)]
+    pub command: MetaCommand,
+}
+
+/// What can be done with what this machine knows of a cluster.
+#[derive(Clone, Debug, Subcommand)]
+pub enum MetaCommand {
+    /// Write it to a file: record, keys, certificates, runs
+    #[command(
+        after_help = "Examples:\n  dmup meta backup prod\n  dmup meta backup prod --file prod.tar.gz\n\nThe file has the key that opens the cluster's hosts."
+    )]
+    Backup {
+        /// Which cluster
+        #[arg(value_name = "CLUSTER")]
+        cluster: String,
+        /// Which file, that must not exist yet; one with the time in its name in this folder if not given
+        #[arg(long, value_name = "FILE")]
+        file: Option<Utf8PathBuf>,
+    },
+    /// Put a backup in the place of all that is known of a cluster
+    #[command(after_help = "Examples:\n  dmup meta restore prod prod.tar.gz")]
+    Restore {
+        /// How the cluster is called here
+        #[arg(value_name = "CLUSTER")]
+        cluster: String,
+        /// The backup
+        #[arg(value_name = "BACKUP")]
+        file: Utf8PathBuf,
     },
 }
 

@@ -121,7 +121,10 @@ impl Context {
         outcome: &Result<(), Failure>,
     ) -> Result<(), Failure> {
         match command {
-            Command::Agent(_) | Command::Completion { .. } | Command::Package(_) => return Ok(()),
+            Command::Agent(_)
+            | Command::Completion { .. }
+            | Command::Package(_)
+            | Command::Template(_) => return Ok(()),
             Command::Deploy(_)
             | Command::ScaleOut(_)
             | Command::ScaleIn(_)
@@ -132,6 +135,8 @@ impl Context {
             | Command::Enable(_)
             | Command::Disable(_)
             | Command::List
+            | Command::EditConfig(_)
+            | Command::Meta(_)
             | Command::Destroy(_)
             | Command::Audit(_)
             | Command::Display(_)

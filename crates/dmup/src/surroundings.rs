@@ -19,6 +19,8 @@ pub struct Surroundings {
     pub user: String,
     /// `SSH_AUTH_SOCK`.
     pub ssh_agent: Option<Utf8PathBuf>,
+    /// `EDITOR`; `vi` when it is not set (TiUP's rule).
+    pub editor: String,
     /// Standard output is a terminal and `NO_COLOR` is not set.
     pub colour: bool,
     /// Standard error is a terminal.
@@ -52,6 +54,7 @@ impl Surroundings {
                 .or_else(|| variable("LOGNAME"))
                 .unwrap_or_else(|| "root".to_owned()),
             ssh_agent: variable("SSH_AUTH_SOCK").map(Utf8PathBuf::from),
+            editor: variable("EDITOR").unwrap_or_else(|| "vi".to_owned()),
             colour: std::io::stdout().is_terminal() && variable("NO_COLOR").is_none(),
             stderr_is_terminal: std::io::stderr().is_terminal(),
             stdin_is_terminal: std::io::stdin().is_terminal(),
