@@ -36,12 +36,20 @@ pub struct Shape {
     pub workers: u8,
     /// The host with Prometheus, Grafana and Alertmanager; none: no monitoring.
     pub monitoring: Option<u8>,
+    /// How fast the deployed workers apply rows; none: as fast as they can. Slow ones make a transaction last.
+    pub rows_per_s: Option<u32>,
 }
 
 impl Shape {
     /// Three masters and three workers on three hosts.
     pub fn three() -> Self {
-        Self { version: "v8.1.0".to_owned(), masters: 3, workers: 3, monitoring: None }
+        Self {
+            version: "v8.1.0".to_owned(),
+            masters: 3,
+            workers: 3,
+            monitoring: None,
+            rows_per_s: None,
+        }
     }
 
     /// As [`Shape::three`], with monitoring on a fourth host.
@@ -51,7 +59,13 @@ impl Shape {
 
     /// The manual's own: everything once, on one host, DM v5.3.0.
     pub fn manual() -> Self {
-        Self { version: "v5.3.0".to_owned(), masters: 1, workers: 1, monitoring: Some(1) }
+        Self {
+            version: "v5.3.0".to_owned(),
+            masters: 1,
+            workers: 1,
+            monitoring: Some(1),
+            rows_per_s: None,
+        }
     }
 
     /// How many hosts it needs.
@@ -181,7 +195,8 @@ impl Scene {
             .map_err(|error| broken("make packages")(&error))?;
         let official = Packer::new(&lookalike, &operator.packages())
             .map_err(|error| broken("make packages")(&error))?;
-        let stamp = Stamp::new(&shape.version, &"1".repeat(40));
+        let mut stamp = Stamp::new(&shape.version, &"1".repeat(40));
+        stamp.rules.rows_per_s = shape.rows_per_s;
         for component in shape.components() {
             official
                 .package(component, &stamp)

@@ -37,7 +37,7 @@ fn id_of(member: &str) -> String {
 #[ignore = "needs root and systemd-nspawn"]
 fn a_bound_worker_of_an_old_version_goes_after_its_source_was_transferred() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let shape = Shape { version: "v6.1.0".to_owned(), masters: 1, workers: 3, monitoring: None };
+    let shape = Shape { version: "v6.1.0".to_owned(), masters: 1, workers: 3, ..Shape::three() };
     let scene = Scene::running("scale", 13, shape, 50).unwrap();
     let workers = scene.dm.workers();
     let (bound, _, _) = workers.iter().find(|(_, stage, _)| stage == "bound").unwrap().clone();

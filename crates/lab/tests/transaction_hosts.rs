@@ -9,12 +9,15 @@ use std::time::Duration;
 use lab::scene::{CLUSTER, SOURCES, Scene, Shape, TASK};
 use lookalike::stamp::Stamp;
 
+/// At [`ROWS_PER_S`] twenty seconds' work: whatever is done meanwhile falls into it.
 const ROWS: u64 = 60_000;
+const ROWS_PER_S: u32 = 3_000;
 
 #[test]
 #[ignore = "needs root and systemd-nspawn"]
 fn a_large_transaction_survives_the_hotfix_that_a_blind_restart_breaks() {
-    let shape = Shape { version: "v5.3.0".to_owned(), ..Shape::three() };
+    let shape =
+        Shape { version: "v5.3.0".to_owned(), rows_per_s: Some(ROWS_PER_S), ..Shape::three() };
     let scene = Scene::running("trans", 12, shape, 20).unwrap();
     let flow = scene.flow.as_ref().expect("rows flow");
 
