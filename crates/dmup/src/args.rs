@@ -482,7 +482,7 @@ pub enum PackageCommand {
 Examples:
   dmup template > topology.yaml
   dmup template --full
-  dmup template --local --user dm --master-servers 10.0.1.1,10.0.1.2,10.0.1.3 --worker-servers 10.0.1.1,10.0.1.2,10.0.1.3")]
+  dmup template --local --user dm --master-servers m1,m2,m3 --worker-servers w1,w2,w3")]
 pub struct TemplateArgs {
     /// Everything that can be said, with comments
     #[arg(long)]
@@ -530,7 +530,7 @@ pub struct TemplateArgs {
     )]
     pub data_dir: String,
     /// Kind of machine: `amd64` or `arm64`
-    #[arg(long, default_value = "amd64", help_heading = "Options of --local")]
+    #[arg(long, default_value = "amd64", value_parser = ["amd64", "arm64"], help_heading = "Options of --local")]
     pub arch: String,
     /// Hosts of dm-master, at least three
     #[arg(

@@ -91,7 +91,9 @@ fn clean_up(retain_days: u32, context: &Context) -> Result<(), Failure> {
     })?;
     match context.global.format {
         Format::Default => {
-            context.printer.talk(format_args!("Removed {} entries from before {since}", gone.len()))
+            context
+                .printer
+                .talk(format_args!("Removed {} entries from before {since}", gone.len()));
         }
         Format::Json => context.printer.data(serde_json::json!({ "deleted_logs": {
             "files": gone.iter().map(|it| log.dir().join(&it.id)).collect::<Vec<_>>(),

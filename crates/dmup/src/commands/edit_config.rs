@@ -1,4 +1,4 @@
-//! `edit-config`: changes settings in a cluster's record. Hosts are not touched; `reload` brings the settings there.
+//! `edit-config`: changes settings in a cluster's record. Hosts are not touched: a `reload` brings the settings there.
 //!
 //! In: an edited topology, from an editor or a file. Names, addresses, ports and dirs stay as they were deployed
 //! (`check_edit`). Unlike TiUP, a topology that is not taken ends with 3, and nobody is asked who is not there.
@@ -42,8 +42,8 @@ pub(crate) fn run(args: &EditConfigArgs, context: &Context) -> Result<(), Failur
     known.meta.topology = edited;
     known.cluster.save_meta(&known.meta, &jiff::Zoned::now()).map_err(state_failure)?;
     context.printer.talk(format_args!(
-        "Saved the settings of `{}`. Its instances run with the old ones until they are rendered anew and \
-         restarted: `reload`",
+        "Saved the settings of `{0}`. Its instances run with the old ones until they are rendered anew and \
+         restarted: `tiup dm reload {0}`, as dmup has no `reload` yet",
         known.name
     ));
     Ok(())

@@ -1,0 +1,11 @@
+//! The real program at the command line: what it says, how it ends, what it leaves behind.
+//!
+//! Runs no cluster; hosts are refused before they are asked, silent, or this machine with folders of a test's own.
+#![allow(clippy::unwrap_used, reason = "the whole program is a test, its desk as well")]
+
+mod deploying;
+mod desk;
+mod help;
+mod refusals;
+mod showing;
+mod state;
