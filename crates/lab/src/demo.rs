@@ -146,7 +146,9 @@ fn leave(scene: Scene, say: &mut dyn FnMut(&str)) -> Result<(), SceneError> {
         return Err(SceneError(format!("keep the operator's files in {kept}")));
     }
     say("");
-    say("The cluster stays up (its rows stop now). To play with it:");
+    say(
+        "The cluster stays up. Both ends of its rows are gone now, so its tasks have errors and `patch` wants --force. To play with it:",
+    );
     say(&format!("  export TIUP_HOME={kept}/tiup HOME={kept}"));
     say(&format!("  {dmup} display {CLUSTER}"));
     say(&format!("  {dmup} rollback {CLUSTER}"));
