@@ -152,8 +152,8 @@ fn leave(scene: Scene, say: &mut dyn FnMut(&str)) -> Result<(), SceneError> {
     say(&format!("  export TIUP_HOME={kept}/tiup HOME={kept}"));
     say(&format!("  {dmup} display {CLUSTER}"));
     say(&format!("  {dmup} rollback {CLUSTER}"));
-    say("  cargo xtask hosts list; cargo xtask hosts ssh demo h1");
-    say("To end it: cargo xtask hosts down demo");
+    say("  cargo xtask hosts list; cargo xtask hosts ssh --set demo h1");
+    say("To end it: cargo xtask hosts down --set demo");
     let Scene { flow, hosts, .. } = scene;
     drop(flow);
     hosts.leave();
