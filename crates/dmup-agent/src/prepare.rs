@@ -298,6 +298,10 @@ fn try_executable(
     match ran {
         Ok(ran) if ran.status.success() => {
             let said = if ran.stdout.trim().is_empty() { &ran.stderr } else { &ran.stdout };
+            if said.trim().is_empty() {
+                let words = "it ended well and printed nothing".to_owned();
+                return Err(refuse(RefusalKind::Content, attempted(), words));
+            }
             let end = (0..=said.len().min(VERSION_BYTES))
                 .rev()
                 .find(|at| said.is_char_boundary(*at))
@@ -462,6 +466,7 @@ pub(crate) mod tests {
     fn an_executable_that_does_not_run_is_refused_with_its_own_words_and_leaves_nothing() {
         for (content, words) in [
             ("#!/bin/sh\necho broken >&2; exit 7\n", "broken (exit status 7)"),
+            ("#!/bin/sh\nexit 0\n", "printed nothing"),
             ("\u{7f}ELF\u{2}\u{1}\u{1}         \u{2}\0\u{f3}...", "built for"),
             ("\u{7f}ELF", "neither an ELF program"),
             ("#!/no/such/loader\n", "the loader that it names is not"),
