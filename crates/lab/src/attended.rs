@@ -195,6 +195,7 @@ printf '{"entry":{"entry":"run_begins"}}\n{"entry":' > 2/journal.jsonl; echo sai
     fn a_command_that_does_not_end_is_killed_and_called_hung() {
         let folder = tempfile::tempdir().unwrap();
         let folder = Utf8Path::from_path(folder.path()).unwrap();
+        // A command that hangs; it is killed at once, nothing waits for the sleep's own end.
         let operator = operator(folder, "exec sleep 600");
         let attended = Attended::begin(&operator, "prod", &[]).unwrap();
         assert_eq!(attended.end(Duration::ZERO).code, HUNG);

@@ -352,6 +352,7 @@ mod tests {
 
     #[test]
     fn a_unit_starts_once_and_stops_once() {
+        // A service that runs until it is stopped; nothing waits for the sleep's own end.
         let (_keep, services, unit) = playground("/bin/sh -c 'echo hello; exec sleep 600'");
         assert_eq!(services.look_at(&unit).unwrap().active, UnitActive::Inactive);
         services.act(&unit, UnitAction::Start, LONG).unwrap();
