@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use lookalike::rows::{Checkpoint, SinkAnswer, SinkRequest, WriteMode, from_line, to_line};
+use serde::{Deserialize, Serialize};
 
 use crate::writer::{RowWriter, read_line, wake};
 
@@ -67,7 +68,7 @@ struct Shared {
 }
 
 /// What became of the rows of one source.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Deserialize, Serialize)]
 pub struct Reckoning {
     /// Rows that the writer had written when reckoned.
     pub written: u64,

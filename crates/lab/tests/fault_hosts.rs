@@ -2,7 +2,7 @@
 //!
 //! Block 9.
 
-use lab::faults_matrix::{self, Cell, Outcome, render};
+use lab::faults_matrix::{self, Cell, Lane, Outcome, render};
 
 const CELLS: [&str; 8] = [
     "kill-controller:stage",
@@ -20,8 +20,8 @@ const CELLS: [&str; 8] = [
 fn a_hotfix_ends_well_or_is_taken_back_whatever_goes_wrong() {
     let cells = Cell::select(&CELLS.map(str::to_owned)).unwrap();
     assert_eq!(cells.len(), CELLS.len());
-    let outcomes =
-        faults_matrix::run("faultst", 9, &cells, &mut |line| println!("{line}")).unwrap();
+    let lanes = [Lane { set: "faultst".to_owned(), block: 9 }];
+    let outcomes = faults_matrix::run(&lanes, &cells, &mut |outcome| println!("{outcome}"));
     println!("{}", render(&outcomes));
     assert!(outcomes.iter().all(Outcome::is_as_it_must_be));
 }

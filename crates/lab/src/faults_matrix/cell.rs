@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Fault {
@@ -239,7 +241,8 @@ impl Rules {
 }
 
 /// One cell of the matrix. Written `fault:phase`, with `:leader` and `:v5` where they are meant.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Cell {
     /// How DM behaves.
     pub rules: Rules,
@@ -309,7 +312,7 @@ impl Cell {
         for (fault, phases) in old_rules {
             all.extend(phases.iter().map(|it| Self { rules: Rules::V5, ..bound(fault, it) }));
         }
-        all.sort_by_key(|cell| (cell.rules, cell.needs_limited_disk()));
+        all.sort_by_key(|cell| cell.ground());
         all
     }
 
@@ -344,9 +347,33 @@ impl Cell {
         Ok(all.into_iter().filter(|cell| wanted.contains(cell)).collect())
     }
 
-    /// Its deploy folders must lie on a file system that can be filled.
-    pub(super) fn needs_limited_disk(self) -> bool {
-        self.fault == Fault::FillDisk
+    /// What it has to run on.
+    pub(super) fn ground(self) -> Ground {
+        Ground { rules: self.rules, has_small_disks: self.fault == Fault::FillDisk }
+    }
+}
+
+/// What cells can share a cluster by.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Ground {
+    /// How DM behaves.
+    pub(super) rules: Rules,
+    /// Its deploy folders lie on file systems that can be filled.
+    pub(super) has_small_disks: bool,
+}
+
+impl From<Cell> for String {
+    fn from(cell: Cell) -> Self {
+        cell.to_string()
+    }
+}
+
+impl TryFrom<String> for Cell {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let found = Self::all().into_iter().find(|cell| cell.to_string() == name);
+        found.ok_or_else(|| format!("the matrix has no cell `{name}`"))
     }
 }
 

@@ -9,12 +9,13 @@
 //! every row has arrived once; no guard is armed; `display` marks what is patched; `rollback` brings the old build back.
 //!
 //! A phase is recognised in the run's journal and, where that says nothing, by the lock and on the host. One cluster
-//! serves many cells; after one that went wrong the next gets a fresh one.
+//! serves many cells; after one that went wrong the next gets a fresh one. Sets of hosts ([`Lane`]s) take cells from one queue, side by side.
 
 mod cell;
 mod outcome;
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
@@ -23,8 +24,9 @@ use lookalike::stamp::{self, Stamp};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use self::cell::Ground;
 pub use self::cell::{Cell, Fault, Phase, Rules, Turn};
-pub use self::outcome::{Outcome, render};
+pub use self::outcome::{Outcome, read_outcomes, render};
 use crate::Host;
 use crate::attended::Attended;
 use crate::hosts::UnitSignal;
@@ -51,38 +53,72 @@ const DISK_KIB: u64 = 600 * 1024;
 const DEPLOY: &str = "/home/tidb/deploy";
 const BALLAST: &str = "/home/tidb/deploy/ballast";
 
-/// Runs cells one after the other on hosts of this set and block.
-///
-/// # Errors
-///
-/// A cluster that could not be set up. What goes wrong in a cell is in its outcome.
-pub fn run(
-    set: &str,
-    block: u8,
-    cells: &[Cell],
-    say: &mut dyn FnMut(&str),
-) -> Result<Vec<Outcome>, SceneError> {
-    let mut outcomes: Vec<Outcome> = Vec::new();
-    let mut stage: Option<(Scene, (Rules, bool))> = None;
-    for (number, cell) in (1..).zip(cells) {
-        let key = (cell.rules, cell.needs_limited_disk());
-        let last_is_fine = outcomes.last().is_none_or(Outcome::is_as_it_must_be);
-        let (scene, _) = match stage.take().filter(|(_, of)| *of == key && last_is_fine) {
-            Some(kept) => stage.insert(kept),
-            None => stage.insert((set_the_scene(set, block, *cell)?, key)),
-        };
-        let outcome = try_cell(scene, *cell, number);
-        say(&outcome.to_string());
-        outcomes.push(outcome);
-    }
-    Ok(outcomes)
+/// A set of hosts of its own, on which one cell runs at a time.
+#[derive(Clone, Debug)]
+pub struct Lane {
+    /// Name of the set.
+    pub set: String,
+    /// Its address block.
+    pub block: u8,
 }
 
-fn set_the_scene(set: &str, block: u8, cell: Cell) -> Result<Scene, SceneError> {
+/// Runs cells, one in each lane at a time; `ended` gets every outcome as soon as it is known. The outcomes, in the order of `cells`.
+///
+/// A lane keeps its cluster for as long as the cells fit it. A cluster that could not be set up is what its cell came to.
+pub fn run(lanes: &[Lane], cells: &[Cell], ended: &mut dyn FnMut(&Outcome)) -> Vec<Outcome> {
+    // A build of its own for every cell, whichever lane it is in.
+    let queue = Mutex::new((1..).zip(cells.iter().copied()).collect::<VecDeque<_>>());
+    let (tell, told) = mpsc::channel();
+    let mut outcomes: Vec<Outcome> = thread::scope(|scope| {
+        for lane in lanes {
+            let (queue, tell) = (&queue, tell.clone());
+            scope.spawn(move || drive(lane, queue, &tell));
+        }
+        drop(tell);
+        told.iter().inspect(|outcome| ended(outcome)).collect()
+    });
+    outcomes.sort_by_key(|outcome| cells.iter().position(|cell| *cell == outcome.cell));
+    outcomes
+}
+
+fn drive(lane: &Lane, queue: &Mutex<VecDeque<(u32, Cell)>>, tell: &mpsc::Sender<Outcome>) {
+    let mut stage: Option<(Scene, Ground)> = None;
+    loop {
+        let standing = stage.as_ref().map(|(_, ground)| *ground);
+        let mut cells = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((number, cell)) = next_cell(&mut cells, standing) else { return };
+        drop(cells);
+        let ground = cell.ground();
+        // The set must be free before it is taken again.
+        let kept = stage.take().filter(|(_, of)| *of == ground).map(|(scene, _)| scene);
+        let outcome = match kept.map_or_else(|| set_the_scene(lane, cell), Ok) {
+            Ok(scene) => {
+                let outcome = try_cell(&scene, cell, number);
+                if outcome.is_as_it_must_be() {
+                    stage = Some((scene, ground));
+                }
+                outcome
+            }
+            Err(why) => Outcome::without_a_cluster(cell, &why),
+        };
+        // Whoever listens has gone only if the whole matrix has ended in a panic.
+        if tell.send(outcome).is_err() {
+            return;
+        }
+    }
+}
+
+/// The first cell that runs on what stands already, or else the first.
+fn next_cell(cells: &mut VecDeque<(u32, Cell)>, standing: Option<Ground>) -> Option<(u32, Cell)> {
+    let fits = |(_, cell): &(u32, Cell)| standing.is_some_and(|ground| cell.ground() == ground);
+    cells.remove(cells.iter().position(fits).unwrap_or(0))
+}
+
+fn set_the_scene(lane: &Lane, cell: Cell) -> Result<Scene, SceneError> {
     let shape = Shape { version: cell.rules.version().to_owned(), ..Shape::three() };
-    let mut scene = Scene::set(set, block, shape)?;
+    let mut scene = Scene::set(&lane.set, lane.block, shape)?;
     scene.deploy()?;
-    if cell.needs_limited_disk() {
+    if cell.ground().has_small_disks {
         let well = |said: Said| {
             if said.code == 0 { Ok(()) } else { Err(SceneError(said.to_string())) }
         };
@@ -103,6 +139,8 @@ struct Trial<'s> {
     cell: Cell,
     meant: Meant,
     before: Vec<(String, String)>,
+    /// Host of the worker that was free at the beginning: later it has the source of the node whose turn it is.
+    spare: Option<&'s Host>,
     outcome: Outcome,
 }
 
@@ -112,7 +150,8 @@ fn try_cell(scene: &Scene, cell: Cell, number: u32) -> Outcome {
         Turn::Leader => Meant::Masters,
     };
     let before = scene.running_hashes();
-    let mut trial = Trial { scene, cell, meant, before, outcome: Outcome::of(cell) };
+    let mut trial = Trial { scene, cell, meant, before, spare: None, outcome: Outcome::of(cell) };
+    trial.spare = trial.worker(|stage, _| stage == "free");
     let begun = Instant::now();
     let watch = Arc::new(Watch::default());
     thread::scope(|scope| {
@@ -359,7 +398,7 @@ impl<'s> Trial<'s> {
             Fault::DropSessions => lab(host.drop_ssh_sessions())?,
             Fault::PowerCycle => lab(host.power_cycle())?,
             Fault::KillSpare => {
-                let spare = self.worker(|stage, _| stage == "free").ok_or("there is no spare")?;
+                let spare = self.spare.ok_or("there was no spare")?;
                 lab(spare.signal_unit("dm-worker-8262.service", UnitSignal::Kill))?;
             }
             Fault::KillNode => {
@@ -606,6 +645,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_lane_takes_cells_that_fit_its_cluster_before_it_sets_up_another() {
+        let filters = ["exits:start", "fill-disk:open", "abandon:window:v5"].map(str::to_owned);
+        let cells = Cell::select(&filters).unwrap();
+        let mut queue: VecDeque<(u32, Cell)> = (1..).zip(cells.iter().copied()).collect();
+        let old_rules = cells.iter().find(|cell| cell.rules == Rules::V5).unwrap();
+        let taken = next_cell(&mut queue, Some(old_rules.ground())).unwrap().1;
+        assert_eq!(taken, *old_rules);
+        assert_eq!(next_cell(&mut queue, Some(old_rules.ground())), Some((1, cells[0])));
+        assert_eq!(next_cell(&mut queue, None).map(|(_, cell)| cell.fault), Some(Fault::FillDisk));
+        assert_eq!(next_cell(&mut queue, None), None);
+    }
 
     #[test]
     fn a_turn_is_found_by_its_place_and_knows_its_steps() {

@@ -1,13 +1,19 @@
-//! What a cell came to, as one line and as a table.
+//! What a cell came to, as one line, as a table and as a line of JSON that can be read back.
 
 use std::fmt;
+use std::io::{self, BufRead as _};
 use std::time::Duration;
 
+use camino::Utf8Path;
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+
 use super::cell::Cell;
+use crate::scene::SceneError;
 use crate::witness::Reckoning;
 
 /// What a cell came to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Outcome {
     /// Which cell.
     pub cell: Cell,
@@ -45,6 +51,11 @@ impl Outcome {
             wrong: Vec::new(),
             said: Vec::new(),
         }
+    }
+
+    pub(super) fn without_a_cluster(cell: Cell, why: &SceneError) -> Self {
+        let wrong = vec![format!("the cluster could not be set up: {why}")];
+        Self { wrong, ..Self::of(cell) }
     }
 
     /// Everything is as it must be.
@@ -126,6 +137,34 @@ pub fn render(outcomes: &[Outcome]) -> String {
     text
 }
 
+/// What [`Outcome`]s somebody has appended to a file, one JSON object a line; of a cell that was tried twice, the last. Without the
+/// file, none. A last line that was torn off is passed over, as that cell has not ended for whoever reads.
+///
+/// # Errors
+///
+/// A file that cannot be read, or that holds something else.
+pub fn read_outcomes(file: &Utf8Path) -> io::Result<Vec<Outcome>> {
+    let lines = match fs::File::open(file) {
+        Ok(file) => io::BufReader::new(file).split(b'\n').collect::<Result<Vec<_>, _>>()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for (number, line) in (1..).zip(&lines) {
+        match serde_json::from_slice::<Outcome>(line) {
+            Ok(outcome) => {
+                outcomes.retain(|earlier| earlier.cell != outcome.cell);
+                outcomes.push(outcome);
+            }
+            Err(error) if error.is_eof() && number == lines.len() => {}
+            Err(error) => {
+                return Err(io::Error::other(format!("read {file}, line {number}: {error}")));
+            }
+        }
+    }
+    Ok(outcomes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,5 +200,29 @@ mod tests {
         );
         assert!(lines[2].ends_with("WRONG"));
         assert_eq!(lines[3], "2 cells, 1 wrong");
+    }
+    #[test]
+    fn outcomes_are_read_back_and_a_torn_line_at_the_end_costs_only_its_own_cell() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = Utf8Path::from_path(dir.path()).unwrap().join("outcomes");
+        assert!(read_outcomes(&file).unwrap().is_empty());
+        let cells = Cell::select(&["cut-host".to_owned()]).unwrap();
+        let mut first = Outcome { exit: 7, ..Outcome::of(cells[0]) };
+        first.wrong.push("a guard is armed".to_owned());
+        let second =
+            Outcome { out_of_service: Duration::from_millis(2500), ..Outcome::of(cells[1]) };
+        let again = Outcome { exit: 0, ..Outcome::of(cells[0]) };
+        let mut text = String::new();
+        for outcome in [&first, &second, &again] {
+            text.push_str(&serde_json::to_string(outcome).unwrap());
+            text.push('\n');
+        }
+        fs::write(&file, format!("{text}{}", &text[..60])).unwrap();
+        let read = read_outcomes(&file).unwrap();
+        assert_eq!(read.len(), 2);
+        assert_eq!((read[0].cell, read[0].out_of_service), (cells[1], second.out_of_service));
+        assert_eq!((read[1].cell, read[1].exit), (cells[0], 0));
+        fs::write(&file, "nonsense\n").unwrap();
+        assert!(read_outcomes(&file).unwrap_err().to_string().contains("line 1"));
     }
 }
