@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::UserName;
 use dmup_wire::message::{
-    MakeDir, Outcome, PutFile, Refusal, RefusalKind, Request, UnitDone, UnitOrder, Unpack,
+    Guard, MakeDir, Outcome, PutFile, Refusal, RefusalKind, Request, UnitDone, UnitOrder, Unpack,
 };
 
 use crate::accounts::{Account, ensure_user, owner_named};
@@ -107,6 +107,9 @@ impl Agent {
                 }
             }
             Request::ArmGuard(order) => self.by_root(&request, || guard::arm(&self.places, order)),
+            Request::RenewGuard { instance, after_s } => {
+                self.by_root(&request, || guard::renew(&self.places, instance, *after_s))
+            }
             Request::DisarmGuard { instance } => {
                 self.by_root(&request, || guard::disarm(&self.places, instance))
             }
@@ -129,6 +132,7 @@ impl Agent {
             | Request::EnsureUser(_)
             | Request::JournalTail { .. }
             | Request::ArmGuard(_)
+            | Request::RenewGuard { .. }
             | Request::DisarmGuard { .. } => false,
         }
     }
@@ -325,11 +329,11 @@ fn check(request: &Request) -> Result<(), Refusal> {
             })
         }
         Request::JournalTail { lines, .. } => at_most("lines", *lines as usize, 1000),
-        Request::ArmGuard(order) => {
-            if (1..=86_400).contains(&order.after_s) {
+        Request::ArmGuard(Guard { after_s, .. }) | Request::RenewGuard { after_s, .. } => {
+            if (1..=86_400).contains(after_s) {
                 return Ok(());
             }
-            Err(bad("arm a guard", format!("it may act after 1 to 86400 s, not {}", order.after_s)))
+            Err(bad("arm a guard", format!("it may act after 1 to 86400 s, not {after_s}")))
         }
         Request::CheckSudo | Request::EnsureUser(_) | Request::DisarmGuard { .. } => Ok(()),
     }

@@ -17,6 +17,9 @@
 //!
 //! Without systemd ([`crate::services::supervised`]) a detached process sleeps until the time is up; it does not survive a reboot.
 //!
+//! Putting a guard off ([`renew`]) is done every few seconds and is cheap: the timer starts over. Only another span
+//! needs its file written anew and systemd told. What acts at the next boot is not touched by it.
+//!
 //! Arming rehearses: the boot service is run once with nothing to do, so a host where systemd
 //! may not execute files under `/var/lib` (SELinux, noexec) refuses to arm instead of failing when it matters.
 
@@ -25,7 +28,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::{InstanceId, UnitName};
@@ -34,6 +37,7 @@ use dmup_wire::message::{
     Guard, Leftover, LeftoverKind, Outcome, ProbeInstance, Refusal, RefusalKind, UnitAction,
 };
 use fs_err as fs;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{check_absolute, check_relative, sync_folder, write_atomically};
@@ -49,6 +53,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(180);
 /// How often the guard tries before it gives up and says so.
 const TRIES: u32 = 3;
 
+/// How often a sleeping guard looks whether it was put off.
+const GLANCE: Duration = Duration::from_millis(500);
+
 /// Between two tries.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -60,6 +67,9 @@ struct Record {
     boot_id: String,
     /// When it was armed; tells a guard that was armed again from the one before.
     armed_ms: i64,
+    /// When it was put off last.
+    #[serde(default)]
+    renewed_ms: Option<i64>,
     /// What it did; none while it has not acted to its end.
     did: Option<String>,
 }
@@ -116,8 +126,13 @@ pub(crate) fn arm(places: &Places, guard: &Guard) -> Reply {
     check_relative(&guard.binary)?;
     let files = Files::of(places, &guard.instance);
     fs::create_dir_all(&places.guards).when(attempted)?;
-    let record =
-        Record { guard: guard.clone(), boot_id: boot_id(), armed_ms: clock_ms(), did: None };
+    let record = Record {
+        guard: guard.clone(),
+        boot_id: boot_id(),
+        armed_ms: clock_ms(),
+        renewed_ms: None,
+        did: None,
+    };
     fs::remove_file(&files.fired).ok();
     match &places.supervised {
         Some(dir) => {
@@ -235,6 +250,55 @@ fn remove_other_agents(places: &Places, keep: &Utf8Path) {
     }
 }
 
+/// Puts an armed guard off: it acts `after_s` from now. One that has fired, or that is not there, refuses.
+pub(crate) fn renew(places: &Places, instance: &InstanceId, after_s: u32) -> Reply {
+    let attempted = || format!("put the guard of {instance} off");
+    let files = Files::of(places, instance);
+    let Some(mut record) = read(&files.armed) else { return Err(not_armed(&files, attempted())) };
+    let is_other_span = record.guard.after_s != after_s;
+    record.guard.after_s = after_s;
+    match &places.supervised {
+        Some(_) => {
+            record.renewed_ms = Some(clock_ms());
+            write_over(&files.armed, &record).when(attempted)?;
+        }
+        None => {
+            let [timer, ..] = unit_names(&record.guard.unit);
+            if is_other_span {
+                let agent = copy_agent(places).when(attempted)?;
+                let [text, ..] = unit_texts(&record.guard, &agent, &files.armed);
+                write_atomically(&places.units.join(&timer), text.as_bytes(), 0o644, None)
+                    .when(attempted)?;
+                write_over(&files.armed, &record).when(attempted)?;
+                systemd::reload()?;
+            }
+            systemd::act_on_guard("restart", &timer)?;
+        }
+    }
+    // It may have begun to act in between: then nothing was put off.
+    if files.armed.exists() { Ok(Outcome::Done) } else { Err(not_armed(&files, attempted())) }
+}
+
+/// Writes into a file that is there, and never makes one: a guard that acts meanwhile has taken it away for good.
+fn write_over(path: &Utf8Path, record: &Record) -> io::Result<()> {
+    let text = serde_json::to_vec_pretty(record)?;
+    let next = path.with_extension("next");
+    write_atomically(&next, &text, 0o644, None)?;
+    // An exchange fails if one of the two is gone; a plain rename would arm a guard that has fired.
+    let exchanged = renameat_with(CWD, next.as_str(), CWD, path.as_str(), RenameFlags::EXCHANGE);
+    fs::remove_file(&next)?;
+    Ok(exchanged?)
+}
+
+fn not_armed(files: &Files, attempted: String) -> Refusal {
+    let seen = match read(&files.fired) {
+        Some(Record { did: Some(did), .. }) => format!("it has fired: {did}"),
+        Some(_) => "it has fired and is acting right now".to_owned(),
+        None => "none is armed".to_owned(),
+    };
+    refuse(RefusalKind::Precondition, attempted, seen)
+}
+
 /// The window is good: the guard must not fire any more.
 pub(crate) fn disarm(places: &Places, instance: &InstanceId) -> Reply {
     let attempted = || format!("disarm the guard of {instance}");
@@ -249,10 +313,7 @@ pub(crate) fn disarm(places: &Places, instance: &InstanceId) -> Reply {
             Ok(Outcome::Done)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => match read(&files.fired) {
-            Some(record) => {
-                let did = record.did.unwrap_or_else(|| "it is acting right now".to_owned());
-                Err(refuse(RefusalKind::Precondition, attempted(), format!("it has fired: {did}")))
-            }
+            Some(_) => Err(not_armed(&files, attempted())),
             None => Ok(Outcome::Done),
         },
         Err(error) => Err(error).when(attempted),
@@ -364,17 +425,34 @@ pub(crate) fn sleep_and_fire(
     services: &dyn Services,
     armed: &Utf8Path,
 ) -> Result<(), Refusal> {
-    let Some(mine) = read(armed) else { return Ok(()) };
-    let deadline = mine.armed_ms.saturating_add(i64::from(mine.guard.after_s) * 1000);
-    let left = u64::try_from(deadline.saturating_sub(clock_ms())).unwrap_or(0);
-    // Never longer than ordered, even if the clock was set back since.
-    thread::sleep(
-        Duration::from_millis(left).min(Duration::from_secs(u64::from(mine.guard.after_s))),
-    );
-    if read(armed).is_some_and(|now| now.armed_ms == mine.armed_ms) {
-        return fire(places, services, armed);
+    let Some(mut mine) = read(armed) else { return Ok(()) };
+    let mut since = Instant::now();
+    let mut late_ms = late(&mine);
+    loop {
+        let span = Duration::from_secs(mine.guard.after_s.into());
+        // By the monotonic clock from when it was seen first: never longer than ordered, even if the clock was set back.
+        let left = span.saturating_sub(since.elapsed()).saturating_sub(late_ms);
+        if left.is_zero() {
+            return fire(places, services, armed);
+        }
+        thread::sleep(left.min(GLANCE));
+        match read(armed) {
+            Some(now) if now.armed_ms != mine.armed_ms => return Ok(()), // armed anew, with a process of its own
+            Some(now) if now.renewed_ms != mine.renewed_ms || now.guard != mine.guard => {
+                since = Instant::now();
+                late_ms = late(&now);
+                mine = now;
+            }
+            Some(_) => {}
+            None => return Ok(()), // disarmed
+        }
     }
-    Ok(())
+}
+
+/// How long ago a guard was armed or put off, by the wall clock.
+fn late(record: &Record) -> Duration {
+    let since = record.renewed_ms.unwrap_or(record.armed_ms);
+    Duration::from_millis(u64::try_from(clock_ms().saturating_sub(since)).unwrap_or(0))
 }
 
 /// Guards of the given instances, and trees that TiUP saved.
@@ -443,7 +521,8 @@ mod tests {
     fn armed(places: &Places, guard: &Guard, boot_id: String) -> Utf8PathBuf {
         fs::create_dir_all(&places.guards).unwrap();
         let files = Files::of(places, &guard.instance);
-        let record = Record { guard: guard.clone(), boot_id, armed_ms: 1, did: None };
+        let record =
+            Record { guard: guard.clone(), boot_id, armed_ms: 1, renewed_ms: None, did: None };
         write(&files.armed, &record).unwrap();
         files.armed
     }
@@ -540,6 +619,28 @@ mod tests {
         let armed = armed(&places, &guard, boot_id());
         sleep_and_fire(&places, &Fake::default(), &armed).unwrap();
         assert_eq!(live(&order), "old");
+    }
+
+    #[test]
+    fn a_guard_that_was_put_off_acts_later_and_one_that_has_fired_cannot_be_put_off() {
+        let (_keep, order) = trees();
+        let places = places(order.live.parent().unwrap());
+        let none = renew(&places, &order.instance, 30).unwrap_err();
+        assert!(none.observed.contains("none is armed"), "{none}");
+        switch(&Fake::default(), &Hashes::default(), &order).unwrap();
+        let armed = armed(&places, &guard(&order), boot_id());
+        assert_eq!(renew(&places, &order.instance, 20), Ok(Outcome::Done));
+        let record = read(&armed).unwrap();
+        assert_eq!((record.guard.after_s, record.armed_ms), (20, 1));
+        assert!(record.renewed_ms.is_some_and(|at| at > 1));
+        assert!(!armed.with_extension("next").exists());
+        // Armed in 1970 for an hour, put off by 0 s just now: due.
+        assert_eq!(renew(&places, &order.instance, 0), Ok(Outcome::Done));
+        sleep_and_fire(&places, &Fake::default(), &armed).unwrap();
+        assert_eq!(live(&order), "old");
+        let fired = renew(&places, &order.instance, 30).unwrap_err();
+        assert!(fired.observed.contains("went back to build"), "{fired}");
+        assert!(!armed.exists());
     }
 
     #[test]

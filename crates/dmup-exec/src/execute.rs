@@ -181,18 +181,23 @@ where
     F: Future<Output = Result<T, EffectError>>,
 {
     let mut last = String::new();
+    let mut may_hold = false;
     // Half a minute in all, and many tries within it: an armed guard does not wait longer either.
     for pause_s in [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 0] {
         match effect().await {
             Ok(value) => return Ok(value),
             Err(error) => match error.certainty {
                 Certainty::Refused => return Err(Halt::Failed(error.to_string())),
-                Certainty::Unknown => last = error.to_string(),
+                Certainty::NotSent => last = error.to_string(),
+                Certainty::Unknown => {
+                    last = error.to_string();
+                    may_hold = true;
+                }
             },
         }
         clock.sleep(Duration::from_secs(pause_s)).await;
     }
-    Err(Halt::Unknown(last))
+    Err(if may_hold { Halt::Unknown(last) } else { Halt::Failed(last) })
 }
 
 /// Looks until there is an answer: a look that failed says nothing, whatever the reason.

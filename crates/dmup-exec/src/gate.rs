@@ -9,6 +9,7 @@ use dmup_core::digest::Digest;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::{DmSeen, ProcessSeen, UnitActive, WorkerStage};
 use dmup_core::plan::{Expectation, Health, Step, is_quiet, is_up, judge, leader_of, master_of};
+use futures::future::join_all;
 
 use crate::events::Event;
 use crate::execute::{Halt, Run, attempt_look};
@@ -46,6 +47,8 @@ impl Run<'_> {
         let mut progress = String::new();
         let mut said: Vec<String> = Vec::new();
         let mut good_since: Option<Duration> = None;
+        let mut good_pid = None;
+        let helps_itself = self.time_to_help_itself();
         let mut hashed: Option<(u32, Digest)> = None;
         let mut is_silent;
         loop {
@@ -53,6 +56,11 @@ impl Run<'_> {
             let health = match self.look_at_node(&stage.instance, gate.build, &mut hashed).await {
                 Ok(process) => {
                     is_silent = false;
+                    if process.pid != good_pid {
+                        // Another process, whoever restarted it: its time begins anew.
+                        good_pid = process.pid;
+                        good_since = None;
+                    }
                     if went_back(stage, gate, &process) {
                         return Err(Halt::Failed(format!(
                             "the guard of {} has put build {} back",
@@ -81,7 +89,9 @@ impl Run<'_> {
                 if health.progress != progress {
                     moved = now;
                 }
-                let is_late = now.saturating_sub(moved) > gate.within
+                // A host that does not answer is about to help itself: it is not given up before it has.
+                let within = if is_silent { gate.within.max(helps_itself) } else { gate.within };
+                let is_late = now.saturating_sub(moved) > within
                     || now.saturating_sub(begun) > gate.within * LAST_LIMIT;
                 if is_late {
                     let waited = now.saturating_sub(begun).as_secs();
@@ -204,6 +214,36 @@ impl Run<'_> {
         let (_, processes) =
             attempt_look(self.reach.clock, || hosts.look(&instance.host, only, true)).await?;
         process_of(instance, processes)
+    }
+
+    /// How long a host may need until its guard has acted, or it has booted.
+    fn time_to_help_itself(&self) -> Duration {
+        let policy = &self.plan.policy;
+        Duration::from_secs(u64::from(policy.guard_s) + u64::from(policy.stop_within_s))
+    }
+
+    /// As [`Self::look_until_known`], for as long as a host may need to help itself: until its guard has acted, or it has
+    /// booted. What it has then is what counts.
+    pub(crate) async fn look_while_it_helps_itself(
+        &mut self,
+        instance: &Instance,
+    ) -> Result<ProcessSeen, Halt> {
+        let clock = self.reach.clock;
+        let until = clock.elapsed() + self.time_to_help_itself();
+        loop {
+            match self.look_until_known(instance).await {
+                Err(Halt::Unknown(why)) => {
+                    if clock.elapsed() >= until {
+                        return Err(Halt::Unknown(why));
+                    }
+                    self.note(format!(
+                        "{} does not answer; its guard takes it back by itself, so it is waited for",
+                        instance.host
+                    ));
+                }
+                known => return known,
+            }
+        }
     }
 
     /// Waits until DM is in a state in which a node may be taken down. Returns that state.
@@ -333,6 +373,61 @@ impl Run<'_> {
                 said = Some(lacks);
             }
             self.reach.clock.sleep(POLL).await;
+        }
+    }
+
+    /// A worker's sources go to a free worker when it stops, and DM believes a dead one to be there until its lease is
+    /// over: they would hang with it for seconds. So the workers themselves are asked, and whoever is not up is waited
+    /// for, or for DM to notice it. Returns whether anything had to be waited for.
+    pub(crate) async fn await_other_workers(
+        &mut self,
+        stage: &Stage,
+        step: &Step,
+    ) -> Result<bool, Halt> {
+        let own = &stage.instance;
+        if own.role != Role::DmWorker || stage.baseline.is_none() || stage.was_broken {
+            return Ok(false);
+        }
+        let reach = self.reach;
+        let within = Duration::from_secs(self.plan.policy.settle_within_s.into());
+        let begun = reach.clock.elapsed();
+        let mut waited = false;
+        loop {
+            let dm = attempt_look(reach.clock, || reach.dm.look(&[])).await?;
+            let others = dm
+                .workers
+                .iter()
+                .filter(|worker| worker.stage != WorkerStage::Offline)
+                .filter_map(|worker| self.plan.instance(worker.instance.as_ref()?))
+                .filter(|other| other.id != own.id);
+            let run = &*self;
+            let looks = others.map(|other| async move {
+                let seen = match run.look_once(other, false).await {
+                    Ok(process) if process.active == UnitActive::Active => return None,
+                    Ok(process) => {
+                        format!("its unit is {:?} ({})", process.active, process.sub_state)
+                    }
+                    // A host that cannot be reached may have a worker that is well.
+                    Err(_) => reach.dm.build_of(other).await.err()?.to_string(),
+                };
+                Some(format!("DM takes worker {} for alive, but {seen}", other.id))
+            });
+            let missing: Vec<String> = join_all(looks).await.into_iter().flatten().collect();
+            if missing.is_empty() {
+                return Ok(waited);
+            }
+            if reach.clock.elapsed().saturating_sub(begun) > within {
+                return Err(Halt::Failed(format!(
+                    "{} cannot be stopped now: {}",
+                    own.id,
+                    missing.join("; ")
+                )));
+            }
+            if !waited {
+                self.recorder.say(Event::Waiting { step: step.clone(), missing });
+            }
+            waited = true;
+            reach.clock.sleep(POLL).await;
         }
     }
 

@@ -1,9 +1,10 @@
 //! The few things that can be done to a cluster, in its own language.
 //!
 //! Every effect is idempotent: done twice, it leaves the cluster as done once.
-//! An effect has three answers: `Ok` (it holds), [`EffectError`] with
-//! [`Certainty::Refused`] (it was not done; the text says how things are), and
-//! [`Certainty::Unknown`] (the connection broke after it was sent): the third
+//! An effect has four answers: `Ok` (it holds), [`EffectError`] with
+//! [`Certainty::Refused`] (it was not done; the text says how things are),
+//! [`Certainty::NotSent`] (nobody was reached, so that it may be tried again), and
+//! [`Certainty::Unknown`] (the connection broke after it was sent): the last
 //! is looked at, never assumed.
 
 use std::time::Duration;
@@ -20,6 +21,8 @@ use dmup_core::inventory::{DmSeen, HostSeen, ProcessSeen};
 pub enum Certainty {
     /// It did not happen, or only as far as the text says.
     Refused,
+    /// It did not happen: whoever should do it was not reached. A later try may reach it.
+    NotSent,
     /// Nobody knows: look.
     Unknown,
 }
@@ -34,7 +37,7 @@ pub struct EffectError {
     pub place: String,
     /// What was seen instead, in the system's own words.
     pub observed: String,
-    /// Refused or unknown.
+    /// What is known of it all the same.
     pub certainty: Certainty,
 }
 
@@ -128,6 +131,9 @@ pub trait Hosts: Send + Sync {
         to: &Digest,
         after: Duration,
     ) -> Result<(), EffectError>;
+
+    /// Puts an armed guard off: it acts after so long from now. Refused if it has fired, or if there is none.
+    async fn renew_guard(&self, instance: &Instance, after: Duration) -> Result<(), EffectError>;
 
     /// Disarms the guard, over a connection made after the window. Refused if it has fired.
     async fn disarm_guard(&self, instance: &Instance) -> Result<(), EffectError>;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dmup_core::digest::Digest;
 use dmup_core::ids::{InstanceId, SourceId, TaskName};
 use dmup_core::instance::Instance;
-use dmup_core::inventory::{DmSeen, SubtaskStage, UnitActive};
+use dmup_core::inventory::{DmSeen, ProcessSeen, SubtaskStage, UnitActive};
 use dmup_core::journal::{Entry, OpenTurn, TurnEnd};
 use dmup_core::plan::{Around, Step, Turn, TurnFacts, is_up, leader_of, turn_steps};
 use dmup_core::policy::OnFailure;
@@ -288,11 +288,15 @@ impl Run<'_> {
                 self.await_quiet(&instance, *within_s).await;
                 Ok(Taken::Done(None))
             }
-            Step::PauseSubtask { task, source } => self.pause(step, task, source).await,
+            Step::PauseSubtask { task, source } => {
+                self.await_other_workers(stage, step).await?;
+                self.pause(step, task, source).await
+            }
             Step::AwaitPaused { task, source, within_s } => {
                 self.await_paused(stage, step, (task, source), *within_s).await
             }
             Step::Transfer { source, to, .. } => {
+                self.await_other_workers(stage, step).await?;
                 self.recorder.write(&Entry::Started { step: step.clone() })?;
                 attempt(reach.clock, || reach.dm.transfer(source, to)).await?;
                 Ok(Taken::Done(None))
@@ -439,6 +443,13 @@ impl Run<'_> {
         from: &Digest,
         to: &Digest,
     ) -> Result<Taken, Halt> {
+        if !stage.is_exchanged
+            && self.await_other_workers(stage, step).await?
+            && stage.armed_at.is_some()
+        {
+            // Some of its time has gone by.
+            self.arm_anew(stage, self.plan.policy.guard_s + self.plan.policy.stop_within_s).await?;
+        }
         self.recorder.write(&Entry::Started { step: step.clone() })?;
         stage.is_exchanged = true;
         let window = self.exchange(stage, from, to).await?;
@@ -454,7 +465,11 @@ impl Run<'_> {
             part.killed = window.killed;
         }
         if window.killed {
-            self.note(format!("systemd had to kill {} when it did not stop", stage.instance.id));
+            self.note(format!(
+                "{} did not stop by itself: systemd had to kill it after {} s",
+                stage.instance.id,
+                window.stop.as_secs()
+            ));
         }
         Ok(Taken::Done(Some(if window.already {
             "it had been exchanged before".to_owned()
@@ -486,10 +501,10 @@ impl Run<'_> {
         for _ in 0..4 {
             match reach.hosts.switch(&stage.instance, from, to, around, stop_within).await {
                 Ok(window) => return Ok(window),
-                Err(error) if error.certainty == Certainty::Refused => {
-                    return Err(Halt::Failed(error.to_string()));
-                }
-                Err(error) => last = error.to_string(),
+                Err(error) => match error.certainty {
+                    Certainty::Refused => return Err(Halt::Failed(error.to_string())),
+                    Certainty::NotSent | Certainty::Unknown => last = error.to_string(),
+                },
             }
             // Nobody knows: look, as long as it takes the host to answer, then ask again (it is harmless twice).
             let process = self.look_until_known(&stage.instance).await?;
@@ -518,15 +533,15 @@ impl Run<'_> {
         let Some(armed_at) = stage.armed_at else { return };
         let now = self.reach.clock.elapsed();
         let guard_s = self.plan.policy.guard_s;
-        let interval = Duration::from_secs(u64::from(guard_s)) / 4;
+        // Often: after a cut of the connection nearly all of its time is left to come back.
+        let interval = Duration::from_secs(u64::from(guard_s)) / 10;
         let is_due = stage.has_long_guard || now.saturating_sub(armed_at) >= interval;
         if stage.window_ended.is_none() || !is_due {
             return;
         }
         let after = Duration::from_secs(guard_s.into());
-        let (instance, from, to) = (&stage.instance, &stage.from, &stage.to);
         // If it cannot be put off, it acts, and the gate sees the old build: no reason to stop here.
-        if self.reach.hosts.arm_guard(instance, from, to, after).await.is_ok() {
+        if self.reach.hosts.renew_guard(&stage.instance, after).await.is_ok() {
             stage.armed_at = Some(now);
             stage.has_long_guard = false;
         }
@@ -596,9 +611,15 @@ impl Run<'_> {
             }
             Err(Halt::Run(error)) => Err(error),
             Err(Halt::Failed(error)) => {
+                let is_back = self.has_old_build_for_good(stage).await;
                 let undone = self.undo(stage).await?;
-                let why = join(format!("{why}; and putting it back failed: {error}"), undone);
-                self.end_turn(stage, TurnEnd::Left, Some(why))
+                let (end, words) = if is_back {
+                    (TurnEnd::RolledBack, "it runs the build from before again, but")
+                } else {
+                    (TurnEnd::Left, "and putting it back failed:")
+                };
+                let why = join(format!("{why}; {words} {error}"), undone);
+                self.end_turn(stage, end, Some(why))
             }
             Err(Halt::Unknown(error)) => {
                 let undone = self.undo(stage).await?;
@@ -611,13 +632,26 @@ impl Run<'_> {
         }
     }
 
+    /// Whether the node runs the old build although something is still missing: mostly in the cluster around it,
+    /// where its own way back cannot mend it. Its guard has nothing left to do then.
+    async fn has_old_build_for_good(&mut self, stage: &mut Stage) -> bool {
+        let reach = self.reach;
+        match self.look_until_known(&stage.instance).await {
+            Ok(process) if runs_only(&process, &stage.from) => {}
+            Ok(_) | Err(_) => return false,
+        }
+        let instance = &stage.instance;
+        match attempt(reach.clock, || reach.hosts.disarm_guard(instance)).await {
+            Ok(()) | Err(Halt::Failed(_)) => stage.armed_at = None,
+            Err(Halt::Unknown(_) | Halt::Run(_)) => {}
+        }
+        true
+    }
+
     async fn put_back(&mut self, stage: &mut Stage) -> Result<(), Halt> {
         let reach = self.reach;
-        let process = self.look_until_known(&stage.instance).await?;
-        let is_back = process.on_disk.as_ref() == Some(&stage.from)
-            && process.active == UnitActive::Active
-            && process.running.as_ref() == Some(&stage.from);
-        if !is_back {
+        let process = self.look_while_it_helps_itself(&stage.instance).await?;
+        if !runs_only(&process, &stage.from) {
             // Our own exchange and the guard's must not meet. If the guard has acted, there is nothing to put off.
             let after = self.plan.policy.guard_s + self.plan.policy.stop_within_s;
             match self.arm_anew(stage, after).await {
@@ -740,6 +774,13 @@ impl Run<'_> {
 enum Taken {
     Done(Option<String>),
     Skipped(String),
+}
+
+/// A build lies there, runs, and nothing else does.
+fn runs_only(process: &ProcessSeen, build: &Digest) -> bool {
+    process.on_disk.as_ref() == Some(build)
+        && process.active == UnitActive::Active
+        && process.running.as_ref() == Some(build)
 }
 
 fn failed_untouched(why: String) -> TurnResult {

@@ -199,7 +199,7 @@ impl Fleet {
             let session = self
                 .session(host)
                 .await
-                .map_err(|error| failed(error.to_string(), Certainty::Refused))?;
+                .map_err(|error| failed(error.to_string(), certainty_of(&error)))?;
             let result = match parcel {
                 Some(path) => session.request_with_stream(request, path, within).await,
                 None => session.request(request, within).await.map(|outcome| (outcome, 0)),
@@ -218,7 +218,7 @@ impl Fleet {
                 Err(SessionError::NotSent(why)) => last = why,
             }
         }
-        Err(failed(last, Certainty::Refused))
+        Err(failed(last, Certainty::NotSent))
     }
 
     fn host(&self, host: &HostId) -> Result<&Host, ReachError> {
@@ -471,6 +471,23 @@ fn named(names: impl ExactSizeIterator<Item = impl std::fmt::Display>) -> String
         shown.push(format!("and {} more", count - 3));
     }
     shown.join(", ")
+}
+
+/// Whether another try may reach a host that was not reached. Nothing was done on it either way.
+pub(crate) fn certainty_of(error: &ReachError) -> Certainty {
+    match error {
+        ReachError::Resolve { .. }
+        | ReachError::Connect { .. }
+        | ReachError::Channel { .. }
+        | ReachError::SystemSsh { .. }
+        | ReachError::Bootstrap { .. } => Certainty::NotSent,
+        // Keys and logins do not change by waiting.
+        ReachError::UnknownHostKey(_)
+        | ReachError::ChangedHostKey(_)
+        | ReachError::RevokedHostKey { .. }
+        | ReachError::KnownHosts(_)
+        | ReachError::Auth { .. } => Certainty::Refused,
+    }
 }
 
 /// Same build on both sides, so only a bug gives such an answer; what it did is not known.

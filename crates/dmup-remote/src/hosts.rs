@@ -11,7 +11,7 @@ use dmup_core::inventory::{HostSeen, ProcessSeen};
 use dmup_exec::ports::{Around, Build, Certainty, EffectError, Hosts, Parcel, Window};
 use dmup_wire::message::{Guard, Outcome, Prepare, Probe, ProbeInstance, Request, Stage, Switch};
 
-use crate::fleet::{Fleet, time_to_send, unfitting};
+use crate::fleet::{Fleet, certainty_of, time_to_send, unfitting};
 
 /// Below a home folder, everything of ours: `agent/`, `store/`.
 pub const OUR_FOLDER: &str = ".dmup";
@@ -58,7 +58,7 @@ impl Hosts for Fleet {
             attempted: "look at the host".to_owned(),
             place: host.as_str().to_owned(),
             observed: error.to_string(),
-            certainty: Certainty::Refused,
+            certainty: certainty_of(&error),
         })?;
         let mut disks: Vec<Utf8PathBuf> = instances.iter().map(|i| i.deploy_dir.clone()).collect();
         disks.dedup();
@@ -185,6 +185,15 @@ impl Hosts for Fleet {
         self.done(&instance.host, &attempted, request, ARMING).await
     }
 
+    async fn renew_guard(&self, instance: &Instance, after: Duration) -> Result<(), EffectError> {
+        let attempted = format!("put the guard of {} off", instance.id);
+        let request = Request::RenewGuard {
+            instance: instance.id.clone(),
+            after_s: u32::try_from(after.as_secs()).unwrap_or(u32::MAX),
+        };
+        self.done(&instance.host, &attempted, request, ARMING).await
+    }
+
     async fn disarm_guard(&self, instance: &Instance) -> Result<(), EffectError> {
         let attempted = format!("disarm the guard of {}", instance.id);
         // The point of the guard: whoever confirms must have been able to come in after the window.
@@ -192,7 +201,7 @@ impl Hosts for Fleet {
             attempted: attempted.clone(),
             place: instance.host.as_str().to_owned(),
             observed: error.to_string(),
-            certainty: Certainty::Refused,
+            certainty: certainty_of(&error),
         })?;
         let request = Request::DisarmGuard { instance: instance.id.clone() };
         self.done(&instance.host, &attempted, request, ARMING).await
@@ -223,17 +232,21 @@ impl Hosts for Fleet {
 
 impl Fleet {
     async fn home(&self, host: &HostId, attempted: &str) -> Result<Utf8PathBuf, EffectError> {
-        let failed = |observed: String| EffectError {
+        let failed = |observed: String, certainty| EffectError {
             attempted: attempted.to_owned(),
             place: host.as_str().to_owned(),
             observed,
-            certainty: Certainty::Refused,
+            certainty,
         };
-        let hello = self.hello(host).await.map_err(|error| failed(error.to_string()))?;
+        let hello = self
+            .hello(host)
+            .await
+            .map_err(|error| failed(error.to_string(), certainty_of(&error)))?;
         if hello.home.is_absolute() && hello.home != "/" {
             Ok(hello.home)
         } else {
-            Err(failed(format!("{} has no home folder to keep packages in", hello.user)))
+            let observed = format!("{} has no home folder to keep packages in", hello.user);
+            Err(failed(observed, Certainty::Refused))
         }
     }
 }

@@ -539,6 +539,7 @@ fn act_as_agent() {
                     | Request::EnsureUser(_)
                     | Request::JournalTail { .. }
                     | Request::ArmGuard(_)
+                    | Request::RenewGuard { .. }
                     | Request::DisarmGuard { .. } => Answer::Refused(Refusal {
                         attempted: "answer".to_owned(),
                         observed: "not in this test".to_owned(),

@@ -89,6 +89,13 @@ pub enum Request {
     },
     /// Arms the guard of a window: unless confirmed in time, the host undoes the exchange by itself. Answer: [`Outcome::Done`].
     ArmGuard(Guard),
+    /// Puts an armed guard off. Answer: [`Outcome::Done`], refused if it has fired already or none is armed.
+    RenewGuard {
+        /// Whose.
+        instance: InstanceId,
+        /// When to act, from now.
+        after_s: u32,
+    },
     /// The window is good: the guard must never fire any more. Answer: [`Outcome::Done`], refused if it has fired already.
     DisarmGuard {
         /// Whose.

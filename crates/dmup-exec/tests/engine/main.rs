@@ -9,12 +9,14 @@ mod sim;
 
 use std::time::Duration;
 
+use dmup_core::ids::InstanceId;
 use dmup_core::instance::Role;
 use dmup_core::journal::{Entry, Line};
-use dmup_core::plan::{Decision, Plan, plan_hotfix};
+use dmup_core::plan::{Decision, Plan, Step, plan_hotfix};
 use dmup_core::policy::{OnFailure, Policy};
 use dmup_core::report::{InstanceEnd, Report, RunEnd};
-use dmup_exec::{MemoryJournal, Reach, RunError, execute, look, resume};
+use dmup_exec::ports::Clock;
+use dmup_exec::{Event, MemoryJournal, Reach, RunError, execute, look, resume};
 use tokio_util::sync::CancellationToken;
 
 use sim::{Behaviour, Shape, Sim, id, new, old};
@@ -403,6 +405,170 @@ async fn a_run_killed_before_or_after_any_effect_can_be_taken_back_wholly() {
             assert_eq!(back.exit_code(), 5, "{context}");
             assert!(all_old(&sim), "{context}");
             assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+        }
+    }
+}
+
+/// Runs a plan and does something to the cluster when a step begins; each kind of step is told once per instance.
+async fn go_and(plan: &Plan, sim: &Sim, mut at: impl FnMut(&Step) + Send) -> Report {
+    let cancel = CancellationToken::new();
+    let mut journal = MemoryJournal::default();
+    let mut watch = |event: Event| {
+        if let Event::StepBegins { step } = &event {
+            at(step);
+        }
+    };
+    execute(plan, reach(sim), &mut journal, &mut watch, &cancel).await.unwrap()
+}
+
+fn is_of(step: &Step, wanted: &InstanceId) -> bool {
+    match step {
+        Step::AwaitHealthy { instance, .. }
+        | Step::Soak { instance, .. }
+        | Step::DisarmGuard { instance } => instance == wanted,
+        _ => false,
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_cannot_be_reached_for_a_while_after_the_window_keeps_the_new_build() {
+    let at: [fn(&Step) -> bool; 3] = [
+        |step| matches!(step, Step::AwaitHealthy { .. }),
+        |step| matches!(step, Step::Soak { .. }),
+        |step| matches!(step, Step::DisarmGuard { .. }),
+    ];
+    for meant in at {
+        for away_s in [5, 20, 25] {
+            let sim = Sim::new(&SMALL, 1);
+            let plan = plan(&sim, &SMALL).await;
+            let first = plan.turns[0].instance.clone();
+            let host = plan.instance(&first).unwrap().host.clone();
+            let report = go_and(&plan, &sim, |step| {
+                if meant(step) && is_of(step, &first) {
+                    sim.silence(host.as_str(), Duration::from_secs(away_s));
+                }
+            })
+            .await;
+            assert_eq!(report.end, RunEnd::Done, "{away_s}");
+            assert!(all_new(&sim));
+            assert_eq!(sim.is_settled(), Vec::<String>::new());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_took_itself_back_ends_old_and_the_exit_code_says_what_the_others_have() {
+    for (turn, code) in [(0, 5), (1, 6)] {
+        for away_s in [45, 100] {
+            let sim = Sim::new(&SMALL, 1);
+            let plan = plan(&sim, &SMALL).await;
+            let meant = plan.turns[turn].instance.clone();
+            let host = plan.instance(&meant).unwrap().host.clone();
+            for at in [(|step| matches!(step, Step::Soak { .. })) as fn(&Step) -> bool, |step| {
+                matches!(step, Step::DisarmGuard { .. })
+            }] {
+                let sim = Sim::new(&SMALL, 1);
+                let report = go_and(&plan, &sim, |step| {
+                    if at(step) && is_of(step, &meant) {
+                        sim.silence(host.as_str(), Duration::from_secs(away_s));
+                    }
+                })
+                .await;
+                let context = format!("{turn} {away_s} {:?}", report.end);
+                assert!(matches!(report.end, RunEnd::RolledBackNode { .. }), "{context}");
+                assert_eq!(report.exit_code(), code, "{context}");
+                assert_eq!(sim.builds()[&meant], (old(), Some(old())), "{context}");
+                assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_went_back_in_a_cluster_that_is_ill_all_the_same_ends_old_without_a_guard() {
+    let sim = Sim::new(&SMALL, 1);
+    let plan = plan(&sim, &SMALL).await;
+    let first = plan.turns[0].instance.clone();
+    let other = plan.turns[1].instance.clone();
+    let report = go_and(&plan, &sim, |step| {
+        if matches!(step, Step::AwaitHealthy { .. }) && is_of(step, &first) {
+            sim.state.lock().unwrap().ill = Some(other.clone());
+        }
+    })
+    .await;
+    let RunEnd::RolledBackNode { why, .. } = &report.end else { panic!("{:?}", report.end) };
+    assert!(why.contains("etcd of master") && why.contains("runs the build from before"), "{why}");
+    assert_eq!(report.exit_code(), 5);
+    assert!(all_old(&sim));
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_restart_within_the_soak_begins_it_anew() {
+    let sim = Sim::new(&SMALL, 1);
+    let policy = Policy { soak_s: 10, healthy_within_s: 20, ..Policy::default() };
+    let Decision::Go(plan) = decide(&sim, &SMALL, &policy).await else { panic!() };
+    let first = plan.turns[0].instance.clone();
+    let (mut begun, mut restarted, mut ended) = (None, None, None);
+    let cancel = CancellationToken::new();
+    let mut watch = |event: Event| {
+        let now = Clock::elapsed(&sim);
+        match &event {
+            Event::StepBegins { step: step @ Step::Soak { .. } } if is_of(step, &first) => {
+                begun = Some(now);
+                sim.state.lock().unwrap().restart_at =
+                    Some((now + Duration::from_secs(7), first.clone()));
+            }
+            Event::StepEnds { step: step @ Step::Soak { .. }, .. } if is_of(step, &first) => {
+                restarted = Some(sim.state.lock().unwrap().restart_at.is_none());
+                ended = Some(now);
+            }
+            _ => {}
+        }
+    };
+    let mut journal = MemoryJournal::default();
+    let report = execute(&plan, reach(&sim), &mut journal, &mut watch, &cancel).await.unwrap();
+    assert_eq!((report.end, restarted), (RunEnd::Done, Some(true)));
+    assert!(ended.unwrap() - begun.unwrap() >= Duration::from_secs(17));
+}
+
+#[tokio::test]
+async fn a_slow_stop_is_reported_as_one_and_does_not_count_against_the_time_to_become_healthy() {
+    let sim = Sim::new(&SMALL, 1);
+    let policy = Policy { healthy_within_s: 5, ..Policy::default() };
+    let Decision::Go(plan) = decide(&sim, &SMALL, &policy).await else { panic!() };
+    sim.state.lock().unwrap().stop_takes = (Duration::from_secs(20), true);
+    let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    for (_, part) in &report.instances {
+        assert_eq!((part.stop_ms, part.killed), (20_000, true));
+        assert!(part.healthy_after_ms < 5_000, "{}", part.healthy_after_ms);
+    }
+    assert!(report.notes[0].contains("systemd had to kill it after 20 s"), "{:?}", report.notes);
+}
+
+#[tokio::test]
+async fn a_worker_is_not_stopped_while_the_free_worker_that_waits_for_its_source_is_dead() {
+    for shape in [SMALL, old_version()] {
+        for at in [(|step| matches!(step, Step::AwaitQuiet { .. })) as fn(&Step) -> bool, |step| {
+            matches!(step, Step::ArmGuard { .. })
+        }] {
+            let sim = Sim::new(&shape, 1);
+            let plan = plan(&sim, &shape).await;
+            let mut killed = false;
+            let report = go_and(&plan, &sim, |step| {
+                let free = id("h3:8262");
+                let is_busy =
+                    !matches!(step, Step::ArmGuard { instance, .. } if *instance != id("h1:8262"));
+                if at(step) && is_busy && !killed {
+                    killed = true;
+                    sim.kill_unnoticed(&free, Duration::from_secs(15));
+                }
+            })
+            .await;
+            assert!(killed);
+            assert_eq!(report.end, RunEnd::Done, "{:?}", report.end);
+            assert_eq!(sim.is_settled(), Vec::<String>::new());
         }
     }
 }

@@ -82,6 +82,16 @@ pub(crate) struct State {
     /// One answer in so many is lost.
     pub(crate) lose_one_in: u64,
     pub(crate) violations: Vec<String>,
+    /// Until when nobody gets in there.
+    pub(crate) silent: BTreeMap<HostId, Duration>,
+    /// A master whose etcd is not healthy.
+    pub(crate) ill: Option<InstanceId>,
+    /// How long a stop takes, and whether systemd has to kill the process then.
+    pub(crate) stop_takes: (Duration, bool),
+    /// Dead workers that DM has not noticed yet: until when, and when they are started again.
+    ghosts: BTreeMap<InstanceId, Duration>,
+    /// When somebody restarts what.
+    pub(crate) restart_at: Option<(Duration, InstanceId)>,
 }
 
 pub(crate) struct Sim {
@@ -217,6 +227,11 @@ impl Sim {
                 dice: Dice(seed ^ 0xabcd),
                 lose_one_in: 0,
                 violations: Vec::new(),
+                silent: BTreeMap::new(),
+                ill: None,
+                stop_takes: (Duration::from_millis(700), false),
+                ghosts: BTreeMap::new(),
+                restart_at: None,
             }),
         }
     }
@@ -305,6 +320,35 @@ impl Sim {
         state.settle();
     }
 
+    /// From now on, for so long, nobody gets into that host.
+    pub(crate) fn silence(&self, host: &str, span: Duration) {
+        let mut state = self.state.lock().unwrap();
+        let until = state.now + span;
+        state.silent.insert(HostId::new(host).unwrap(), until);
+    }
+
+    /// Kills a worker; DM goes by its lease and notices nothing until systemd has started it again after that span.
+    pub(crate) fn kill_unnoticed(&self, id: &InstanceId, span: Duration) {
+        let mut state = self.state.lock().unwrap();
+        let until = state.now + span;
+        let node = state.nodes.get_mut(id).unwrap();
+        (node.running, node.pid, node.is_looping) = (None, None, true);
+        state.ghosts.insert(id.clone(), until);
+    }
+
+    fn check_reachable(&self, host: &HostId) -> Result<(), EffectError> {
+        let state = self.state.lock().unwrap();
+        match state.silent.get(host) {
+            Some(until) if state.now < *until => Err(EffectError {
+                attempted: "connect".into(),
+                place: host.to_string(),
+                observed: "connection refused".into(),
+                certainty: Certainty::NotSent,
+            }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     pub(crate) fn pass(&self, span: Duration) {
         let mut state = self.state.lock().unwrap();
         state.advance(span);
@@ -359,6 +403,16 @@ impl State {
 
     fn tick(&mut self) {
         let now = self.now;
+        let back: Vec<InstanceId> =
+            self.ghosts.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
+        for id in back {
+            self.ghosts.remove(&id);
+            self.start(&id);
+        }
+        if let Some((_, id)) = self.restart_at.take_if(|(at, _)| *at <= now) {
+            self.stop(&id);
+            self.start(&id);
+        }
         let due: Vec<InstanceId> = self
             .nodes
             .iter()
@@ -458,6 +512,9 @@ impl State {
     }
 
     fn joins(&self, id: &InstanceId) -> bool {
+        if self.ghosts.contains_key(id) {
+            return true;
+        }
         let node = &self.nodes[id];
         node.running
             .as_ref()
@@ -476,6 +533,10 @@ impl State {
             o != id && self.joins(o) && !self.sources.values().any(|b| b.as_ref() == Some(o))
         });
         let is_bad = self.nodes[id].live != old();
+        let carries = self.sources.values().any(|bound| bound.as_ref() == Some(id));
+        if let Some((ghost, _)) = self.ghosts.iter().find(|(ghost, _)| *ghost != id && carries) {
+            self.violations.push(format!("the sources of {id} may go to {ghost}, which is dead"));
+        }
         if running_here && others && !self.stops_before_lease && !is_bad {
             self.violations.push(format!("{id} was stopped while it wrote: two writers"));
         }
@@ -543,6 +604,7 @@ impl Hosts for Sim {
         instances: &[Instance],
         hashes: bool,
     ) -> Result<(HostSeen, Vec<(InstanceId, ProcessSeen)>), EffectError> {
+        self.check_reachable(host)?;
         if let Some(lost) = self.lose(host.as_str()) {
             return Err(lost);
         }
@@ -580,6 +642,7 @@ impl Hosts for Sim {
     }
 
     async fn stage(&self, host: &HostId, parcel: &Parcel) -> Result<u64, EffectError> {
+        self.check_reachable(host)?;
         self.effect(host.as_str(), |state| {
             Ok(if state.stored.insert(host.clone()) { parcel.compressed_bytes } else { 0 })
         })
@@ -614,6 +677,7 @@ impl Hosts for Sim {
         _: Duration,
     ) -> Result<Window, EffectError> {
         let id = &instance.id;
+        self.check_reachable(&instance.host)?;
         self.effect(id.as_str(), |state| {
             let node = &state.nodes[id];
             if node.live == *to && node.staged.as_ref() == Some(from) {
@@ -629,7 +693,7 @@ impl Hosts for Sim {
                     state.violations.push(format!("the window of {id} has no guard"));
                 }
                 state.stop(id);
-                state.advance(Duration::from_millis(700));
+                state.advance(state.stop_takes.0);
             } else if node.is_up() && around == Around::Offline {
                 return Err("it runs".into());
             }
@@ -643,7 +707,13 @@ impl Hosts for Sim {
                     return Err("the unit failed; the new build lies in bin".into());
                 }
             }
-            Ok(Window { total: Duration::from_millis(800), ..Window::default() })
+            let (stop, killed) = state.stop_takes;
+            Ok(Window {
+                stop,
+                killed,
+                total: stop + Duration::from_millis(100),
+                ..Window::default()
+            })
         })
     }
 
@@ -654,6 +724,7 @@ impl Hosts for Sim {
         to: &Digest,
         after: Duration,
     ) -> Result<(), EffectError> {
+        self.check_reachable(&instance.host)?;
         self.effect(instance.id.as_str(), |state| {
             let deadline = state.now + after;
             let node = state.nodes.get_mut(&instance.id).unwrap();
@@ -663,7 +734,21 @@ impl Hosts for Sim {
         })
     }
 
+    async fn renew_guard(&self, instance: &Instance, after: Duration) -> Result<(), EffectError> {
+        self.check_reachable(&instance.host)?;
+        self.effect(instance.id.as_str(), |state| {
+            let deadline = state.now + after;
+            let node = state.nodes.get_mut(&instance.id).unwrap();
+            match &mut node.guard {
+                Some((due, ..)) => *due = deadline,
+                None => return Err("no guard is armed".into()),
+            }
+            Ok(())
+        })
+    }
+
     async fn disarm_guard(&self, instance: &Instance) -> Result<(), EffectError> {
+        self.check_reachable(&instance.host)?;
         self.effect(instance.id.as_str(), |state| {
             let node = state.nodes.get_mut(&instance.id).unwrap();
             node.guard = None;
@@ -708,7 +793,7 @@ impl Dm for Sim {
                     alive,
                     leader: id == leader,
                     calls_leader: asked.then(|| name(leader)),
-                    etcd_healthy: asked.then_some(true),
+                    etcd_healthy: asked.then_some(state.ill.as_ref() != Some(id)),
                     release: None,
                 }
             })
@@ -761,7 +846,14 @@ impl Dm for Sim {
 
     async fn build_of(&self, instance: &Instance) -> Result<ReportedBuild, EffectError> {
         let state = self.state.lock().unwrap();
-        let running = state.nodes[&instance.id].running.clone().unwrap();
+        let Some(running) = state.nodes[&instance.id].running.clone() else {
+            return Err(EffectError {
+                attempted: "ask for its build".into(),
+                place: instance.id.to_string(),
+                observed: "connection refused".into(),
+                certainty: Certainty::NotSent,
+            });
+        };
         let said = match state.behaviours.get(&running) {
             Some(Behaviour::CallsItselfOther) => old(),
             _ => running,

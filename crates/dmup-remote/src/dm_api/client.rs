@@ -251,6 +251,7 @@ impl DmClient {
         loop {
             let mut said = Vec::new();
             let mut not_yet = false;
+            let mut passes = true;
             for master in self.candidates(never) {
                 let error = match send(master).await {
                     Ok(()) => return Ok(()),
@@ -262,11 +263,11 @@ impl DmClient {
                 match &error {
                     Unanswered::Refused(words) if is_not_yet(words) => not_yet = true,
                     Unanswered::Refused(_) => return Err(failed(attempted, master, &error)),
-                    Unanswered::Connect(_)
-                    | Unanswered::Status { .. }
+                    Unanswered::Connect(_) => {}
+                    Unanswered::Status { .. }
                     | Unanswered::TimedOut(_)
                     | Unanswered::Broke(_)
-                    | Unanswered::Nonsense { .. } => {}
+                    | Unanswered::Nonsense { .. } => passes = false,
                 }
                 said.push(format!("{}: {error}", master.id));
             }
@@ -279,7 +280,8 @@ impl DmClient {
                     } else {
                         said.join("; ")
                     },
-                    certainty: Certainty::Refused,
+                    // Each of them was not reached, or is not able to yet: a later try may find one.
+                    certainty: if passes { Certainty::NotSent } else { Certainty::Refused },
                 });
             }
             tokio::time::sleep(TRY_AGAIN_AFTER).await;
@@ -394,7 +396,15 @@ pub(super) fn failed(attempted: &str, at: &Instance, error: &Unanswered) -> Effe
         attempted: attempted.to_owned(),
         place: format!("{} {}", at.role, at.id),
         observed: error.to_string(),
-        certainty: if error.may_have_happened() { Certainty::Unknown } else { Certainty::Refused },
+        certainty: match error {
+            _ if error.may_have_happened() => Certainty::Unknown,
+            Unanswered::Connect(_) => Certainty::NotSent,
+            Unanswered::Refused(_)
+            | Unanswered::Status { .. }
+            | Unanswered::TimedOut(_)
+            | Unanswered::Broke(_)
+            | Unanswered::Nonsense { .. } => Certainty::Refused,
+        },
     }
 }
 

@@ -752,8 +752,8 @@ async fn what_dm_refuses_is_refused_and_what_it_does_not_answer_is_unknown() {
 
     let down = nobody("m").await;
     let dm = client(&[&down]);
-    assert_eq!(dm.pause(&task(), &source()).await.unwrap_err().certainty, Certainty::Refused);
-    assert_eq!(dm.evict_leader(&down).await.unwrap_err().certainty, Certainty::Refused);
+    assert_eq!(dm.pause(&task(), &source()).await.unwrap_err().certainty, Certainty::NotSent);
+    assert_eq!(dm.evict_leader(&down).await.unwrap_err().certainty, Certainty::NotSent);
 
     let old =
         StandIn::start(Role::DmMaster, "m", |_, _| Reply::Grpc(12, "unknown method", vec![])).await;
@@ -785,7 +785,7 @@ async fn an_order_finds_the_master_that_can_take_it_and_waits_for_a_leader() {
     dm.resume(&task(), &source()).await.unwrap();
     assert_eq!(starting.asked().len(), 3);
     let told = client(&[&down, &lost.instance]).resume(&task(), &source()).await.unwrap_err();
-    assert_eq!(told.certainty, Certainty::Refused);
+    assert_eq!(told.certainty, Certainty::NotSent);
     assert!(told.observed.contains("38043") && told.observed.contains("no connection"), "{told}");
 }
 
