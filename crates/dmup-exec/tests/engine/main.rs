@@ -6,6 +6,7 @@
 )]
 
 mod sim;
+mod stories;
 
 use std::time::Duration;
 

@@ -81,6 +81,15 @@ pub(crate) struct State {
     dice: Dice,
     /// One answer in so many is lost.
     pub(crate) lose_one_in: u64,
+    /// One effect in so many is done twice, as when a message was delivered twice.
+    pub(crate) repeat_one_in: u64,
+    /// Effects so far.
+    pub(crate) effects: u64,
+    /// The controller dies at the effect of that number, before or after it.
+    pub(crate) dies_at: Option<(u64, Side)>,
+    pub(crate) is_dead: bool,
+    /// Rows of each source: written, arrived.
+    pub(crate) rows: BTreeMap<SourceId, (u64, u64)>,
     pub(crate) violations: Vec<String>,
     /// Until when nobody gets in there.
     pub(crate) silent: BTreeMap<HostId, Duration>,
@@ -96,6 +105,14 @@ pub(crate) struct State {
 
 pub(crate) struct Sim {
     pub(crate) state: Mutex<State>,
+    died: tokio::sync::Notify,
+}
+
+/// Of an effect.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Side {
+    Before,
+    After,
 }
 
 pub(crate) fn digest(text: &str) -> Digest {
@@ -210,7 +227,9 @@ impl Sim {
             subtasks.insert((TaskName::new("t2").unwrap(), source), SubtaskStage::Paused);
         }
         let version: dmup_core::version::DmVersion = shape.version.parse().unwrap();
+        let rows = sources.keys().map(|source| (source.clone(), (0, 0))).collect();
         Self {
+            died: tokio::sync::Notify::new(),
             state: Mutex::new(State {
                 nodes,
                 leader: Some(id(&format!("h{}:8261", shape.leader + 1))),
@@ -226,6 +245,11 @@ impl Sim {
                 stored: BTreeSet::new(),
                 dice: Dice(seed ^ 0xabcd),
                 lose_one_in: 0,
+                repeat_one_in: 0,
+                effects: 0,
+                dies_at: None,
+                is_dead: false,
+                rows,
                 violations: Vec::new(),
                 silent: BTreeMap::new(),
                 ill: None,
@@ -349,6 +373,25 @@ impl Sim {
         }
     }
 
+    /// The controller of before is gone, another one can begin.
+    pub(crate) fn revive(&self) {
+        let mut state = self.state.lock().unwrap();
+        (state.is_dead, state.dies_at) = (false, None);
+    }
+
+    /// Ends when the controller dies. What it was doing has to be dropped then.
+    pub(crate) async fn death(&self) {
+        self.died.notified().await;
+    }
+
+    fn die_if_due(&self, side: Side) {
+        let mut state = self.state.lock().unwrap();
+        if !state.is_dead && state.dies_at == Some((state.effects, side)) {
+            state.is_dead = true;
+            self.died.notify_one();
+        }
+    }
+
     pub(crate) fn pass(&self, span: Duration) {
         let mut state = self.state.lock().unwrap();
         state.advance(span);
@@ -357,7 +400,7 @@ impl Sim {
     fn lose(&self, place: &str) -> Option<EffectError> {
         let mut state = self.state.lock().unwrap();
         let sides = state.lose_one_in;
-        (sides > 0 && state.dice.roll(sides) == 0).then(|| EffectError {
+        (state.is_dead || sides > 0 && state.dice.roll(sides) == 0).then(|| EffectError {
             attempted: "talk".into(),
             place: place.into(),
             observed: "the stream broke".into(),
@@ -369,17 +412,25 @@ impl Sim {
     fn effect<T>(
         &self,
         place: &str,
-        act: impl FnOnce(&mut State) -> Result<T, String>,
+        mut act: impl FnMut(&mut State) -> Result<T, String>,
     ) -> Result<T, EffectError> {
+        self.die_if_due(Side::Before);
         if let Some(lost) = self.lose(place) {
             return Err(lost);
         }
         let done = {
             let mut state = self.state.lock().unwrap();
-            let done = act(&mut state);
+            let mut done = act(&mut state);
+            let sides = state.repeat_one_in;
+            if sides > 0 && state.dice.roll(sides) == 0 {
+                done = act(&mut state);
+            }
             state.advance(Duration::from_millis(20));
+            state.effects += 1;
+            state.check_builds();
             done
         };
+        self.die_if_due(Side::After);
         if let Some(lost) = self.lose(place) {
             return Err(lost);
         }
@@ -447,6 +498,7 @@ impl State {
             self.crash(&id);
         }
         self.settle();
+        self.replicate();
     }
 
     fn crash(&mut self, id: &InstanceId) {
@@ -499,6 +551,29 @@ impl State {
             if !free.is_empty() {
                 let at = self.dice.roll(free.len() as u64) as usize;
                 self.sources.insert(source, Some(free[at].clone()));
+            }
+        }
+    }
+
+    /// Whatever lies where, the build from before can be started from it.
+    fn check_builds(&mut self) {
+        for (id, node) in &self.nodes {
+            if node.live != old() && node.staged.as_ref() != Some(&old()) {
+                self.violations.push(format!("{id} has no build that is known to start"));
+            }
+        }
+    }
+
+    /// Rows go on being written; those of a source arrive while its subtask runs on a worker that is there.
+    fn replicate(&mut self) {
+        for (source, (written, arrived)) in &mut self.rows {
+            *written += 1;
+            let key = (TaskName::new("t1").unwrap(), source.clone());
+            let worker = self.sources[source].as_ref();
+            if worker.is_some_and(|id| self.nodes[id].is_up())
+                && self.subtasks[&key] == SubtaskStage::Running
+            {
+                *arrived = *written;
             }
         }
     }
@@ -926,6 +1001,10 @@ impl Clock for Sim {
     }
 
     async fn sleep(&self, span: Duration) {
+        if self.state.lock().unwrap().is_dead {
+            // Until whoever runs us drops us.
+            std::future::pending::<()>().await;
+        }
         self.pass(span);
     }
 }
