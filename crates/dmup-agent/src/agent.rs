@@ -12,12 +12,13 @@ use std::io::{Read, empty};
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dmup_core::ids::UserName;
+use dmup_core::ids::{InstanceId, UserName};
 use dmup_wire::message::{
     Guard, MakeDir, Outcome, PutFile, Refusal, RefusalKind, Request, UnitDone, UnitOrder, Unpack,
 };
 
 use crate::accounts::{Account, ensure_user, owner_named};
+use crate::fence::Session;
 use crate::files::{self, check_absolute};
 use crate::hash::Hashes;
 use crate::host::Places;
@@ -43,6 +44,7 @@ pub(crate) struct Agent {
     pub(crate) places: Places,
     pub(crate) services: Box<dyn Services>,
     pub(crate) hashes: Hashes,
+    session: Session,
     /// None: this process does it itself.
     pub(crate) root: Option<Privileged>,
 }
@@ -59,8 +61,9 @@ impl Agent {
             }
             None => (Places::system(), Box::new(Systemd)),
         };
-        let root = (!alone).then(Privileged::by_sudo);
-        Self { me, places, services, hashes: Hashes::default(), root }
+        let session = mode.since_ms.map_or_else(Session::now, Session::since);
+        let root = (!alone).then(|| Privileged::by_sudo(session.since_ms()));
+        Self { me, places, services, hashes: Hashes::default(), session, root }
     }
 
     /// Does what is asked. `stream` is read only by requests that take one.
@@ -75,7 +78,7 @@ impl Agent {
             Request::Switch(order) => {
                 let here = || switch(&*self.services, &self.hashes, order);
                 if order.restart {
-                    self.by_root(&request, here)
+                    self.by_root(&request, || self.in_turn(&order.instance).and_then(|()| here()))
                 } else {
                     self.or_root(&request, here)
                 }
@@ -106,14 +109,24 @@ impl Agent {
                     other => other,
                 }
             }
-            Request::ArmGuard(order) => self.by_root(&request, || guard::arm(&self.places, order)),
-            Request::RenewGuard { instance, after_s } => {
-                self.by_root(&request, || guard::renew(&self.places, instance, *after_s))
-            }
-            Request::DisarmGuard { instance } => {
-                self.by_root(&request, || guard::disarm(&self.places, instance))
-            }
+            Request::ArmGuard(order) => self.by_root(&request, || {
+                self.in_turn(&order.instance)?;
+                guard::arm(&self.places, order)
+            }),
+            Request::RenewGuard { instance, after_s } => self.by_root(&request, || {
+                self.in_turn(instance)?;
+                guard::renew(&self.places, instance, *after_s)
+            }),
+            Request::DisarmGuard { instance } => self.by_root(&request, || {
+                self.in_turn(instance)?;
+                guard::disarm(&self.places, instance)
+            }),
         }
+    }
+
+    /// Refuses an order for an instance's window or guard that has come late.
+    fn in_turn(&self, instance: &InstanceId) -> Result<(), Refusal> {
+        self.session.pass(&self.places.guards, instance)
     }
 
     /// Whether a request takes a stream.
@@ -383,6 +396,7 @@ pub(crate) mod tests {
             places: Places::supervised(&dir.join("playground")),
             services: Box::new(Fake::default()),
             hashes: Hashes::default(),
+            session: Session::now(),
             root: None,
         }
     }

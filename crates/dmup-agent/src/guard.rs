@@ -91,7 +91,7 @@ impl Files {
 }
 
 /// An instance as part of a file name and of a command line of a unit file: letters, digits, `.`, `-`, and `_XX` for others.
-fn file_name(instance: &InstanceId) -> String {
+pub(crate) fn file_name(instance: &InstanceId) -> String {
     instance
         .as_str()
         .bytes()

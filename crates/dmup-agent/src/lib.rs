@@ -13,6 +13,7 @@
 mod accounts;
 mod agent;
 mod archive;
+mod fence;
 mod files;
 mod guard;
 mod hash;
@@ -40,6 +41,8 @@ pub use serve::{Broken, serve};
 pub struct Mode {
     /// It is the privileged part of another agent and does everything itself.
     pub privileged: bool,
+    /// When the conversation began that it is part of: milliseconds since boot. None: now.
+    pub since_ms: Option<u64>,
     /// Units are plain processes below this folder, as on a playground without systemd.
     pub supervised: Option<Utf8PathBuf>,
 }
@@ -51,7 +54,7 @@ enum Call {
     Fire { supervised: Option<Utf8PathBuf>, armed: Utf8PathBuf },
 }
 
-/// `dmup agent [--privileged] [--supervised DIR] [--fire-guard FILE]`; `arguments` is what follows `agent`.
+/// `dmup agent [--privileged] [--since MS] [--supervised DIR] [--fire-guard FILE]`; `arguments` is what follows `agent`.
 ///
 /// Ends with 0, with 1 if the conversation broke or the guard could not act, with 2 for arguments that it does not know.
 pub fn main_of_agent(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -66,7 +69,7 @@ pub fn main_of_agent(arguments: impl IntoIterator<Item = OsString>) -> ExitCode 
             Err(broken) => failed(&broken, 1),
         },
         Ok(Call::Fire { supervised, armed }) => {
-            let mode = Mode { privileged: true, supervised };
+            let mode = Mode { privileged: true, since_ms: None, supervised };
             let agent = agent::Agent::new(&mode);
             let fired = match &mode.supervised {
                 Some(_) => guard::sleep_and_fire(&agent.places, &*agent.services, &armed),
@@ -89,6 +92,11 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call, String> 
     let (mut mode, mut armed) = (Mode::default(), None);
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
+        if argument == "--since" {
+            let given = arguments.next().and_then(|word| word.to_str()?.parse().ok());
+            mode.since_ms = Some(given.ok_or("--since needs a number of milliseconds")?);
+            continue;
+        }
         let mut path = || {
             let given =
                 arguments.next().and_then(|path| path.into_string().ok()).map(Utf8PathBuf::from);
@@ -122,11 +130,21 @@ mod tests {
         assert_eq!(parsed(&[]), Ok(Call::Serve(Mode::default())));
         assert_eq!(
             parsed(&["--privileged"]),
-            Ok(Call::Serve(Mode { privileged: true, supervised: None }))
+            Ok(Call::Serve(Mode { privileged: true, ..Mode::default() }))
+        );
+        assert_eq!(
+            parsed(&["--privileged", "--since", "12"]),
+            Ok(Call::Serve(Mode { privileged: true, since_ms: Some(12), supervised: None }))
         );
         let fire = Call::Fire { supervised: Some("/p".into()), armed: "/g.json".into() };
         assert_eq!(parsed(&["--supervised", "/p", "--fire-guard", "/g.json"]), Ok(fire));
-        for bad in [&["--supervised"][..], &["--supervised", "p"], &["x"], &["--fire-guard"]] {
+        for bad in [
+            &["--supervised"][..],
+            &["--supervised", "p"],
+            &["x"],
+            &["--fire-guard"],
+            &["--since", "-1"],
+        ] {
             assert!(parsed(bad).is_err(), "{bad:?}");
         }
     }

@@ -62,8 +62,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Privileged {
-    /// By sudo, this very program.
-    pub(crate) fn by_sudo() -> Self {
+    /// By sudo, this very program; it is part of a conversation that began then.
+    pub(crate) fn by_sudo(since_ms: u64) -> Self {
         let own = fs_err::read_link("/proc/self/exe").unwrap_or_default();
         let sudo = run::find("sudo").unwrap_or_else(|| "/usr/bin/sudo".into());
         Self::new(vec![
@@ -73,6 +73,8 @@ impl Privileged {
             own.into(),
             "agent".into(),
             "--privileged".into(),
+            "--since".into(),
+            since_ms.to_string().into(),
         ])
     }
 

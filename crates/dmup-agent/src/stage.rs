@@ -39,7 +39,29 @@ pub(crate) fn stage(order: &Stage, stream: &mut dyn Read) -> Reply {
     if done.is_err() {
         fs::remove_dir_all(&part).ok();
     }
-    Ok(Outcome::Staged { folder, already: false, files: done? })
+    let files = done?;
+    remove_surplus(&order.store, &order.digest);
+    Ok(Outcome::Staged { folder, already: false, files })
+}
+
+/// Besides the content that has just come, so many stay: whatever runs came to, the store does not grow for ever.
+const KEPT_BESIDES: usize = 2;
+
+/// Removes the oldest contents. Best effort: what stays is only in nobody's way.
+fn remove_surplus(store: &Utf8Path, newest: &Digest) {
+    let Ok(entries) = store.read_dir_utf8() else { return };
+    let mut contents: Vec<_> = entries
+        .filter_map(Result::ok)
+        .filter(|entry| Digest::new(entry.file_name()).is_ok_and(|it| it != *newest))
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.into_path())))
+        .collect();
+    contents.sort();
+    let surplus = contents.len().saturating_sub(KEPT_BESIDES);
+    for (_, folder) in contents.into_iter().take(surplus) {
+        // The manifest first: without it the folder counts for nothing.
+        fs::remove_file(manifest_of(&folder)).ok();
+        fs::remove_dir_all(&folder).ok();
+    }
 }
 
 fn receive(
@@ -214,6 +236,38 @@ mod tests {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
             panic!("nobody should have read this");
         }
+    }
+
+    #[test]
+    fn a_store_keeps_the_last_contents_and_does_not_grow_for_ever() {
+        let (_keep, store) = store();
+        let contents: Vec<Vec<u8>> = (0..5_u8)
+            .map(|number| parcel(&[Piece::File("dm-worker/dm-worker", 0o755, &[number])]))
+            .collect();
+        for (age, stream) in contents.iter().enumerate() {
+            let order = order(stream, &store);
+            stage(&order, &mut &**stream).unwrap();
+            // One a minute, the first an hour ago: files of the same moment have no order.
+            let at = std::time::SystemTime::now()
+                - std::time::Duration::from_secs(3600 - 60 * age as u64);
+            let folder = fs::File::open(store.join(order.digest.as_str())).unwrap();
+            folder.file().set_modified(at).unwrap();
+        }
+        let mut names: Vec<String> = store
+            .read_dir_utf8()
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_owned())
+            .collect();
+        names.sort();
+        let mut kept: Vec<String> = contents[2..]
+            .iter()
+            .flat_map(|stream| {
+                let digest = Digest::of(stream);
+                [digest.as_str().to_owned(), format!("{}.json", digest.as_str())]
+            })
+            .collect();
+        kept.sort();
+        assert_eq!(names, kept);
     }
 
     #[test]
