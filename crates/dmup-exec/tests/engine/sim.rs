@@ -351,6 +351,17 @@ impl Sim {
         state.silent.insert(HostId::new(host).unwrap(), until);
     }
 
+    /// Another master that may lead does so, if there is one.
+    pub(crate) fn move_leadership(&self) {
+        let mut state = self.state.lock().unwrap();
+        let other = state.of(Role::DmMaster).into_iter().find(|id| {
+            state.joins(id) && !state.nodes[id].evicted && state.leader.as_ref() != Some(id)
+        });
+        if state.leader.is_some() && other.is_some() {
+            state.leader = other;
+        }
+    }
+
     /// Kills a worker; DM goes by its lease and notices nothing until systemd has started it again after that span.
     pub(crate) fn kill_unnoticed(&self, id: &InstanceId, span: Duration) {
         let mut state = self.state.lock().unwrap();
@@ -381,7 +392,13 @@ impl Sim {
 
     /// Ends when the controller dies. What it was doing has to be dropped then.
     pub(crate) async fn death(&self) {
-        self.died.notified().await;
+        // The last process may have ended in the very moment of its death, and left this for the next one.
+        loop {
+            self.died.notified().await;
+            if self.state.lock().unwrap().is_dead {
+                return;
+            }
+        }
     }
 
     fn die_if_due(&self, side: Side) {

@@ -1,7 +1,7 @@
 //! One story per seed: any cluster, any build, and whatever goes wrong on the way, until the run has ended.
 //!
 //! A seed chooses the cluster, how the new builds behave, the policy, which answers get lost, which effects are done twice, when the
-//! controller dies (before or after an effect) or is interrupted, how long nobody is there, and whether the operator goes on or
+//! controller dies (before or after an effect) or is interrupted, which host cannot be reached for a while, how long nobody is there, and whether the operator goes on or
 //! back. Whatever it chose: what must never happen has not, at any step (the sim looks); the exit code says how the cluster
 //! is; nothing temporary is left; rows flow.
 //!
@@ -40,8 +40,19 @@ struct Story {
     repeat_one_in: u64,
     /// For each process of the run, in order: at which of its effects it dies; later ones live.
     deaths: Vec<Death>,
-    /// Ctrl-C at which of the first process' events.
-    interrupted_at: Option<u64>,
+    /// What else happens, at which of the first process' events.
+    aside: Option<(u64, Aside)>,
+}
+
+/// What happens beside a run.
+#[derive(Clone, Copy, Debug)]
+enum Aside {
+    /// Ctrl-C.
+    Interrupt,
+    /// Nobody gets into the host of that number for so many seconds.
+    Silence(u64, u64),
+    /// Another master leads.
+    LeaderMoves,
 }
 
 /// How one process of a run ends, and what comes after it.
@@ -68,6 +79,7 @@ impl Story {
         });
         let shape = Shape::any(seed);
         // So that most deaths come while there is something to do.
+        let most_on_host = shape.masters.max(shape.workers) as u64;
         let effects = 12 * (shape.masters + shape.workers) as u64;
         let deaths = (0..dice.roll(4))
             .map(|_| Death {
@@ -86,7 +98,16 @@ impl Story {
             lose_one_in: [0, 0, 12, 40][dice.roll(4) as usize],
             repeat_one_in: [0, 3][dice.roll(2) as usize],
             deaths,
-            interrupted_at: (dice.roll(5) == 0).then(|| dice.roll(60)),
+            aside: match dice.roll(8) {
+                0 | 1 => Some(Aside::Interrupt),
+                2 | 3 => Some(Aside::Silence(
+                    1 + dice.roll(most_on_host),
+                    [5, 40, 200][dice.roll(3) as usize],
+                )),
+                4 => Some(Aside::LeaderMoves),
+                _ => None,
+            }
+            .map(|aside| (dice.roll(80), aside)),
         }
     }
 
@@ -116,9 +137,8 @@ impl Story {
                 let mut state = sim.state.lock().unwrap();
                 state.dies_at = death.map(|it| (state.effects + it.effect, it.side));
             }
-            let interrupted_at = self.interrupted_at.filter(|_| process == 0);
-            let ended =
-                one_process(&plan, &sim, &mut journal, goes_back, interrupted_at, &mut log).await;
+            let aside = self.aside.filter(|_| process == 0);
+            let ended = one_process(&plan, &sim, &mut journal, goes_back, aside, &mut log).await;
             let lives = sim.state.lock().unwrap().effects;
             match (&ended, death) {
                 (None, Some(death)) => {
@@ -171,7 +191,8 @@ impl Story {
                 "it went back although nobody wanted that",
             ),
             (RunEnd::RolledBackNode { .. } | RunEnd::Failed { .. }, bad) => {
-                must(bad.is_some() || goes_back, "a good build was not taken");
+                let is_cut_off = matches!(self.aside, Some((_, Aside::Silence(..))));
+                must(bad.is_some() || goes_back || is_cut_off, "a good build was not taken");
             }
             (RunEnd::Unknown { .. } | RunEnd::Interrupted, _) => must(false, "it is open"),
         }
@@ -200,7 +221,7 @@ async fn one_process(
     sim: &Sim,
     journal: &mut MemoryJournal,
     goes_back: bool,
-    interrupted_at: Option<u64>,
+    aside: Option<(u64, Aside)>,
     log: &mut String,
 ) -> Option<Result<Report, RunError>> {
     let cancel = CancellationToken::new();
@@ -209,8 +230,16 @@ async fn one_process(
     let mut said = 0;
     let mut hear = |event: Event| {
         let _ = writeln!(log, "  {event:?}");
-        if interrupted_at == Some(said) {
-            cancel.cancel();
+        if let Some((at, aside)) = aside
+            && at == said
+        {
+            match aside {
+                Aside::Interrupt => cancel.cancel(),
+                Aside::Silence(host, span_s) => {
+                    sim.silence(&format!("h{host}"), Duration::from_secs(span_s));
+                }
+                Aside::LeaderMoves => sim.move_leadership(),
+            }
         }
         said += 1;
     };
