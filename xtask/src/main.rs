@@ -32,11 +32,7 @@ enum Command {
     /// Run all tests: first those that need no hosts, then those on hosts
     Test(tests::Args),
     /// Show the product at work on test hosts (needs root)
-    Demo {
-        /// Leave the hosts and the cluster running afterwards
-        #[arg(long)]
-        keep: bool,
-    },
+    Demo(demo::DemoArgs),
     /// Hotfixes with every fault in every phase, as a table (needs root; hours for all of it)
     Faults(faults::FaultsArgs),
     /// Hotfixes, resumes and rollbacks that are killed at random moments (needs root)
@@ -49,7 +45,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Hosts(command) => hosts::run(command),
         Command::Test(args) => tests::run(&args),
-        Command::Demo { keep } => demo::run(keep),
+        Command::Demo(args) => demo::run(&args),
         Command::Faults(args) => faults::faults(&args),
         Command::Soak(args) => faults::soak(&args),
         Command::CiChecks => checks::run(),

@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use crate::dm::DmCluster;
 use crate::hosts::HostSet;
 use crate::operator::Said;
+use crate::packages::Component;
 use crate::scene::{CLUSTER, Scene, SceneError, Shape, TASK};
 
 const SET: &str = "demo";
@@ -72,9 +73,7 @@ pub fn run(keep: bool, say: &mut dyn FnMut(&str)) -> Result<(), SceneError> {
     let wanted = wanted_hashes(&scene)?;
     let before = scene.running_hashes();
     let watch = LeaderWatch::begin(&scene.dm);
-    if let Some(flow) = &scene.flow {
-        flow.witness.mark();
-    }
+    scene.mark_rows();
     let since = Instant::now();
     typed(&scene, &["patch", CLUSTER, package.as_str(), "--yes"], say)?;
     phase("patch", since);
@@ -93,12 +92,10 @@ pub fn run(keep: bool, say: &mut dyn FnMut(&str)) -> Result<(), SceneError> {
         }
     }
     say("Rows, counted by the target:");
-    if let Some(flow) = &scene.flow {
-        for (source, seen) in flow.witness.settle(&flow.writer, Duration::from_secs(60)) {
-            say(&format!("  {source}: {seen}"));
-            if !seen.is_whole() {
-                wrong.push(format!("rows of {source} are lost or doubled"));
-            }
+    for (source, seen) in scene.settle_rows(ROWS_PER_S, Duration::from_secs(60))? {
+        say(&format!("  {source}: {seen}"));
+        if !seen.is_whole() {
+            wrong.push(format!("rows of {source} are lost or doubled"));
         }
     }
     for (source, stage) in scene.dm.stages(TASK) {
@@ -126,9 +123,10 @@ pub fn run(keep: bool, say: &mut dyn FnMut(&str)) -> Result<(), SceneError> {
         leave(scene, say)?;
     } else {
         say("Taking the hosts down.");
-        let Scene { flow, hosts, .. } = scene;
-        drop(flow);
-        hosts.down().map_err(|error| SceneError(format!("take the hosts down: {error}")))?;
+        scene
+            .into_hosts()
+            .down()
+            .map_err(|error| SceneError(format!("take the hosts down: {error}")))?;
     }
     Ok(())
 }
@@ -154,9 +152,7 @@ fn leave(scene: Scene, say: &mut dyn FnMut(&str)) -> Result<(), SceneError> {
     say(&format!("  {dmup} rollback {CLUSTER}"));
     say("  cargo xtask hosts list; cargo xtask hosts ssh --set demo h1");
     say("To end it: cargo xtask hosts down --set demo");
-    let Scene { flow, hosts, .. } = scene;
-    drop(flow);
-    hosts.leave();
+    scene.into_hosts().leave();
     Ok(())
 }
 
@@ -180,18 +176,12 @@ fn typed(scene: &Scene, words: &[&str], say: &mut dyn FnMut(&str)) -> Result<(),
 
 /// SHA-256 of the executables in the hotfix: made again the same way, not asked of `dmup`.
 fn wanted_hashes(scene: &Scene) -> Result<Vec<String>, SceneError> {
-    let file = scene.operator.folder().join("wanted");
-    let lookalike = crate::surroundings::lookalike_binary()
-        .ok_or_else(|| SceneError("LAB_LOOKALIKE is not set".to_owned()))?;
-    let hash = || -> std::io::Result<String> {
-        lookalike::stamp::write_stamped(
-            lookalike.as_std_path(),
-            file.as_std_path(),
-            &scene.fixed(),
-        )?;
-        Ok(hex::encode(Sha256::digest(fs_err::read(&file)?)))
-    };
-    Ok(vec![hash().map_err(|error| SceneError(format!("hash the hotfix: {error}")))?])
+    [Component::DmMaster, Component::DmWorker]
+        .into_iter()
+        .map(|component| scene.packer.program(component, &scene.fixed()))
+        .map(|program| program.map(|bytes| hex::encode(Sha256::digest(bytes))))
+        .collect::<Result<_, _>>()
+        .map_err(|error| SceneError(format!("hash the hotfix: {error}")))
 }
 
 /// Asks for the leader ten times a second.

@@ -101,6 +101,11 @@ impl DmCluster {
         let config = format!(
             "source-id: {source}\nenable-gtid: false\nfrom:\n  host: {host}\n  port: {port}\n  user: root\n  password: \"\"\n"
         );
+        self.add_configured_source(source, &config)
+    }
+
+    /// Adds a source with a configuration of its own (YAML).
+    pub fn add_configured_source(&self, source: &str, config: &str) -> Result<(), DmRefusal> {
         self.send(
             "PUT",
             "sources",
@@ -124,6 +129,11 @@ impl DmCluster {
         let config = format!(
             "name: {task}\ntask-mode: incremental\ntarget-database:\n  host: {host}\n  port: {port}\n  user: root\n  password: \"\"\nmysql-instances:\n{instances}syncers:\n  global:\n    checkpoint-flush-interval: 2\n"
         );
+        self.start_configured_task(task, &config)
+    }
+
+    /// Starts a task with a configuration of its own (YAML).
+    pub fn start_configured_task(&self, task: &str, config: &str) -> Result<(), DmRefusal> {
         self.send("POST", "tasks", &json!({ "task": config }), &format!("start task {task}"))
     }
 

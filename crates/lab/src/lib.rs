@@ -12,6 +12,7 @@
 //! - [`scene`]: a cluster on hosts with rows flowing, for tests; [`demo`]: the main job, told from outside
 //! - [`faults_matrix`]: a hotfix with every fault in every phase; [`soak`]: one that is killed again and again; both with
 //!   [`attended`], a `dmup` under way, and [`outside`], how a cluster stands without asking `dmup`
+//! - [`real_dm`]: a real DM and databases around it, where somebody has a package of one
 //! - [`surroundings`]: the environment variables that are read, all in one place
 //!
 //! Everything here is for development; nothing of it is reachable from `dmup`.
@@ -30,6 +31,7 @@ pub mod operator;
 pub mod outside;
 pub mod packages;
 pub mod playground;
+pub mod real_dm;
 pub mod root_image;
 pub mod scene;
 pub mod soak;

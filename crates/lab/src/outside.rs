@@ -2,16 +2,15 @@
 //!
 //! Nothing here asks `dmup`: processes and files are read on the hosts, stages from DM, rows from the witness.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::Host;
-use crate::scene::{Flow, Scene, TASK};
+use crate::scene::{Scene, TASK};
 use crate::waiting::wait_for;
-use crate::witness::Reckoning;
 
 /// Which builds the processes of a cluster run, compared with those from before.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -170,7 +169,7 @@ impl Scene {
             all.push("there is no leader".to_owned());
         }
         let stages = dm.stages(TASK);
-        let sources = self.flow.as_ref().map_or(0, |flow| flow.writer.sources().len());
+        let sources = self.source_count();
         if stages.len() != sources {
             all.push(format!("{} of {sources} subtasks are known", stages.len()));
         }
@@ -195,25 +194,6 @@ impl Scene {
             last.is_empty().then_some(())
         })
         .ok_or_else(|| last.join("; "))
-    }
-}
-
-impl Flow {
-    /// Stops writing, counts when everything has arrived, and goes on writing at that rate. The reckoning of all sources as one:
-    /// counts added up, the longest gap of all.
-    pub fn count(&self, rows_per_s: u32, within: Duration) -> Reckoning {
-        let by_source: BTreeMap<String, Reckoning> = self.witness.settle(&self.writer, within);
-        for source in self.writer.sources() {
-            self.writer.set_rate(&source, rows_per_s);
-        }
-        by_source.values().fold(Reckoning::default(), |sum, it| Reckoning {
-            written: sum.written + it.written,
-            arrived: sum.arrived + it.arrived,
-            lost: sum.lost + it.lost,
-            doubled: sum.doubled + it.doubled,
-            longest_gap: sum.longest_gap.max(it.longest_gap),
-            writer_changes: sum.writer_changes + it.writer_changes,
-        })
     }
 }
 

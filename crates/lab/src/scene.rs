@@ -3,18 +3,20 @@
 //! The beginning of most host tests and of the demo. What it says about instances
 //! (which build runs, how many rows arrived) is read from outside, never from `dmup`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use lookalike::stamp::Stamp;
 
 use crate::dm::DmCluster;
 use crate::hosts::HostSet;
 use crate::operator::{Operator, Said};
 use crate::packages::{Component, Layout, Packer};
-use crate::witness::Witness;
+use crate::real_dm::{RealDm, RealFlow};
+use crate::witness::{Reckoning, Witness};
 use crate::writer::RowWriter;
 use crate::{Host, surroundings};
 
@@ -154,6 +156,8 @@ impl Flow {
 pub struct Scene {
     /// Rows, once [`Scene::replicate`] was called. First, so that it ends first.
     pub flow: Option<Flow>,
+    /// The same of a real DM, which has no [`Scene::flow`].
+    real_flow: Option<RealFlow>,
     /// The machines.
     pub hosts: HostSet,
     /// Somebody with `dmup`.
@@ -164,7 +168,8 @@ pub struct Scene {
     pub shape: Shape,
     /// DM, from outside.
     pub dm: DmCluster,
-    _folder: tempfile::TempDir,
+    has_real_dm: bool,
+    folder: tempfile::TempDir,
 }
 
 impl Scene {
@@ -184,17 +189,25 @@ impl Scene {
     /// # Errors
     ///
     /// What could not be set up.
-    pub fn on(hosts: HostSet, shape: Shape) -> Result<Self, SceneError> {
+    pub fn on(hosts: HostSet, mut shape: Shape) -> Result<Self, SceneError> {
         let dmup = program(surroundings::dmup_binary(), "LAB_DMUP")?;
         let lookalike = program(surroundings::lookalike_binary(), "LAB_LOOKALIKE")?;
         let folder = tempfile::tempdir().map_err(|error| broken("make a folder")(&error))?;
         let path = Utf8PathBuf::from_path_buf(folder.path().to_owned())
             .map_err(|path| SceneError(format!("{} is no UTF-8", path.display())))?;
         let operator = Operator::new(dmup, &path).map_err(|error| broken("sit down")(&error))?;
-        let packer = Packer::new(&lookalike, &path.join("packages"))
+        let mut packer = Packer::new(&lookalike, &path.join("packages"))
             .map_err(|error| broken("make packages")(&error))?;
-        let official = Packer::new(&lookalike, &operator.packages())
+        let mut official = Packer::new(&lookalike, &operator.packages())
             .map_err(|error| broken("make packages")(&error))?;
+        let packages = surroundings::dm_packages();
+        let has_real_dm = packages.is_some();
+        if let Some((package, hotfix)) = packages {
+            let real = RealDm::unpack(&package, &path.join("real"))?;
+            shape.version.clone_from(&real.version);
+            official = official.with_real_dm(real);
+            packer = packer.with_real_dm(RealDm::unpack(&hotfix, &path.join("real-hotfix"))?);
+        }
         let mut stamp = Stamp::new(&shape.version, &"1".repeat(40));
         stamp.rules.rows_per_s = shape.rows_per_s;
         for component in shape.components() {
@@ -208,12 +221,14 @@ impl Scene {
             .collect::<Vec<_>>();
         let scene = Self {
             flow: None,
+            real_flow: None,
+            has_real_dm,
             dm: DmCluster::new(masters),
             hosts,
             operator,
             packer,
             shape,
-            _folder: folder,
+            folder,
         };
         fs_err::write(scene.topology(), scene.topology_text())
             .map_err(|error| broken("write the topology")(&error))?;
@@ -243,8 +258,82 @@ impl Scene {
     /// What DM said.
     pub fn replicate(&mut self, rows_per_s: u32) -> Result<(), SceneError> {
         let address = self.hosts.gateway().into();
+        if self.has_real_dm {
+            let folder = Utf8Path::from_path(self.folder.path())
+                .ok_or_else(|| SceneError("the folder of the scene is no UTF-8".to_owned()))?;
+            let workers = self.shape.workers;
+            let flow = RealFlow::begin(&self.dm, address, workers, rows_per_s, folder)?;
+            self.real_flow = Some(flow);
+            return Ok(());
+        }
         self.flow = Some(Flow::begin(&self.dm, address, self.shape.workers, rows_per_s)?);
         Ok(())
+    }
+
+    /// How many sources rows come from.
+    pub fn source_count(&self) -> usize {
+        let stand_in = self.flow.as_ref().map_or(0, |flow| flow.writer.sources().len());
+        self.real_flow.as_ref().map_or(stand_in, RealFlow::source_count)
+    }
+
+    /// Forgets gaps so far, to measure what comes now.
+    pub fn mark_rows(&self) {
+        if let Some(flow) = &self.flow {
+            flow.witness.mark();
+        }
+        if let Some(flow) = &self.real_flow {
+            flow.mark();
+        }
+    }
+
+    /// Writes so many rows into a source as one transaction.
+    ///
+    /// # Errors
+    ///
+    /// A source that takes none.
+    pub fn write_transaction(&self, source: &str, rows: u64) -> Result<(), SceneError> {
+        if let Some(flow) = &self.flow {
+            flow.writer.write_transaction(source, rows);
+        }
+        self.real_flow.as_ref().map_or(Ok(()), |flow| flow.write_transaction(source, rows))
+    }
+
+    /// Stops writing, waits until everything has arrived, and goes on at that rate. A reckoning per source, whole or not.
+    ///
+    /// # Errors
+    ///
+    /// Databases that do not answer.
+    pub fn settle_rows(
+        &self,
+        rows_per_s: u32,
+        within: Duration,
+    ) -> Result<BTreeMap<String, Reckoning>, SceneError> {
+        if let Some(flow) = &self.real_flow {
+            return flow.settle(within);
+        }
+        let flow = self.flow.as_ref().ok_or_else(|| SceneError("no rows flow".to_owned()))?;
+        let seen = flow.witness.settle(&flow.writer, within);
+        for source in flow.writer.sources() {
+            flow.writer.set_rate(&source, rows_per_s);
+        }
+        Ok(seen)
+    }
+
+    /// As [`Scene::settle_rows`], all sources as one: counts added up, the longest gap of all.
+    ///
+    /// # Errors
+    ///
+    /// As [`Scene::settle_rows`].
+    pub fn count_rows(&self, rows_per_s: u32, within: Duration) -> Result<Reckoning, SceneError> {
+        let by_source = self.settle_rows(rows_per_s, within)?;
+        Ok(by_source.values().fold(Reckoning::default(), |sum, it| Reckoning {
+            written: sum.written + it.written,
+            arrived: sum.arrived + it.arrived,
+            lost: sum.lost + it.lost,
+            doubled: sum.doubled + it.doubled,
+            longest_gap: sum.longest_gap.max(it.longest_gap),
+            writer_changes: sum.writer_changes + it.writer_changes,
+        }))
     }
 
     /// Deployed, started, replicating.
@@ -262,6 +351,13 @@ impl Scene {
         scene.deploy()?;
         scene.replicate(rows_per_s)?;
         Ok(scene)
+    }
+
+    /// Ends the rows; what is left are the hosts.
+    pub fn into_hosts(self) -> HostSet {
+        let Self { flow, real_flow, hosts, .. } = self;
+        drop((flow, real_flow));
+        hosts
     }
 
     /// A hotfix for masters and workers, made as in the manual.

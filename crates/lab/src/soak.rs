@@ -139,11 +139,9 @@ impl Soak<'_> {
         if let Err(why) = self.scene.in_service(PATIENCE) {
             wrong.push(format!("out of service: {why}"));
         }
-        if let Some(flow) = &self.scene.flow {
-            let rows = flow.count(RATE, PATIENCE);
-            if !rows.is_whole() {
-                wrong.push(format!("rows: {rows}"));
-            }
+        let rows = self.scene.count_rows(RATE, PATIENCE)?;
+        if !rows.is_whole() {
+            wrong.push(format!("rows: {rows}"));
         }
         let guards = self.scene.armed_guards();
         if !guards.is_empty() {

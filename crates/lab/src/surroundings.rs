@@ -9,6 +9,11 @@ pub const DMUP: &str = "LAB_DMUP";
 /// Where tests find the `lookalike` binary to pack.
 pub const LOOKALIKE: &str = "LAB_LOOKALIKE";
 
+/// A package with the programs of a real DM, to run scenes with it instead of the stand-in. Absolute.
+pub const DM_PACKAGE: &str = "DMUP_DM_PACKAGE";
+/// The same for its hotfix; without it, a hotfix is the programs of [`DM_PACKAGE`] with another hash.
+pub const DM_HOTFIX: &str = "DMUP_DM_HOTFIX";
+
 /// Where things are kept that are costly to make and cheap to keep: `$XDG_CACHE_HOME/dmup`, else `~/.cache/dmup`, else `/var/cache/dmup`.
 pub fn cache_folder() -> Utf8PathBuf {
     let base = path_from("XDG_CACHE_HOME")
@@ -30,6 +35,13 @@ pub fn dmup_binary() -> Option<Utf8PathBuf> {
 /// The `lookalike` binary that host tests pack, as `cargo xtask test` hands it over.
 pub fn lookalike_binary() -> Option<Utf8PathBuf> {
     path_from(LOOKALIKE)
+}
+
+/// The packages of a real DM and of its hotfix, if somebody named one.
+pub fn dm_packages() -> Option<(Utf8PathBuf, Utf8PathBuf)> {
+    let package = path_from(DM_PACKAGE)?;
+    let hotfix = path_from(DM_HOTFIX).unwrap_or_else(|| package.clone());
+    Some((package, hotfix))
 }
 
 fn path_from(name: &str) -> Option<Utf8PathBuf> {

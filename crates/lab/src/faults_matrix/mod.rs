@@ -194,11 +194,10 @@ impl Spot<'_> {
 impl<'s> Trial<'s> {
     fn go(&mut self, number: u32) -> Result<(), String> {
         let scene = self.scene;
-        let flow = scene.flow.as_ref().ok_or("no rows flow")?;
         let name = format!("fix-{number}.tar.gz");
         let package =
             scene.hotfix(&name, &self.stamp(number)).map_err(|error| error.to_string())?;
-        flow.witness.mark();
+        scene.mark_rows();
         let mut words = vec!["patch", CLUSTER, package.as_str(), "--yes", "--soak", "2"];
         words.extend(self.meant.flags());
         // A bad build is given up sooner than a host that boots.
@@ -407,7 +406,6 @@ impl<'s> Trial<'s> {
             }
             Fault::FillDisk => fill(host)?,
             Fault::LargeTransaction => {
-                let flow = self.scene.flow.as_ref().ok_or("no rows flow")?;
                 let workers = self.scene.dm.workers();
                 let source = spot.instance.as_ref().and_then(|_| {
                     workers.iter().find(|(name, ..)| {
@@ -418,7 +416,9 @@ impl<'s> Trial<'s> {
                     .map(|(_, _, source)| source.as_str())
                     .filter(|source| !source.is_empty())
                     .unwrap_or(SOURCES[0]);
-                flow.writer.write_transaction(source, LARGE);
+                self.scene
+                    .write_transaction(source, LARGE)
+                    .map_err(|error| format!("write a large transaction: {error}"))?;
             }
             Fault::Exits
             | Fault::Hangs
@@ -492,8 +492,7 @@ impl<'s> Trial<'s> {
         if let Err(why) = scene.in_service(PATIENCE) {
             self.outcome.wrong.push(format!("out of service: {why}"));
         }
-        let flow = scene.flow.as_ref().ok_or("no rows flow")?;
-        let rows = flow.count(RATE, PATIENCE);
+        let rows = scene.count_rows(RATE, PATIENCE).map_err(|error| error.to_string())?;
         self.outcome.rows = rows;
         if !rows.is_whole() {
             self.outcome.wrong.push(format!("rows: {rows}"));
