@@ -1,16 +1,20 @@
 //! Some cells of the fault matrix (`cargo xtask faults` runs all of it): one fault of every kind, each phase that matters.
 //!
-//! Block 9.
+//! Blocks 9 and 21, side by side.
 
 use lab::faults_matrix::{self, Cell, Lane, Outcome, render};
 
-const CELLS: [&str; 8] = [
+const CELLS: [&str; 12] = [
     "kill-controller:stage",
     "kill-controller:window",
     "kill-controller-back:healthy",
     "interrupt:window",
     "interrupt-twice:healthy",
     "power-cycle:window",
+    "cut-host:window",
+    "kill-spare:healthy",
+    "stop-sshd:confirm",
+    "fill-disk:offline",
     "exits:start",
     "kill-controller:offline:leader",
 ];
@@ -20,7 +24,7 @@ const CELLS: [&str; 8] = [
 fn a_hotfix_ends_well_or_is_taken_back_whatever_goes_wrong() {
     let cells = Cell::select(&CELLS.map(str::to_owned)).unwrap();
     assert_eq!(cells.len(), CELLS.len());
-    let lanes = [Lane { set: "faultst".to_owned(), block: 9 }];
+    let lanes = [9, 21].map(|block| Lane { set: format!("faultst-{block}"), block });
     let outcomes = faults_matrix::run(&lanes, &cells, &mut |outcome| println!("{outcome}"));
     println!("{}", render(&outcomes));
     assert!(outcomes.iter().all(Outcome::is_as_it_must_be));
