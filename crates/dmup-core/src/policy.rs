@@ -30,7 +30,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             concurrency: 5,
-            soak_s: 3,
+            soak_s: 5,
             healthy_within_s: 120,
             stop_within_s: 90,
             guard_s: 30,

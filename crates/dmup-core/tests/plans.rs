@@ -460,7 +460,7 @@ fn the_whole_plan_is_printed() {
         arm the guard of h1:8261: back to cba06b5736fa after 120s without us
         stop h1:8261, exchange cba06b5736fa for 525231024e5b, start
         wait until h1:8261 is healthy on 525231024e5b (at most 120s without progress)
-        watch h1:8261 for 3s
+        watch h1:8261 for 5s
         disarm the guard of h1:8261
         let h1:8261 campaign again
         record h1:8261 as patched with 525231024e5b
@@ -469,7 +469,7 @@ fn the_whole_plan_is_printed() {
         arm the guard of h1:8262: back to cba06b5736fa after 120s without us
         stop h1:8262, exchange cba06b5736fa for 576172dfa89b, start
         wait until h1:8262 is healthy on 576172dfa89b (at most 120s without progress)
-        watch h1:8262 for 3s
+        watch h1:8262 for 5s
         disarm the guard of h1:8262
         record h1:8262 as patched with 576172dfa89b
     "#);

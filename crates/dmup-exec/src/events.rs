@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dmup_core::ids::InstanceId;
 use dmup_core::journal::TurnEnd;
-use dmup_core::plan::Step;
+use dmup_core::plan::{Kind, Step};
 use serde::Serialize;
 
 /// Something happened. Sent in order; never relied on for state (that is the journal's).
@@ -75,6 +75,8 @@ pub enum Event {
         instance: InstanceId,
         /// How.
         end: TurnEnd,
+        /// Whether the run puts new builds in or takes them back.
+        kind: Kind,
     },
     /// Something worth knowing.
     Note {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use dmup_core::digest::Digest;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::{DmSeen, ProcessSeen, UnitActive, WorkerStage};
-use dmup_core::plan::{Expectation, Health, Step, is_quiet, is_up, judge, leader_of, master_of};
+use dmup_core::plan::{Expectation, Health, Step, busy, is_up, judge, leader_of, master_of};
 use futures::future::join_all;
 
 use crate::events::Event;
@@ -431,22 +431,31 @@ impl Run<'_> {
         }
     }
 
-    /// Waits for a quiet moment; says so and goes on if there is none.
-    pub(crate) async fn await_quiet(&mut self, instance: &Instance, within_s: u32) {
+    /// Waits for a quiet moment; if there is none, says what is in the way and goes on.
+    pub(crate) async fn await_quiet(&mut self, step: &Step, instance: &Instance, within_s: u32) {
         let within = Duration::from_secs(within_s.into());
         let begun = self.reach.clock.elapsed();
+        let mut has_said = false;
         loop {
-            if let Ok(dm) = self.reach.dm.look(&[]).await
-                && is_quiet(&dm, instance)
-            {
+            let missing = match self.reach.dm.look(&[]).await {
+                Ok(dm) => busy(&dm, instance),
+                Err(error) => vec![error.to_string()],
+            };
+            if missing.is_empty() {
                 return;
             }
             if self.reach.clock.elapsed().saturating_sub(begun) >= within {
                 self.note(format!(
-                    "{} did not become quiet within {within_s}s; going on: what it is applying will be applied again from its start",
-                    instance.id
+                    "{} did not become quiet within {within_s}s: {}; going on: what it is applying will be applied again from its start",
+                    instance.id,
+                    missing.join("; ")
                 ));
                 return;
+            }
+            // Positions move all the time; that it waits is said once.
+            if !has_said {
+                self.recorder.say(Event::Waiting { step: step.clone(), missing });
+                has_said = true;
             }
             self.reach.clock.sleep(POLL).await;
         }

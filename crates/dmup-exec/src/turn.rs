@@ -93,7 +93,7 @@ impl Run<'_> {
             has_long_guard: false,
             window_ended: None,
         };
-        let process = match self.look_until_known(&stage.instance).await {
+        let process = match self.look_while_it_helps_itself(&stage.instance).await {
             Ok(process) => process,
             Err(Halt::Failed(why) | Halt::Unknown(why)) => {
                 return Ok(TurnResult { end: None, failure: Some(why) });
@@ -261,7 +261,7 @@ impl Run<'_> {
             end,
             failure: failure.clone(),
         })?;
-        self.recorder.say(Event::TurnEnds { instance, end });
+        self.recorder.say(Event::TurnEnds { instance, end, kind: self.plan.kind });
         Ok(TurnResult { end: Some(end), failure })
     }
 
@@ -285,7 +285,7 @@ impl Run<'_> {
             }
             Step::AwaitQuiet { within_s, .. } => {
                 let instance = stage.instance.clone();
-                self.await_quiet(&instance, *within_s).await;
+                self.await_quiet(step, &instance, *within_s).await;
                 Ok(Taken::Done(None))
             }
             Step::PauseSubtask { task, source } => {

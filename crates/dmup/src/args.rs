@@ -351,6 +351,7 @@ Examples:
   dmup patch prod dm-hotfix.tar.gz                        every instance that the package has a binary for
   dmup patch prod dm-master-hotfix.tar.gz -N 10.0.1.1:8261 --plan
   dmup patch prod dm-hotfix.tar.gz --overwrite --soak 30
+  dmup patch prod dm-hotfix.tar.gz --quiet-timeout 600    for large transactions
 
 Neither -N nor -R: all instances of the components in the package. Both: their intersection.")]
 pub struct PatchArgs {
@@ -376,8 +377,12 @@ pub struct PatchArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "plan")]
     pub apply_plan: Option<Utf8PathBuf>,
     /// Seconds that a node must stay healthy before the next one's turn
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=86400), value_name = "SECONDS")]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=86400), value_name = "SECONDS")]
     pub soak: u32,
+    /// Seconds to wait before a worker's turn until its tasks have caught up; after that it is stopped all the same,
+    /// and applies again what it was in the middle of
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=86400), value_name = "SECONDS")]
+    pub quiet_timeout: u32,
     /// What to do when a node is not healthy on the new build
     #[arg(long, default_value = "rollback-node", value_name = "POLICY")]
     pub on_failure: OnFailureArg,
@@ -437,17 +442,17 @@ pub struct RollbackArgs {
     #[arg(long)]
     pub plan: bool,
     /// Seconds that a node must stay healthy before the next one's turn
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=86400), value_name = "SECONDS")]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=86400), value_name = "SECONDS")]
     pub soak: u32,
 }
 
 /// Arguments of `runs`.
 #[derive(Args, Clone, Debug)]
 #[command(
-    after_help = "Examples:\n  dmup runs prod\n  dmup runs prod 20260411T031500123Z --format json"
+    after_help = "Examples:\n  dmup runs prod\n  dmup runs prod 20260411T031500123Z --format json\n  dmup runs show 20260411T031500123Z"
 )]
 pub struct RunsArgs {
-    /// Which cluster
+    /// Which cluster; `show`: the one that has this run
     #[arg(value_name = "CLUSTER")]
     pub cluster: String,
     /// Show this run

@@ -415,7 +415,9 @@ impl Known {
             }
             if before.is_none() {
                 // The newest word counts: after a rollback there is no further way back.
-                if plan.kind == RunKind::Rollback || on_disk.as_ref() != Some(&turn.to) {
+                // A host that says nothing is no reason to pass its node over.
+                let is_other = on_disk.as_ref().is_some_and(|seen| *seen != turn.to);
+                if plan.kind == RunKind::Rollback || is_other {
                     return Ok(None);
                 }
                 before = Some((turn.from.clone(), false));

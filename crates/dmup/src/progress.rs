@@ -7,6 +7,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use dmup_core::journal::TurnEnd;
+use dmup_core::plan::Kind;
 use dmup_exec::Event;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -95,12 +96,16 @@ impl Progress {
             Event::GoesBack { instance, why } => {
                 self.line(&format!("      {instance} goes back: {why}"));
             }
-            Event::TurnEnds { instance, end } => {
-                let end = match end {
-                    TurnEnd::Changed => "runs the new build, healthy",
-                    TurnEnd::RolledBack => "is back on the build from before",
-                    TurnEnd::Left => "was left as it is, not healthy",
-                    TurnEnd::Untouched => "was not touched",
+            Event::TurnEnds { instance, end, kind } => {
+                let end = match (end, kind) {
+                    (TurnEnd::Changed, Kind::Hotfix) => "runs the new build, healthy",
+                    (TurnEnd::Changed, Kind::Rollback) => "is back on its earlier build, healthy",
+                    (TurnEnd::RolledBack, Kind::Hotfix) => "is back on the build from before",
+                    (TurnEnd::RolledBack, Kind::Rollback) => {
+                        "was not healthy on its earlier build and has the hotfix again"
+                    }
+                    (TurnEnd::Left, _) => "was left as it is, not healthy",
+                    (TurnEnd::Untouched, _) => "was not touched",
                 };
                 self.line(&format!("      {instance} {end}"));
             }

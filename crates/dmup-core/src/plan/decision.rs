@@ -410,6 +410,32 @@ impl Blocker {
         }
     }
 
+    /// Whether it may go away by itself within a minute, as after a fault: a host that boots, a leader being elected.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::HostUnreachable { .. }
+            | Self::ProcessUnknown { .. }
+            | Self::InstanceDown { .. }
+            | Self::AnotherDown { .. }
+            | Self::DmSilent { .. }
+            | Self::LeaderDisputed { .. }
+            | Self::EtcdUnhealthy { .. }
+            | Self::QuorumAtRisk { .. }
+            | Self::SourceUnbound { .. } => true,
+            Self::UnitMissing { .. }
+            | Self::BinaryMissing { .. }
+            | Self::NotInPackage { .. }
+            | Self::NothingToGoBackTo { .. }
+            | Self::KnownBad { .. }
+            | Self::StillRunning { .. }
+            | Self::SubtaskFailing { .. }
+            | Self::SubtaskInFullLoad { .. }
+            | Self::DdlWaiting { .. }
+            | Self::DiskFull { .. }
+            | Self::Drift { .. } => false,
+        }
+    }
+
     /// What can be done about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {

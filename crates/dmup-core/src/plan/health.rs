@@ -291,19 +291,36 @@ fn rank(unit: SubtaskUnit) -> u8 {
 
 /// Whether nothing large is under way on a worker's sources: what runs has caught up.
 pub fn is_quiet(dm: &DmSeen, instance: &Instance) -> bool {
-    let Some(worker) = worker_of(dm, &instance.id) else { return true };
+    busy(dm, instance).is_empty()
+}
+
+/// What keeps a worker from being quiet, one sentence per subtask.
+pub fn busy(dm: &DmSeen, instance: &Instance) -> Vec<String> {
+    let Some(worker) = worker_of(dm, &instance.id) else { return Vec::new() };
     dm.subtasks
         .iter()
         .filter(|subtask| {
             dm.sources.get(&subtask.source).is_some_and(|b| b.as_ref() == Some(&worker.name))
         })
         .filter(|subtask| subtask.stage == SubtaskStage::Running)
-        .all(|subtask| {
-            subtask.synced
+        .filter(|subtask| {
+            let has_caught_up = subtask.synced
                 || (subtask.position.is_some() && subtask.position == subtask.source_position)
                 // Under steady writes the flushed position never equals the source's; the lag grows only behind a large transaction.
-                || subtask.lag_s.is_some_and(|lag| lag <= 1)
+                || subtask.lag_s.is_some_and(|lag| lag <= 1);
+            !has_caught_up
         })
+        .map(|subtask| {
+            let lag = subtask.lag_s.map_or_else(|| "unknown".to_owned(), |lag| format!("{lag}s"));
+            format!(
+                "task {} on source {} is behind (lag {lag}, at {} of {})",
+                subtask.task,
+                subtask.source,
+                subtask.position.as_deref().unwrap_or("?"),
+                subtask.source_position.as_deref().unwrap_or("?"),
+            )
+        })
+        .collect()
 }
 
 /// Release and git hash out of what `-V` prints (fixtures/dm-v8.1.0/version_worker.txt). None if it is not DM's form.

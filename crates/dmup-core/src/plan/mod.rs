@@ -25,7 +25,7 @@ pub use check::{BrokenRule, check};
 pub use decision::{
     Blocker, Consent, Decision, Kind, ParcelSpec, Plan, TargetBuild, Turn, Warning,
 };
-pub use health::{Expectation, Health, is_quiet, judge, judge_cluster, reported_by_dash_v};
+pub use health::{Expectation, Health, busy, is_quiet, judge, judge_cluster, reported_by_dash_v};
 pub use hotfix::{HotfixRequest, RollbackRequest, RollbackTarget, plan_hotfix, plan_rollback};
 pub use render::render;
 pub use step::{Around, Step};

@@ -573,3 +573,32 @@ async fn a_worker_is_not_stopped_while_the_free_worker_that_waits_for_its_source
         }
     }
 }
+
+#[tokio::test]
+async fn a_worker_that_does_not_become_quiet_has_its_turn_all_the_same_and_the_report_says_why() {
+    for quiet_within_s in [0, 40] {
+        let sim = Sim::new(&SMALL, 1);
+        let policy = Policy { quiet_within_s, ..Policy::default() };
+        let Decision::Go(plan) = decide(&sim, &SMALL, &policy).await else { panic!() };
+        let (mut begun, mut waited) = (Duration::ZERO, Vec::new());
+        let cancel = CancellationToken::new();
+        let mut watch = |event: Event| match event {
+            Event::StepBegins { step: Step::AwaitQuiet { .. } } => {
+                sim.state.lock().unwrap().lag_s = 100;
+                begun = Clock::elapsed(&sim);
+            }
+            Event::StepEnds { step: Step::AwaitQuiet { .. }, .. } => {
+                sim.state.lock().unwrap().lag_s = 0;
+                waited.push(Clock::elapsed(&sim) - begun);
+            }
+            _ => {}
+        };
+        let mut journal = MemoryJournal::default();
+        let report = execute(&plan, reach(&sim), &mut journal, &mut watch, &cancel).await.unwrap();
+        assert_eq!(report.end, RunEnd::Done);
+        assert_eq!(waited.len(), 2, "one per worker with a source");
+        let bound = Duration::from_secs(quiet_within_s.into());
+        assert!(waited.iter().all(|it| *it >= bound && *it < bound + Duration::from_secs(2)));
+        assert!(report.notes.iter().any(|note| note.contains("lag 100s")), "{:?}", report.notes);
+    }
+}

@@ -93,6 +93,8 @@ pub(crate) struct State {
     pub(crate) violations: Vec<String>,
     /// Until when nobody gets in there.
     pub(crate) silent: BTreeMap<HostId, Duration>,
+    /// How far all subtasks are behind.
+    pub(crate) lag_s: u64,
     /// A master whose etcd is not healthy.
     pub(crate) ill: Option<InstanceId>,
     /// How long a stop takes, and whether systemd has to kill the process then.
@@ -252,6 +254,7 @@ impl Sim {
                 rows,
                 violations: Vec::new(),
                 silent: BTreeMap::new(),
+                lag_s: 0,
                 ill: None,
                 stop_takes: (Duration::from_millis(700), false),
                 ghosts: BTreeMap::new(),
@@ -923,7 +926,7 @@ impl Dm for Sim {
                     synced: false,
                     position: Some(format!("{:?}", state.now)),
                     source_position: Some("further".into()),
-                    lag_s: Some(0),
+                    lag_s: Some(state.lag_s),
                     blocked_ddls: 0,
                 }
             })

@@ -109,7 +109,7 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
         known.keep_for_scale_out(&package)?;
         context.printer.talk("Instances that are added later get this build, too (--overwrite)");
     }
-    run::end(&report, &known, context)
+    run::end(&report, plan.kind, &known, context)
 }
 
 /// Opens the package with what the selection needs of it.
@@ -159,6 +159,7 @@ fn policy_of(args: &PatchArgs, context: &Context) -> Policy {
     Policy {
         concurrency: context.concurrency(),
         soak_s: args.soak,
+        quiet_within_s: args.quiet_timeout,
         healthy_within_s: u32::try_from(context.global.wait_timeout).unwrap_or(u32::MAX),
         guard_s: args.guard,
         on_failure: match args.on_failure {

@@ -18,6 +18,7 @@ pub(crate) async fn run(args: &ResumeArgs, context: &Context) -> Result<(), Fail
     let all = known.meta.instances();
     let fleet = known.fleet(context, &all)?;
     let dm = known.dm(&all)?;
-    let report = run::go_on(&folder, run::Onward::Forth, &known, &fleet, &dm, context).await?;
-    run::end(&report, &known, context)
+    let (report, kind) =
+        run::go_on(&folder, run::Onward::Forth, &known, &fleet, &dm, context).await?;
+    run::end(&report, kind, &known, context)
 }

@@ -3,10 +3,14 @@
 use std::collections::BTreeMap;
 
 use camino::Utf8Path;
+use dmup_core::ids::InstanceId;
+use dmup_core::instance::Instance;
 use dmup_core::plan::{Decision, RollbackRequest, RollbackTarget, plan_rollback};
 use dmup_core::policy::Policy;
 use dmup_core::report::RunEnd;
 use dmup_core::selection::select;
+use dmup_remote::Fleet;
+use dmup_remote::dm_api::DmClient;
 
 use super::{patch, run};
 use crate::args::RollbackArgs;
@@ -36,43 +40,13 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
     let lock = if args.plan { None } else { Some(known.lock("rollback")?) };
     let fleet = known.fleet(context, &all)?;
     let dm = known.dm(&all)?;
-    let with_dm = meant.iter().any(|it| it.role.is_dm());
-    let inventory =
-        dmup_exec::look(&all, &fleet, &dm, &context.clock, true, with_dm, context.concurrency())
-            .await;
-    let mut targets = BTreeMap::new();
-    for instance in &meant {
-        let before = known.build_before(&instance.id, &inventory)?;
-        match before {
-            Some((build, patched)) => {
-                targets.insert(instance.id.clone(), RollbackTarget { build: Some(build), patched });
-            }
-            // Named by the operator: say that there is no way back, rather than nothing.
-            None if named => {
-                targets.insert(instance.id.clone(), RollbackTarget { build: None, patched: false });
-            }
-            None => {}
-        }
-    }
-    if targets.is_empty() {
-        return Err(Failure::refused(format_args!(
-            "no node of {} has an earlier build to go back to",
-            known.name
-        ))
-        .hint(format_args!("`dmup display {} --verify` shows what every node runs", known.name)));
-    }
-    let request = RollbackRequest {
-        cluster: known.name.clone(),
-        version: known.meta.version.clone(),
-        instances: all.clone(),
-        targets,
-        offline: false,
-        force: true,
-        include_down: true,
-    };
     let policy =
         Policy { concurrency: context.concurrency(), soak_s: args.soak, ..Policy::default() };
-    let plan = match plan_rollback(&request, &inventory, &policy) {
+    let wanted = Wanted { known: &known, all: &all, meant: &meant, named, policy: &policy };
+    let decide = || wanted.decide(&fleet, &dm, context);
+    let decision =
+        if args.plan { decide().await } else { run::decide_patiently(decide, context).await }?;
+    let plan = match decision {
         Decision::NothingToDo => {
             context
                 .printer
@@ -86,6 +60,9 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
     if args.plan {
         patch::show(&plan, context);
         return Ok(());
+    }
+    for node in wanted.born_with_a_hotfix(|id| plan.turns.iter().any(|turn| turn.instance == *id)) {
+        context.printer.talk(format_args!("note: {node}"));
     }
     for consent in &plan.consents {
         context.printer.talk(format_args!("note: {consent}"));
@@ -102,7 +79,84 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
     }
     let report = run::begin(&plan, &known, &fleet, &dm, context).await;
     drop(lock);
-    run::end(&report?, &known, context)
+    run::end(&report?, plan.kind, &known, context)
+}
+
+/// What is to be taken back.
+struct Wanted<'a> {
+    known: &'a Known,
+    all: &'a [Instance],
+    meant: &'a [Instance],
+    /// The operator named the nodes.
+    named: bool,
+    policy: &'a Policy,
+}
+
+impl Wanted<'_> {
+    /// One look, one decision.
+    async fn decide(
+        &self,
+        fleet: &Fleet,
+        dm: &DmClient,
+        context: &Context,
+    ) -> Result<Decision, Failure> {
+        let Wanted { known, all, meant, named, policy } = self;
+        let with_dm = meant.iter().any(|it| it.role.is_dm());
+        let concurrency = policy.concurrency;
+        let inventory =
+            dmup_exec::look(all, fleet, dm, &context.clock, true, with_dm, concurrency).await;
+        let mut targets = BTreeMap::new();
+        for instance in *meant {
+            match known.build_before(&instance.id, &inventory)? {
+                Some((build, patched)) => {
+                    let target = RollbackTarget { build: Some(build), patched };
+                    targets.insert(instance.id.clone(), target);
+                }
+                // Named by the operator: say that there is no way back, rather than nothing.
+                None if *named => {
+                    let target = RollbackTarget { build: None, patched: false };
+                    targets.insert(instance.id.clone(), target);
+                }
+                None => {}
+            }
+        }
+        if targets.is_empty() {
+            return Err(Failure::refused(format_args!(
+                "no node of {} has an earlier build to go back to",
+                known.name
+            ))
+            .because(self.born_with_a_hotfix(|_| false))
+            .hint(format_args!(
+                "`dmup display {} --verify` shows what every node runs",
+                known.name
+            )));
+        }
+        let request = RollbackRequest {
+            cluster: known.name.clone(),
+            version: known.meta.version.clone(),
+            instances: all.to_vec(),
+            targets,
+            offline: false,
+            force: true,
+            include_down: true,
+        };
+        Ok(plan_rollback(&request, &inventory, policy))
+    }
+
+    /// Nodes that are marked as patched and have no earlier build: `scale-out` gave them the hotfix that was kept.
+    fn born_with_a_hotfix(&self, has_a_way: impl Fn(&InstanceId) -> bool) -> Vec<String> {
+        self.meant
+            .iter()
+            .filter(|it| it.patched && !has_a_way(&it.id))
+            .map(|it| {
+                format!(
+                    "{} has a hotfix and stays as it is: it was added with it, and no earlier build lies on its host \
+                     (`dmup patch {} OFFICIAL-PACKAGE -N {}` puts the official one in)",
+                    it.id, self.known.name, it.id
+                )
+            })
+            .collect()
+    }
 }
 
 /// A run that was interrupted goes back as a whole, with everything that it paused or evicted.
@@ -118,10 +172,10 @@ async fn take_back(folder: &Utf8Path, known: &Known, context: &Context) -> Resul
     let all = known.meta.instances();
     let fleet = known.fleet(context, &all)?;
     let dm = known.dm(&all)?;
-    let report = run::go_on(folder, run::Onward::Back, known, &fleet, &dm, context).await?;
+    let (report, kind) = run::go_on(folder, run::Onward::Back, known, &fleet, &dm, context).await?;
     if matches!(report.end, RunEnd::RolledBackAll { .. }) && report.exit_code() == 5 {
         context.printer.talk("Done: every node of the run is back on the build from before");
         return Ok(());
     }
-    run::end(&report, known, context)
+    run::end(&report, kind, known, context)
 }

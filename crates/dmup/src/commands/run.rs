@@ -1,12 +1,14 @@
 //! A run of a plan: its folder, its events on the screen, Ctrl-C, its end. Shared by `patch`, `rollback` and `resume`.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::HostId;
 use dmup_core::instance::Instance;
-use dmup_core::plan::{Blocker, Plan};
+use dmup_core::plan::{Blocker, Decision, Kind as RunKind, Plan};
 use dmup_core::report::{InstanceEnd, Report, RunEnd};
+use dmup_exec::ports::Clock as _;
 use dmup_exec::{Event, Reach, RunError, RunFolder, execute, resume, take_back};
 use dmup_remote::Fleet;
 use dmup_remote::dm_api::DmClient;
@@ -100,7 +102,7 @@ pub(crate) async fn go_on(
     fleet: &Fleet,
     dm: &DmClient,
     context: &Context,
-) -> Result<Report, Failure> {
+) -> Result<(Report, RunKind), Failure> {
     let run = RunFolder::at(folder);
     let plan = run.plan().map_err(|error| not_begun(&error.into()))?;
     let (mut journal, past) = run.journal().map_err(|error| not_begun(&error.into()))?;
@@ -129,7 +131,7 @@ pub(crate) async fn go_on(
     if onward == Onward::Forth {
         known.note_bad_builds(&report)?;
     }
-    Ok(report)
+    Ok((report, plan.kind))
 }
 
 /// Ctrl-C, SIGTERM and a closed terminal: once, the node under way is finished; twice, we end at once.
@@ -209,7 +211,12 @@ fn not_begun(error: &RunError) -> Failure {
 }
 
 /// Prints the report and turns it into the end of the command.
-pub(crate) fn end(report: &Report, known: &Known, context: &Context) -> Result<(), Failure> {
+pub(crate) fn end(
+    report: &Report,
+    kind: RunKind,
+    known: &Known,
+    context: &Context,
+) -> Result<(), Failure> {
     match context.global.format {
         Format::Json => {
             context.printer.data(serde_json::to_string(report).expect("text and numbers"));
@@ -224,7 +231,11 @@ pub(crate) fn end(report: &Report, known: &Known, context: &Context) -> Result<(
                         part.exchange_us as f64 / 1000.0,
                         part.start_ms,
                         part.healthy_after_ms,
-                        if part.killed { "; systemd had to kill the old process" } else { "" },
+                        if part.killed {
+                            format!("; systemd had to kill it after {} s", part.stop_ms / 1000)
+                        } else {
+                            String::new()
+                        },
                     ));
                 }
             }
@@ -235,13 +246,17 @@ pub(crate) fn end(report: &Report, known: &Known, context: &Context) -> Result<(
         }
     }
     let changed = of_end(report, InstanceEnd::Changed);
-    let now = state(report);
+    let now = state(report, kind);
     let failure = |kind, error: String| Failure::new(kind, error).now(&now);
     match (&report.end, report.exit_code()) {
         (RunEnd::Done, _) => {
+            let words = match kind {
+                RunKind::Hotfix => "changed",
+                RunKind::Rollback => "back on their earlier builds",
+            };
             context
                 .printer
-                .talk(format_args!("Done: {} node(s) changed, all healthy", changed.len()));
+                .talk(format_args!("Done: {} node(s) {words}, all healthy", changed.len()));
             Ok(())
         }
         (RunEnd::Interrupted, _) => Err(failure(Kind::Interrupted, "stopped as asked".to_owned())
@@ -297,10 +312,14 @@ fn of_end(report: &Report, end: InstanceEnd) -> Vec<String> {
         .collect()
 }
 
-fn state(report: &Report) -> String {
+fn state(report: &Report, kind: RunKind) -> String {
+    let (changed, returned) = match kind {
+        RunKind::Hotfix => ("on the new build", "back on the old build"),
+        RunKind::Rollback => ("back on the earlier build", "on the hotfix again"),
+    };
     let parts: Vec<String> = [
-        (InstanceEnd::Changed, "on the new build"),
-        (InstanceEnd::RolledBack, "back on the old build"),
+        (InstanceEnd::Changed, changed),
+        (InstanceEnd::RolledBack, returned),
         (InstanceEnd::Left, "left as they are, not healthy"),
         (InstanceEnd::Unknown, "not known"),
         (InstanceEnd::Untouched, "untouched"),
@@ -312,6 +331,47 @@ fn state(report: &Report) -> String {
     })
     .collect();
     parts.join("\n")
+}
+
+/// How long a way back or onward waits for what settles by itself.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Between two looks of a patient command.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Decides again and again while all that is in the way is of the kind that goes away by itself: right after a fault
+/// a host is still booting, a leader being elected, a source unbound. Says what is waited for; bounded.
+///
+/// # Errors
+///
+/// Those of `decide`.
+pub(crate) async fn decide_patiently<D, F>(
+    mut decide: D,
+    context: &Context,
+) -> Result<Decision, Failure>
+where
+    D: FnMut() -> F,
+    F: Future<Output = Result<Decision, Failure>>,
+{
+    let until = context.clock.elapsed() + PATIENCE;
+    let mut said = Vec::new();
+    loop {
+        let decision = decide().await?;
+        let Decision::Blocked(blockers) = &decision else { return Ok(decision) };
+        if !blockers.iter().all(Blocker::may_pass) || context.clock.elapsed() >= until {
+            return Ok(decision);
+        }
+        let words: Vec<String> = blockers.iter().map(ToString::to_string).collect();
+        if words != said {
+            context.printer.talk(format_args!(
+                "waiting (at most {} s): {}",
+                PATIENCE.as_secs(),
+                words.join("; ")
+            ));
+            said = words;
+        }
+        context.clock.sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// All obstacles at once.

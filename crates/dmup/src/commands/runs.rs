@@ -1,5 +1,6 @@
 //! `runs`: what was run on a cluster, how it ended, and whether it can go on.
 
+use camino::Utf8PathBuf;
 use dmup_core::display::table_text;
 use dmup_core::journal::RunState;
 use dmup_core::plan::Kind;
@@ -10,7 +11,15 @@ use crate::args::{Format, RunsArgs};
 use crate::context::{Context, PastRun};
 use crate::failure::{Failure, chain};
 
+/// In the place of a cluster's name: whichever has the run. A cluster that is really called so comes first.
+const SHOW: &str = "show";
+
 pub(crate) fn run(args: &RunsArgs, context: &Context) -> Result<(), Failure> {
+    if let (SHOW, Some(id)) = (args.cluster.as_str(), &args.run)
+        && context.cluster(SHOW).is_err()
+    {
+        return show(&folder_of(id, context)?, context);
+    }
     let known = context.cluster(&args.cluster)?;
     match &args.run {
         Some(id) => show(&known.run_folder(id)?, context),
@@ -19,6 +28,21 @@ pub(crate) fn run(args: &RunsArgs, context: &Context) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+/// The folder of a run of any cluster.
+fn folder_of(id: &str, context: &Context) -> Result<Utf8PathBuf, Failure> {
+    let listed = context.profile.clusters().map_err(|error| Failure::failed(chain(&error)))?;
+    let names: Vec<String> = listed.iter().map(|it| it.cluster.name().to_string()).collect();
+    names
+        .iter()
+        .filter_map(|name| context.cluster(name).ok())
+        .find_map(|known| known.run_folder(id).ok())
+        .ok_or_else(|| {
+            Failure::refused(format_args!("no cluster has a run {id}"))
+                .because([format!("looked at: {}", names.join(", "))])
+                .hint("`dmup runs CLUSTER` lists the runs of a cluster")
+        })
 }
 
 fn list(runs: &[PastRun], context: &Context) {

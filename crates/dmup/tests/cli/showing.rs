@@ -116,6 +116,7 @@ fn a_cluster_without_runs_has_an_empty_table_of_them() {
     ");
     assert_eq!(desk.ok(&["runs", "prod", "--format", "json"]), "{\"format\":1,\"runs\":[]}\n");
     desk.refuses(&["runs", "prod", "x"], 3, &["prod has no run x", "dmup runs prod"]);
+    desk.refuses(&["runs", "show", "x"], 3, &["no cluster has a run x", "looked at: prod"]);
 }
 
 #[test]
