@@ -38,6 +38,32 @@ pub struct HostSeen {
     pub arch: String,
     /// Free bytes on the file system of each deploy folder.
     pub free_bytes: BTreeMap<camino::Utf8PathBuf, u64>,
+    /// Guards and trees that earlier windows left there.
+    #[serde(default)]
+    pub leftovers: Vec<Leftover>,
+}
+
+/// Something that an earlier window left on a host.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+pub struct Leftover {
+    /// Whose.
+    pub instance: InstanceId,
+    /// What it is.
+    pub kind: LeftoverKind,
+    /// Where it lies.
+    pub path: camino::Utf8PathBuf,
+}
+
+/// Kinds of leftovers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeftoverKind {
+    /// A guard that waits.
+    ArmedGuard,
+    /// A guard that has acted: the old build was put back.
+    FiredGuard,
+    /// A tree that TiUP saved (`bin.old.*`).
+    TiupBackup,
 }
 
 /// A process and its unit, as the host sees them.

@@ -36,6 +36,8 @@ pub enum RunEnd {
     },
     /// Stopped between two nodes, as the operator asked.
     Interrupted,
+    /// Ended between two nodes where the plan says so (`--pause-after`): it waits for the operator.
+    Paused,
     /// It is not known how things are.
     Unknown {
         /// What was tried and what was seen.
@@ -109,6 +111,20 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
+impl RunEnd {
+    /// Whether a run that ended so can be resumed or taken back as a whole.
+    pub fn can_go_on(&self) -> bool {
+        match self {
+            Self::Interrupted | Self::Paused => true,
+            Self::Done
+            | Self::Failed { .. }
+            | Self::RolledBackNode { .. }
+            | Self::RolledBackAll { .. }
+            | Self::Unknown { .. } => false,
+        }
+    }
+}
+
 impl Report {
     /// Format that this dmup writes.
     pub const FORMAT: u32 = 1;
@@ -118,7 +134,7 @@ impl Report {
     pub fn exit_code(&self) -> u8 {
         let any = |wanted: InstanceEnd| self.instances.iter().any(|(_, part)| part.end == wanted);
         match &self.end {
-            RunEnd::Done => 0,
+            RunEnd::Done | RunEnd::Paused => 0,
             RunEnd::Interrupted => 130,
             RunEnd::Unknown { .. } => 7,
             _ if any(InstanceEnd::Unknown) => 7,

@@ -11,12 +11,12 @@ use dmup_core::digest::Digest;
 use dmup_core::ids::{ClusterName, HostId, InstanceId, MemberName, SourceId, TaskName, UnitName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::{
-    DmSeen, HostSeen, Inventory, MasterSeen, ProcessSeen, SubtaskSeen, SubtaskStage, SubtaskUnit,
-    UnitActive, WorkerSeen, WorkerStage,
+    DmSeen, HostSeen, Inventory, Leftover, LeftoverKind, MasterSeen, ProcessSeen, SubtaskSeen,
+    SubtaskStage, SubtaskUnit, UnitActive, WorkerSeen, WorkerStage,
 };
 use dmup_core::plan::{
-    Blocker, Decision, HotfixRequest, ParcelSpec, Plan, RollbackRequest, RollbackTarget, Step,
-    TargetBuild, check, plan_hotfix, plan_rollback,
+    Allowances, Blocker, Decision, HotfixRequest, ParcelSpec, Plan, RollbackRequest,
+    RollbackTarget, Step, TargetBuild, Warning, check, plan_hotfix, plan_rollback,
 };
 use dmup_core::policy::Policy;
 use proptest::prelude::*;
@@ -123,6 +123,7 @@ fn cluster_with(
                 clock_skew_ms: 0,
                 arch: "x86_64".into(),
                 free_bytes: [(instance.deploy_dir.clone(), 1 << 40)].into(),
+                leftovers: Vec::new(),
             };
             (instance.host.clone(), Ok(seen))
         })
@@ -198,8 +199,7 @@ fn cluster_with(
             .map(|role| (role, TargetBuild { digest: new(role), replace: Vec::new() }))
             .collect(),
         offline: false,
-        force: false,
-        include_down: false,
+        allow: Allowances::default(),
         known_bad: BTreeMap::new(),
     };
     Cluster { request, inventory }
@@ -419,7 +419,7 @@ fn what_is_down_has_its_turn_first_when_it_is_included() {
     let mut cluster = cluster_with(3, 1, 3, 2, "v8.1.0", false, &["h3:8261", "h3:8262"]);
     assert_eq!(cluster.codes(), ["instance-down", "instance-down"]);
     assert_eq!(cluster.blockers()[0].overridden_by(), Some("--include-down"));
-    cluster.request.include_down = true;
+    cluster.request.allow.include_down = true;
     insta::assert_snapshot!(transcript(&cluster.plan()), @r#"
     h3:8261
       window
@@ -527,7 +527,7 @@ fn a_master_down_that_is_not_selected_stops_the_others() {
     let mut cluster = cluster_with(3, 1, 2, 1, "v8.1.0", false, &["h3:8261"]);
     cluster.request.selected = vec![id("h1:8261"), id("h2:8261")];
     assert_eq!(cluster.codes(), ["another-down", "quorum-at-risk"]);
-    cluster.request.force = true;
+    cluster.request.allow.force = true;
     assert_eq!(cluster.codes(), ["quorum-at-risk"]);
     cluster.request.selected = vec![id("h2:8262")];
     assert_eq!(cluster.plan().turns.len(), 1);
@@ -572,6 +572,173 @@ fn every_obstacle_is_named_at_once() {
 }
 
 #[test]
+fn each_obstacle_is_overridden_by_its_own_flag_or_by_force() {
+    let flags = |allow: Allowances| {
+        let mut cluster = cluster(3, 1, 3, 2, "v8.1.0");
+        cluster.request.allow = allow;
+        let process = cluster.inventory.processes.get_mut(&id("h3:8262")).unwrap();
+        process.on_disk = Some(Digest::of(b"foreign"));
+        cluster.request.known_bad.insert(new(Role::DmMaster), "it exited 3 times".into());
+        let seen =
+            cluster.inventory.hosts.get_mut(&HostId::new("h2").unwrap()).unwrap().as_mut().unwrap();
+        seen.clock_skew_ms = -400_000;
+        let (instance, path) = (id("h2:8262"), "/home/dm/.dmup/guards/x.json".into());
+        seen.leftovers = vec![Leftover { instance, kind: LeftoverKind::ArmedGuard, path }];
+        let dm = cluster.dm();
+        dm.subtasks[0].synced = false;
+        dm.subtasks[0].lag_s = Some(120);
+        dm.subtasks[1].synced = false;
+        dm.subtasks[1].lag_s = None;
+        match cluster.decide() {
+            Decision::Blocked(blockers) => {
+                blockers.iter().map(|b| format!("{}: {b}", b.code())).collect::<Vec<_>>().join("\n")
+            }
+            Decision::Go(plan) => {
+                plan.warnings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+            }
+            Decision::NothingToDo => panic!(),
+        }
+    };
+    let most = Allowances { max_lag_s: Some(60), ..Allowances::default() };
+    insta::assert_snapshot!(flags(most.clone()), @r"
+    known-bad: build 525231024e5b failed before: it exited 3 times
+    drift: h3:8262 runs build cba06b5736fa, but 656771905e1e lies on its disk
+    clock-off: the clock of h2 is -400s off
+    guard-armed: a guard of h2:8262 is armed: its host may put it back at any moment
+    lagging: task task on source s1 is 120s behind, 60s are allowed
+    lag-unknown: DM does not say how far task task on source s2 is behind
+    ");
+    let adopting = Allowances { adopt: true, force_build: true, ..most.clone() };
+    insta::assert_snapshot!(flags(adopting), @r"
+    clock-off: the clock of h2 is -400s off
+    guard-armed: a guard of h2:8262 is armed: its host may put it back at any moment
+    lagging: task task on source s1 is 120s behind, 60s are allowed
+    lag-unknown: DM does not say how far task task on source s2 is behind
+    ");
+    insta::assert_snapshot!(flags(Allowances { force: true, ..most }), @r"
+    overridden by --force-build: build 525231024e5b failed before: it exited 3 times
+    overridden by --adopt: h3:8262 runs build cba06b5736fa, but 656771905e1e lies on its disk
+    overridden by --force: the clock of h2 is -400s off
+    overridden by --force: a guard of h2:8262 is armed: its host may put it back at any moment
+    overridden by --force: task task on source s1 is 120s behind, 60s are allowed
+    overridden by --force: DM does not say how far task task on source s2 is behind
+    ");
+}
+
+#[test]
+fn a_worker_in_its_full_load_is_left_out_when_that_is_wanted() {
+    let mut cluster = cluster(3, 1, 3, 2, "v8.1.0");
+    cluster.dm().subtasks[1].unit = SubtaskUnit::Load;
+    assert_eq!(cluster.codes(), ["subtask-in-full-load"]);
+    cluster.request.allow.defer = true;
+    let plan = cluster.plan();
+    assert_eq!(plan.turns.len(), 5);
+    assert!(!plan.turns.iter().any(|turn| turn.instance == id("h2:8262")));
+    let text: Vec<String> = plan.warnings.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(text.join("\n"), @"h2:8262 is left out for now: task task on source s2 is in its Load phase; run the same command again later");
+    // Nobody would remain: then it is in the way after all.
+    cluster.request.selected = vec![id("h2:8262")];
+    assert_eq!(cluster.codes(), ["subtask-in-full-load"]);
+}
+
+#[test]
+fn what_earlier_windows_left_is_told() {
+    let mut cluster = cluster(3, 1, 3, 2, "v8.1.0");
+    let seen =
+        cluster.inventory.hosts.get_mut(&HostId::new("h2").unwrap()).unwrap().as_mut().unwrap();
+    let left = |kind, path: &str| Leftover { instance: id("h2:8262"), kind, path: path.into() };
+    seen.leftovers = vec![
+        left(LeftoverKind::FiredGuard, "/g/x.json"),
+        left(LeftoverKind::TiupBackup, "/dm/dm-worker-8262/bin.old.dm-worker"),
+    ];
+    let text: Vec<String> = cluster.plan().warnings.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(text.join("\n"), @r"
+    the guard of h2:8262 has put it back at the end of an earlier run
+    h2:8262 has a tree that TiUP saved: /dm/dm-worker-8262/bin.old.dm-worker
+    ");
+}
+
+#[test]
+fn only_what_goes_away_by_itself_is_worth_waiting_for() {
+    let load = Blocker::SubtaskInFullLoad {
+        task: TaskName::new("task").unwrap(),
+        source_id: SourceId::new("s1").unwrap(),
+        unit: SubtaskUnit::Dump,
+    };
+    assert!(load.is_worth_waiting() && !load.may_pass());
+    let boots = Blocker::HostUnreachable { host: HostId::new("h1").unwrap(), why: "no".into() };
+    assert!(boots.is_worth_waiting() && boots.may_pass());
+    let missing = Blocker::UnitMissing { instance: id("h1:8261") };
+    assert!(!missing.is_worth_waiting() && !missing.may_pass());
+}
+
+#[test]
+fn batches_end_with_a_longer_watch() {
+    let cluster = cluster(3, 1, 6, 3, "v8.1.0");
+    let longer = |batches: &[&str]| {
+        let batches = batches.iter().map(|size| size.parse().unwrap()).collect();
+        let policy = Policy { batches, batch_soak_s: 300, ..Policy::default() };
+        let Decision::Go(plan) = plan_hotfix(&cluster.request, &cluster.inventory, &policy) else {
+            panic!()
+        };
+        assert_eq!(plan.turns.len(), 9);
+        let soaks = |turn: &&dmup_core::plan::Turn| {
+            turn.steps.iter().any(|step| matches!(step, Step::Soak { soak_s: 300, .. }))
+        };
+        let numbered = (1..).zip(&plan.turns).filter(|(_, turn)| soaks(turn));
+        numbered.map(|(number, _)| number).collect::<Vec<usize>>()
+    };
+    assert_eq!(longer(&[]), Vec::<usize>::new());
+    assert_eq!(longer(&["1", "10%", "50%"]), [1, 2, 7]);
+    assert_eq!(longer(&["100%"]), Vec::<usize>::new());
+    assert_eq!(longer(&["9"]), Vec::<usize>::new());
+    assert_eq!(longer(&["4", "4", "4"]), [4, 8]);
+}
+
+#[test]
+fn every_fact_that_has_changed_since_the_plan_is_named() {
+    let then = cluster(3, 1, 3, 2, "v8.1.0");
+    let basis = then.plan().based_on;
+    let mut now = then.clone();
+    let process = now.inventory.processes.get_mut(&id("h3:8262")).unwrap();
+    process.running = Some(Digest::of(b"foreign"));
+    let process = now.inventory.processes.get_mut(&id("h2:8261")).unwrap();
+    process.active = UnitActive::Failed;
+    let dm = now.dm();
+    dm.masters[0].leader = false;
+    dm.masters[2].leader = true;
+    dm.masters[1].alive = false;
+    dm.workers[2].stage = WorkerStage::Offline;
+    dm.sources.insert(SourceId::new("s1").unwrap(), Some(name("w3")));
+    dm.subtasks[1].stage = SubtaskStage::Paused;
+    dm.subtasks.remove(0);
+    let changes =
+        basis.changes(&dmup_core::plan::basis_of(&now.request.instances, &now.inventory, true));
+    insta::assert_snapshot!(changes.join("\n"), @r"
+    instance h2:8261: Active, runs cba06b5736fa, has cba06b5736fa then, Failed, runs cba06b5736fa, has cba06b5736fa now
+    instance h3:8262: Active, runs cba06b5736fa, has cba06b5736fa then, Active, runs 656771905e1e, has cba06b5736fa now
+    leader: m1 then, m3 now
+    master m2: alive then, down now
+    source s1: w1 then, w3 now
+    task task on s1: Running, Sync then, nothing now
+    task task on s2: Running, Sync then, Paused, Sync now
+    worker w3: Free then, Offline now
+    ");
+    let same = dmup_core::plan::basis_of(&then.request.instances, &then.inventory, true);
+    assert_eq!(basis.changes(&same), Vec::<String>::new());
+}
+
+#[test]
+fn a_plan_of_an_earlier_version_can_be_read_and_keeps_its_fingerprint() {
+    let text = include_str!("fixtures/plan-format-1.json");
+    let plan: Plan = serde_json::from_str(text).unwrap();
+    assert_eq!(plan.format, 1);
+    assert_eq!(check(&plan), []);
+    let then: serde_json::Value = serde_json::from_str(text).unwrap();
+    assert_eq!(serde_json::to_value(&plan).unwrap(), then);
+}
+
+#[test]
 fn the_way_back_follows_the_same_rules_and_sends_nothing() {
     let cluster = cluster(3, 1, 3, 2, "v8.1.0");
     let targets = |build: Option<Digest>| {
@@ -584,8 +751,7 @@ fn the_way_back_follows_the_same_rules_and_sends_nothing() {
         instances: cluster.request.instances.clone(),
         targets: targets(Some(Digest::of(b"older"))),
         offline: false,
-        force: false,
-        include_down: false,
+        allow: Allowances::default(),
     };
     let Decision::Go(plan) = plan_rollback(&request, &cluster.inventory, &Policy::default()) else {
         panic!()
@@ -646,9 +812,18 @@ fn any_cluster() -> impl Strategy<Value = Cluster> {
                 &[],
             );
             let bit = |n: u32| chance >> n & 1 == 1;
-            cluster.request.force = bit(0);
-            cluster.request.include_down = bit(1);
+            cluster.request.allow.force = bit(0);
+            cluster.request.allow.include_down = bit(1);
             cluster.request.offline = bit(2) && bit(3) && bit(4);
+            cluster.request.allow.defer = bit(40);
+            cluster.request.allow.adopt = bit(41);
+            cluster.request.allow.max_lag_s = bit(42).then_some(0);
+            if bit(43) && bit(44) {
+                let dm = cluster.inventory.dm.as_mut().unwrap();
+                for subtask in dm.subtasks.iter_mut().step_by(2) {
+                    subtask.unit = SubtaskUnit::Dump;
+                }
+            }
             if bit(5) {
                 let mut n = 6;
                 cluster.request.selected.retain(|_| {
@@ -704,7 +879,7 @@ fn any_cluster() -> impl Strategy<Value = Cluster> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     #[test]
     fn any_cluster_gets_a_plan_that_keeps_the_rules_or_reasons_why_not(cluster in any_cluster()) {
@@ -718,13 +893,28 @@ proptest! {
             }
             Decision::Go(plan) => {
                 prop_assert_eq!(check(&plan), vec![]);
+                // Every prefix is a safe place to stop: it is a plan that keeps the rules as well.
+                for length in 0..plan.turns.len() {
+                    let mut prefix = (*plan).clone();
+                    prefix.turns.truncate(length);
+                    prop_assert_eq!(check(&prefix), vec![]);
+                }
+                let mut moves = BTreeMap::new();
+                for step in plan.steps() {
+                    if let Step::Transfer { source, .. } = step {
+                        *moves.entry(source.clone()).or_insert(0) += 1;
+                    }
+                }
+                prop_assert!(moves.values().all(|count| *count == 1), "{:?}", moves);
                 // Every selected instance that has not the build yet has one turn; nobody else has.
                 for instance in &plan.instances {
                     let process = &cluster.inventory.processes[&instance.id];
                     let target = new(instance.role);
                     let is_done = process.on_disk.as_ref() == Some(&target)
                         && process.running.as_ref().is_none_or(|running| *running == target);
-                    let wanted = cluster.request.selected.contains(&instance.id) && !is_done;
+                    let is_deferred = plan.warnings.iter().any(|warning| matches!(warning, Warning::Deferred { instance: id, .. } if *id == instance.id));
+                    let wanted =
+                        cluster.request.selected.contains(&instance.id) && !is_done && !is_deferred;
                     let turns = plan.turns.iter().filter(|t| t.instance == instance.id).count();
                     prop_assert_eq!(turns, usize::from(wanted), "{}", instance.id);
                 }

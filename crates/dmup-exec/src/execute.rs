@@ -85,7 +85,7 @@ pub async fn resume(
         Some(_) => {}
     }
     if let RunState::Ended { end } = &folded.state
-        && *end != RunEnd::Interrupted
+        && !end.can_go_on()
     {
         return Err(RunError::AlreadyEnded);
     }
@@ -117,7 +117,7 @@ pub async fn take_back(
         return Err(RunError::NotResumable("its journal belongs to another plan".to_owned()));
     }
     if let RunState::Ended { end } = &folded.state
-        && *end != RunEnd::Interrupted
+        && !end.can_go_on()
     {
         return Err(RunError::AlreadyEnded);
     }
@@ -382,6 +382,9 @@ impl<'a> Run<'a> {
             if self.cancel.is_cancelled() {
                 return Ok(RunEnd::Interrupted);
             }
+            if !past.has_paused && self.is_time_to_pause() {
+                return Ok(RunEnd::Paused);
+            }
             let Some(turn) = self.next_turn(&mut queue).await else { break };
             let result = self.take_turn(&turn).await?;
             if let Some(end) = self.after_turn(&turn.instance, result).await? {
@@ -389,6 +392,16 @@ impl<'a> Run<'a> {
             }
         }
         Ok(RunEnd::Done)
+    }
+
+    /// Whether as many nodes have changed as the operator wants to see first.
+    fn is_time_to_pause(&self) -> bool {
+        let changed = self.parts.values().filter(|it| it.end == InstanceEnd::Changed).count();
+        self.plan
+            .policy
+            .pause_after
+            .and_then(|nodes| usize::try_from(nodes).ok())
+            .is_some_and(|nodes| changed >= nodes)
     }
 
     /// Decides whether the run ends after a turn.
@@ -444,6 +457,7 @@ impl<'a> Run<'a> {
                 to: turn.from.clone(),
                 patched: self.plan.instance(&turn.instance).is_some_and(|found| found.patched),
                 was_broken: false,
+                soak_s: None,
                 steps: turn.steps.clone(),
             })
             .collect();

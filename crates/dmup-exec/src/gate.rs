@@ -51,6 +51,8 @@ impl Run<'_> {
         let helps_itself = self.time_to_help_itself();
         let mut hashed: Option<(u32, Digest)> = None;
         let mut is_silent;
+        // Nobody has said anything against it: no answer is not a bad one, though not a good one either.
+        let mut is_unanswered;
         loop {
             self.keep_guard_waiting(stage).await;
             let health = match self.look_at_node(&stage.instance, gate.build, &mut hashed).await {
@@ -67,11 +69,14 @@ impl Run<'_> {
                             stage.instance.id, stage.from
                         )));
                     }
-                    self.judge_node(stage, gate, &process).await
+                    let health;
+                    (health, is_unanswered) = self.judge_node(stage, gate, &process).await;
+                    health
                 }
                 Err(Halt::Run(error)) => return Err(error.into()),
                 Err(Halt::Failed(why) | Halt::Unknown(why)) => {
                     is_silent = true;
+                    is_unanswered = true;
                     Health { missing: vec![why], ..Health::default() }
                 }
             };
@@ -85,9 +90,11 @@ impl Run<'_> {
                     return Ok(());
                 }
             } else {
-                good_since = None;
-                if health.progress != progress {
-                    moved = now;
+                if !is_unanswered {
+                    good_since = None;
+                    if health.progress != progress {
+                        moved = now;
+                    }
                 }
                 // A host that does not answer is about to help itself: it is not given up before it has.
                 let within = if is_silent { gate.within.max(helps_itself) } else { gate.within };
@@ -99,7 +106,9 @@ impl Run<'_> {
                     return Err(if is_silent { Halt::Unknown(why) } else { Halt::Failed(why) });
                 }
             }
-            progress = health.progress;
+            if !is_unanswered {
+                progress = health.progress;
+            }
             if said != health.missing {
                 said.clone_from(&health.missing);
                 if !said.is_empty() {
@@ -111,12 +120,13 @@ impl Run<'_> {
         }
     }
 
+    /// What is known of the node's health, and whether all that is missing is an answer.
     async fn judge_node(
         &mut self,
         stage: &Stage,
         gate: &Gate<'_>,
         process: &ProcessSeen,
-    ) -> Health {
+    ) -> (Health, bool) {
         let dm = if stage.baseline.is_some() {
             // A node that is not up must not be polled: it may be stopping.
             let own = std::slice::from_ref(&stage.instance.id);
@@ -137,29 +147,31 @@ impl Run<'_> {
             process,
             dm.as_ref(),
         );
+        let mut is_silent = stage.baseline.is_some() && dm.is_none();
         if health.is_good() && stage.instance.role.is_dm() {
-            self.compare_build(stage, gate, &mut health).await;
+            is_silent = !self.compare_build(stage, gate, &mut health).await;
         }
-        health
+        let is_unanswered = is_silent && health.missing.len() == 1 && health.hopeless.is_none();
+        (health, is_unanswered)
     }
 
-    /// What it says of itself must be what its file said of itself when it was prepared.
-    async fn compare_build(&self, stage: &Stage, gate: &Gate<'_>, health: &mut Health) {
+    /// What it says of itself must be what its file said of itself when it was prepared. False if it says nothing.
+    async fn compare_build(&self, stage: &Stage, gate: &Gate<'_>, health: &mut Health) -> bool {
         let id = &stage.instance.id;
         let said = match self.reach.dm.build_of(&stage.instance).await {
             Ok(said) => said,
             Err(error) => {
                 health.missing.push(format!("{id} does not say which build it is: {error}"));
-                return;
+                return false;
             }
         };
         if *gate.build != stage.to || stage.is_return || !self.is_hotfix() {
-            return; // a way back: its hash is what counts
+            return true; // a way back: its hash is what counts
         }
         let Some((release, commit)) =
             self.versions.get(id).and_then(|text| dmup_core::plan::reported_by_dash_v(text))
         else {
-            return;
+            return true;
         };
         let is_other_commit =
             !commit.is_empty() && !said.commit.is_empty() && commit != said.commit;
@@ -169,6 +181,7 @@ impl Run<'_> {
                 said.release, said.commit
             ));
         }
+        true
     }
 
     /// Looks at a node's process; hashes its executable once per process, not at every look. Only the wanted

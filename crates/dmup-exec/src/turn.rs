@@ -171,6 +171,7 @@ impl Run<'_> {
             dm: baseline.as_ref(),
             version: &self.plan.version,
             policy: &self.plan.policy,
+            soak_s: turn.soak_s.unwrap_or(self.plan.policy.soak_s),
             pending: &pending,
         });
         let planned = self.plan.turns.iter().find(|planned| planned.instance == turn.instance);

@@ -77,6 +77,7 @@ impl Hosts for Fleet {
             clock_skew_ms: probed.clock_ms - asked_at_ms,
             arch: hello.arch,
             free_bytes: probed.disks.into_iter().collect(),
+            leftovers: probed.leftovers,
         };
         Ok((seen, probed.processes))
     }

@@ -7,6 +7,7 @@ use camino::Utf8PathBuf;
 use dmup_core::digest::Digest;
 use dmup_core::ids::{InstanceId, UnitName, UserName};
 use dmup_core::inventory::ProcessSeen;
+pub use dmup_core::inventory::{Leftover, LeftoverKind};
 use serde::{Deserialize, Serialize};
 
 /// The agent's first word.
@@ -401,29 +402,6 @@ pub struct Probed {
     pub users: Vec<UserName>,
     /// Guards and trees that earlier windows left.
     pub leftovers: Vec<Leftover>,
-}
-
-/// Something that an earlier window left on a host.
-#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
-pub struct Leftover {
-    /// Whose.
-    pub instance: InstanceId,
-    /// What it is.
-    pub kind: LeftoverKind,
-    /// Where it lies.
-    pub path: Utf8PathBuf,
-}
-
-/// Kinds of leftovers.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LeftoverKind {
-    /// A guard that waits.
-    ArmedGuard,
-    /// A guard that has acted: the old build was put back.
-    FiredGuard,
-    /// A tree that TiUP saved (`bin.old.*`).
-    TiupBackup,
 }
 
 /// A file of a staged package.

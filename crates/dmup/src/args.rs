@@ -5,6 +5,7 @@
 
 use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use dmup_core::policy::BatchSize;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -352,6 +353,9 @@ Examples:
   dmup patch prod dm-master-hotfix.tar.gz -N 10.0.1.1:8261 --plan
   dmup patch prod dm-hotfix.tar.gz --overwrite --soak 30
   dmup patch prod dm-hotfix.tar.gz --quiet-timeout 600    for large transactions
+  dmup patch prod dm-hotfix.tar.gz --batch 1,50% --batch-soak 300
+  dmup patch prod dm-hotfix.tar.gz --pause-after 1        one node first; `dmup resume prod` for the rest
+  dmup patch prod dm-hotfix.tar.gz --wait=3600 --defer    tasks in their full load are waited for, then left out
 
 Neither -N nor -R: all instances of the components in the package. Both: their intersection.")]
 pub struct PatchArgs {
@@ -389,12 +393,38 @@ pub struct PatchArgs {
     /// Seconds in which the host goes back by itself when dmup is gone
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(10..=86400), value_name = "SECONDS")]
     pub guard: u32,
+    /// Sizes of the first batches of nodes, e.g. `1,10%,50%`; the last batch is the rest. Nodes are changed one after the
+    /// other in any case: between two batches the cluster is watched for --batch-soak
+    #[arg(long, value_delimiter = ',', value_name = "SIZES")]
+    pub batch: Vec<BatchSize>,
+    /// Seconds that the last node of a batch must stay healthy before the next batch
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=86400), value_name = "SECONDS")]
+    pub batch_soak: u32,
+    /// Stop after so many nodes, for a look at them; `dmup resume` goes on
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10000), value_name = "NODES")]
+    pub pause_after: Option<u32>,
+    /// Wait so long, before anything is touched, for what goes away by itself: tasks that dump, load or are behind, DDLs
+    /// that wait for a lock, a leader being elected, a node that comes up (600 if no number is given)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "600", value_parser = clap::value_parser!(u32).range(1..=604_800), value_name = "SECONDS")]
+    pub wait: Option<u32>,
+    /// Leave workers out that dump or load, instead of refusing; run the same command again for them later
+    #[arg(long)]
+    pub defer: bool,
+    /// Refuse when a task is more than so many seconds behind its source
+    #[arg(long, value_name = "SECONDS")]
+    pub max_lag: Option<u32>,
     /// Also patch instances that are down
     #[arg(long)]
     pub include_down: bool,
-    /// Go on although: subtasks have errors, dump or load; a source is bound to nobody; DDLs wait for a lock; another
-    /// node is down; a node runs something else than its disk has; this build failed before; with --offline, a node
-    /// runs. Quorum, an agreed leader, room on disks and reachable hosts are never given up
+    /// Also patch instances that run something else than lies on their disk: what lies there is what they go back to
+    #[arg(long)]
+    pub adopt: bool,
+    /// Also put a build in that failed before
+    #[arg(long)]
+    pub force_build: bool,
+    /// Go on although: subtasks have errors, dump, load or are behind; a source is bound to nobody; DDLs wait for a lock;
+    /// another node is down; a clock is off; a guard is armed; with --offline, a node runs. Does what --adopt and
+    /// --force-build do, too. Quorum, an agreed leader, room on disks and reachable hosts are never given up
     #[arg(long)]
     pub force: bool,
 }

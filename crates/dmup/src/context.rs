@@ -443,7 +443,7 @@ impl PastRun {
     pub(crate) fn can_go_on(&self) -> bool {
         match &self.content {
             Ok((_, folded)) => match &folded.state {
-                RunState::Ended { end } => *end == RunEnd::Interrupted,
+                RunState::Ended { end } => end.can_go_on(),
                 RunState::Ready | RunState::InDoubt { .. } | RunState::Stopped { .. } => true,
             },
             Err(_) => false,

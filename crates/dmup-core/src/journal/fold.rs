@@ -75,6 +75,8 @@ pub struct Folded {
     pub evicted: BTreeSet<InstanceId>,
     /// All turns are being undone since this node failed, and why.
     pub going_back_wholly: Option<(InstanceId, String)>,
+    /// It has paused where its plan says so.
+    pub has_paused: bool,
 }
 
 /// A sequence that no run writes.
@@ -103,6 +105,7 @@ pub fn fold<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Folded, 
         paused: BTreeSet::new(),
         evicted: BTreeSet::new(),
         going_back_wholly: None,
+        has_paused: false,
     };
     for (index, entry) in entries.into_iter().enumerate() {
         let line = index + 1;
@@ -114,7 +117,7 @@ pub fn fold<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Folded, 
 impl Folded {
     fn take(&mut self, entry: &Entry) -> Result<(), String> {
         if let RunState::Ended { end } = &self.state {
-            if *entry != Entry::RunResumed || *end != RunEnd::Interrupted {
+            if *entry != Entry::RunResumed || !end.can_go_on() {
                 return Err("nothing can follow the end of a run".to_owned());
             }
             self.state = RunState::Ready;
@@ -186,7 +189,10 @@ impl Folded {
                     self.failed = Some((instance.clone(), *end, why.clone()));
                 }
             }
-            Entry::RunEnds { end } => self.state = RunState::Ended { end: end.clone() },
+            Entry::RunEnds { end } => {
+                self.has_paused |= *end == RunEnd::Paused;
+                self.state = RunState::Ended { end: end.clone() };
+            }
         }
         Ok(())
     }

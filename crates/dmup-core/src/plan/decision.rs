@@ -129,6 +129,9 @@ pub struct Turn {
     pub patched: bool,
     /// It was down or unknown to DM before: it owes no health if it has to go back.
     pub was_broken: bool,
+    /// How long it is watched, if not as the policy says: the last of a batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub soak_s: Option<u32>,
     /// In order.
     pub steps: Vec<Step>,
 }
@@ -182,6 +185,34 @@ pub enum Warning {
         flag: String,
         /// What it was.
         blocker: String,
+    },
+    /// Left out of this run: `--defer`.
+    #[error(
+        "{instance} is left out for now: task {task} on source {source_id} is in its {unit:?} phase; run the same command again later"
+    )]
+    Deferred {
+        /// Which.
+        instance: InstanceId,
+        /// Which task.
+        task: TaskName,
+        /// On which source.
+        source_id: SourceId,
+        /// Which phase.
+        unit: SubtaskUnit,
+    },
+    /// Its guard has acted once.
+    #[error("the guard of {instance} has put it back at the end of an earlier run")]
+    GuardHasActed {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// `tiup dm patch` leaves them for ever.
+    #[error("{instance} has a tree that TiUP saved: {path}")]
+    TiupBackup {
+        /// Which.
+        instance: InstanceId,
+        /// Where.
+        path: Utf8PathBuf,
     },
     /// Its systemd unit is not enabled.
     #[error("{instance} is not enabled at boot")]
@@ -333,6 +364,40 @@ pub enum Blocker {
         /// How many.
         count: usize,
     },
+    /// `--max-lag`, and it is further behind.
+    #[error("task {task} on source {source_id} is {lag_s}s behind, {max_s}s are allowed")]
+    Lagging {
+        /// Which task.
+        task: TaskName,
+        /// On which source.
+        source_id: SourceId,
+        /// `secondsBehindMaster`.
+        lag_s: u64,
+        /// What the operator allows.
+        max_s: u32,
+    },
+    /// `--max-lag`, and DM does not say.
+    #[error("DM does not say how far task {task} on source {source_id} is behind")]
+    LagUnknown {
+        /// Which task.
+        task: TaskName,
+        /// On which source.
+        source_id: SourceId,
+    },
+    /// Guards, leases and logs of different hosts cannot be compared.
+    #[error("the clock of {host} is {skew_s}s off")]
+    ClockOff {
+        /// Which.
+        host: HostId,
+        /// Its clock minus ours.
+        skew_s: i64,
+    },
+    /// Somebody's window is open there.
+    #[error("a guard of {instance} is armed: its host may put it back at any moment")]
+    GuardArmed {
+        /// Which.
+        instance: InstanceId,
+    },
     /// Not enough room for the package and the new trees.
     #[error("{host} has {free} bytes free at {path} and needs {needed}")]
     DiskFull {
@@ -379,6 +444,10 @@ impl Blocker {
             Self::SubtaskFailing { .. } => "subtask-failing",
             Self::SubtaskInFullLoad { .. } => "subtask-in-full-load",
             Self::DdlWaiting { .. } => "ddl-waiting",
+            Self::Lagging { .. } => "lagging",
+            Self::LagUnknown { .. } => "lag-unknown",
+            Self::ClockOff { .. } => "clock-off",
+            Self::GuardArmed { .. } => "guard-armed",
             Self::DiskFull { .. } => "disk-full",
             Self::Drift { .. } => "drift",
         }
@@ -388,14 +457,18 @@ impl Blocker {
     pub fn overridden_by(&self) -> Option<&'static str> {
         match self {
             Self::InstanceDown { .. } => Some("--include-down"),
-            Self::KnownBad { .. }
-            | Self::AnotherDown { .. }
+            Self::KnownBad { .. } => Some("--force-build"),
+            Self::Drift { .. } => Some("--adopt"),
+            Self::AnotherDown { .. }
             | Self::StillRunning { .. }
             | Self::SourceUnbound { .. }
             | Self::SubtaskFailing { .. }
             | Self::SubtaskInFullLoad { .. }
             | Self::DdlWaiting { .. }
-            | Self::Drift { .. } => Some("--force"),
+            | Self::Lagging { .. }
+            | Self::LagUnknown { .. }
+            | Self::ClockOff { .. }
+            | Self::GuardArmed { .. } => Some("--force"),
             Self::HostUnreachable { .. }
             | Self::ProcessUnknown { .. }
             | Self::UnitMissing { .. }
@@ -421,7 +494,8 @@ impl Blocker {
             | Self::LeaderDisputed { .. }
             | Self::EtcdUnhealthy { .. }
             | Self::QuorumAtRisk { .. }
-            | Self::SourceUnbound { .. } => true,
+            | Self::SourceUnbound { .. }
+            | Self::GuardArmed { .. } => true,
             Self::UnitMissing { .. }
             | Self::BinaryMissing { .. }
             | Self::NotInPackage { .. }
@@ -431,9 +505,24 @@ impl Blocker {
             | Self::SubtaskFailing { .. }
             | Self::SubtaskInFullLoad { .. }
             | Self::DdlWaiting { .. }
+            | Self::Lagging { .. }
+            | Self::LagUnknown { .. }
+            | Self::ClockOff { .. }
             | Self::DiskFull { .. }
             | Self::Drift { .. } => false,
         }
+    }
+
+    /// Whether `--wait` may wait for its end: besides what [may pass](Self::may_pass) soon, work of DM that takes its time.
+    pub fn is_worth_waiting(&self) -> bool {
+        let is_work = matches!(
+            self,
+            Self::SubtaskInFullLoad { .. }
+                | Self::DdlWaiting { .. }
+                | Self::Lagging { .. }
+                | Self::LagUnknown { .. }
+        );
+        is_work || self.may_pass()
     }
 
     /// What can be done about it.
@@ -447,7 +536,16 @@ impl Blocker {
             ),
             Self::HostUnreachable { .. } => Some("leave its instances out with -N, or bring it up"),
             Self::SubtaskFailing { .. } => Some("look at it with `dmctl query-status`"),
-            Self::SubtaskInFullLoad { .. } => Some("wait until it is in its Sync phase"),
+            Self::SubtaskInFullLoad { .. } => Some(
+                "wait until it is in its Sync phase (--wait SECONDS), or leave its worker out for now (--defer)",
+            ),
+            Self::Lagging { .. } | Self::LagUnknown { .. } => {
+                Some("wait until it has caught up (--wait SECONDS), or allow more with --max-lag")
+            }
+            Self::ClockOff { .. } => Some("set the clocks right: `timedatectl` on the host"),
+            Self::GuardArmed { .. } => Some(
+                "if nobody works on it, wait until its guard has acted, then look at it with `display --verify`",
+            ),
             Self::DdlWaiting { .. } => Some("look at it with `dmctl show-ddl-locks`"),
             Self::ProcessUnknown { .. }
             | Self::UnitMissing { .. }

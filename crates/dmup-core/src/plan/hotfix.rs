@@ -10,13 +10,48 @@ use super::decision::{
 use super::step::{Around, Step};
 use super::turn::{TurnFacts, is_up, leader_of, master_of, turn_steps, worker_of};
 use crate::digest::Digest;
-use crate::ids::{ClusterName, HostId, InstanceId, MemberName};
+use crate::ids::{ClusterName, HostId, InstanceId, MemberName, SourceId, TaskName};
 use crate::instance::{Instance, Role};
-use crate::inventory::{DmSeen, Inventory, SubtaskStage, SubtaskUnit, UnitActive, WorkerStage};
-use crate::policy::Policy;
+use crate::inventory::{
+    DmSeen, Inventory, LeftoverKind, SubtaskSeen, SubtaskStage, SubtaskUnit, UnitActive,
+    WorkerStage,
+};
+use crate::policy::{BatchSize, Policy};
 use crate::version::DmVersion;
 
-const MAX_SKEW_MS: i64 = 30_000;
+/// From here on logs do not line up: worth a word.
+const SKEW_TO_TELL_MS: i64 = 30_001;
+/// From here on times of hosts cannot be compared at all, and certificates may not be valid yet.
+const SKEW_TOO_LARGE_MS: i64 = 300_000;
+
+/// What the operator has seen and goes on with, and what keeps a node out of the run.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Allowances {
+    /// `--force`: all obstacles that can be overridden, except that selected instances are down.
+    pub force: bool,
+    /// `--include-down`: selected instances may be down.
+    pub include_down: bool,
+    /// `--adopt`: a node may run something else than lies on its disk; what lies there is the build before.
+    pub adopt: bool,
+    /// `--force-build`: a build may have failed before.
+    pub force_build: bool,
+    /// `--defer`: workers whose subtasks dump or load are left out, instead of being in the way.
+    pub defer: bool,
+    /// `--max-lag`: subtasks may be so many seconds behind; any number without it.
+    pub max_lag_s: Option<u32>,
+}
+
+impl Allowances {
+    fn cover(&self, flag: &str) -> bool {
+        match flag {
+            "--include-down" => self.include_down,
+            "--adopt" => self.adopt || self.force,
+            "--force-build" => self.force_build || self.force,
+            "--force" => self.force,
+            _ => false,
+        }
+    }
+}
 
 /// What the operator wants put in.
 #[derive(Clone, Debug)]
@@ -35,10 +70,8 @@ pub struct HotfixRequest {
     pub targets: BTreeMap<Role, TargetBuild>,
     /// The cluster is declared stopped.
     pub offline: bool,
-    /// Obstacles that `--force` overrides do not count.
-    pub force: bool,
-    /// Selected instances may be down.
-    pub include_down: bool,
+    /// What does not count as an obstacle.
+    pub allow: Allowances,
     /// Builds that failed before, and how.
     pub known_bad: BTreeMap<Digest, String>,
 }
@@ -56,10 +89,8 @@ pub struct RollbackRequest {
     pub targets: BTreeMap<InstanceId, RollbackTarget>,
     /// The cluster is declared stopped.
     pub offline: bool,
-    /// Obstacles that `--force` overrides do not count.
-    pub force: bool,
-    /// Selected instances may be down.
-    pub include_down: bool,
+    /// What does not count as an obstacle.
+    pub allow: Allowances,
 }
 
 /// Where an instance goes back to.
@@ -109,8 +140,7 @@ pub fn plan_hotfix(request: &HotfixRequest, inventory: &Inventory, policy: &Poli
         parcel: Some(&request.parcel),
         targets: request.targets.clone(),
         offline: request.offline,
-        force: request.force,
-        include_down: request.include_down,
+        allow: &request.allow,
     };
     plan_exchange(&work, blockers, inventory, policy)
 }
@@ -140,8 +170,7 @@ pub fn plan_rollback(
         parcel: None,
         targets: BTreeMap::new(),
         offline: request.offline,
-        force: request.force,
-        include_down: request.include_down,
+        allow: &request.allow,
     };
     plan_exchange(&work, blockers, inventory, policy)
 }
@@ -162,8 +191,7 @@ struct Work<'a> {
     parcel: Option<&'a ParcelSpec>,
     targets: BTreeMap<Role, TargetBuild>,
     offline: bool,
-    force: bool,
-    include_down: bool,
+    allow: &'a Allowances,
 }
 
 /// An instance that has to change.
@@ -200,6 +228,8 @@ fn plan_exchange(
     if candidates.is_empty() && blockers.is_empty() {
         return Decision::NothingToDo;
     }
+    let deferred = dm.map(|dm| defer(work, &mut candidates, dm)).unwrap_or_default();
+    blockers.extend(host_obstacles(&candidates, inventory));
     if work.offline {
         for candidate in candidates.iter().filter(|candidate| candidate.is_active) {
             blockers.push(Blocker::StillRunning { instance: candidate.instance.id.clone() });
@@ -216,6 +246,7 @@ fn plan_exchange(
     if !blockers.is_empty() {
         return Decision::Blocked(blockers);
     }
+    warnings.extend(deferred);
     warnings.extend(oddities(&candidates, inventory));
 
     let ordered = in_order(candidates, dm);
@@ -390,9 +421,7 @@ fn dm_obstacles(
             let worker = worker_of(dm, &candidate.instance.id).map(|worker| &worker.name);
             worker.is_some() && worker == subtask.worker.as_ref()
         });
-        let is_loading = matches!(subtask.unit, SubtaskUnit::Dump | SubtaskUnit::Load)
-            && matches!(subtask.stage, SubtaskStage::Running | SubtaskStage::Resuming);
-        if is_loading && has_its_turn {
+        if is_loading(subtask) && has_its_turn {
             blockers.push(Blocker::SubtaskInFullLoad {
                 task: task.clone(),
                 source_id: source_id.clone(),
@@ -400,7 +429,84 @@ fn dm_obstacles(
             });
         }
         if subtask.blocked_ddls > 0 {
+            let (task, source_id) = (task.clone(), source_id.clone());
             blockers.push(Blocker::DdlWaiting { task, source_id, count: subtask.blocked_ddls });
+        }
+        blockers.extend(too_far_behind(work.allow, subtask, task, source_id));
+    }
+    blockers
+}
+
+/// A subtask that follows its source, but not closely enough for the operator.
+fn too_far_behind(
+    allow: &Allowances,
+    subtask: &SubtaskSeen,
+    task: TaskName,
+    source_id: SourceId,
+) -> Option<Blocker> {
+    let max_s = allow.max_lag_s?;
+    if subtask.stage != SubtaskStage::Running || subtask.unit != SubtaskUnit::Sync || subtask.synced
+    {
+        return None;
+    }
+    match subtask.lag_s {
+        None => Some(Blocker::LagUnknown { task, source_id }),
+        Some(lag_s) if lag_s > u64::from(max_s) => {
+            Some(Blocker::Lagging { task, source_id, lag_s, max_s })
+        }
+        Some(_) => None,
+    }
+}
+
+/// Whether a stop would cost a full export or import.
+fn is_loading(subtask: &SubtaskSeen) -> bool {
+    matches!(subtask.unit, SubtaskUnit::Dump | SubtaskUnit::Load)
+        && matches!(subtask.stage, SubtaskStage::Running | SubtaskStage::Resuming)
+}
+
+/// Takes the workers out that dump or load, if that is wanted. If nobody remains, all stay: then they are in the way.
+fn defer(work: &Work<'_>, candidates: &mut Vec<Candidate<'_>>, dm: &DmSeen) -> Vec<Warning> {
+    if !work.allow.defer {
+        return Vec::new();
+    }
+    let mut warnings = Vec::new();
+    for candidate in candidates.iter() {
+        let Some(worker) = worker_of(dm, &candidate.instance.id) else { continue };
+        let of_it = |subtask: &&SubtaskSeen| subtask.worker.as_ref() == Some(&worker.name);
+        if let Some(subtask) = dm.subtasks.iter().filter(of_it).find(|it| is_loading(it)) {
+            warnings.push(Warning::Deferred {
+                instance: candidate.instance.id.clone(),
+                task: subtask.task.clone(),
+                source_id: subtask.source.clone(),
+                unit: subtask.unit,
+            });
+        }
+    }
+    if warnings.len() == candidates.len() {
+        return Vec::new();
+    }
+    candidates.retain(|candidate| {
+        let is_it = |warning: &Warning| matches!(warning, Warning::Deferred { instance, .. } if *instance == candidate.instance.id);
+        !warnings.iter().any(is_it)
+    });
+    warnings
+}
+
+/// What the hosts of the nodes that have a turn say against it, besides their disks.
+fn host_obstacles(candidates: &[Candidate<'_>], inventory: &Inventory) -> Vec<Blocker> {
+    let mut blockers = Vec::new();
+    let hosts: BTreeSet<&HostId> = candidates.iter().map(|it| &it.instance.host).collect();
+    for host in hosts {
+        let Some(Ok(seen)) = inventory.hosts.get(host) else { continue };
+        if seen.clock_skew_ms.abs() > SKEW_TOO_LARGE_MS {
+            let skew_s = seen.clock_skew_ms / 1000;
+            blockers.push(Blocker::ClockOff { host: host.clone(), skew_s });
+        }
+        for leftover in &seen.leftovers {
+            let has_its_turn = candidates.iter().any(|it| it.instance.id == leftover.instance);
+            if has_its_turn && leftover.kind == LeftoverKind::ArmedGuard {
+                blockers.push(Blocker::GuardArmed { instance: leftover.instance.clone() });
+            }
         }
     }
     blockers
@@ -479,11 +585,7 @@ fn override_some(work: &Work<'_>, blockers: Vec<Blocker>) -> (Vec<Warning>, Vec<
     let mut warnings = Vec::new();
     let mut remaining = Vec::new();
     for blocker in blockers {
-        let flag = blocker.overridden_by().filter(|flag| match *flag {
-            "--force" => work.force,
-            "--include-down" => work.include_down,
-            _ => false,
-        });
+        let flag = blocker.overridden_by().filter(|flag| work.allow.cover(flag));
         match flag {
             Some(flag) => warnings
                 .push(Warning::Overridden { flag: flag.to_owned(), blocker: blocker.to_string() }),
@@ -497,16 +599,26 @@ fn oddities(candidates: &[Candidate<'_>], inventory: &Inventory) -> Vec<Warning>
     let mut warnings = Vec::new();
     for (host, seen) in &inventory.hosts {
         if let Ok(seen) = seen
-            && seen.clock_skew_ms.abs() > MAX_SKEW_MS
+            && (SKEW_TO_TELL_MS..=SKEW_TOO_LARGE_MS).contains(&seen.clock_skew_ms.abs())
         {
             warnings
                 .push(Warning::ClockSkew { host: host.clone(), skew_s: seen.clock_skew_ms / 1000 });
         }
     }
     for candidate in candidates {
-        let process = inventory.processes.get(&candidate.instance.id);
+        let instance = &candidate.instance.id;
+        let process = inventory.processes.get(instance);
         if process.is_some_and(|process| !process.enabled) {
-            warnings.push(Warning::NotEnabled { instance: candidate.instance.id.clone() });
+            warnings.push(Warning::NotEnabled { instance: instance.clone() });
+        }
+        let Some(Ok(seen)) = inventory.hosts.get(&candidate.instance.host) else { continue };
+        for leftover in seen.leftovers.iter().filter(|it| it.instance == *instance) {
+            let (instance, path) = (instance.clone(), leftover.path.clone());
+            match leftover.kind {
+                LeftoverKind::ArmedGuard => {} // an obstacle
+                LeftoverKind::FiredGuard => warnings.push(Warning::GuardHasActed { instance }),
+                LeftoverKind::TiupBackup => warnings.push(Warning::TiupBackup { instance, path }),
+            }
         }
     }
     warnings
@@ -564,8 +676,10 @@ fn take_turns(
     let mut pending: BTreeSet<InstanceId> =
         ordered.iter().map(|candidate| candidate.instance.id.clone()).collect();
     let (mut turns, mut consents) = (Vec::new(), Vec::new());
-    for candidate in ordered {
+    let batch_ends = batch_ends(&policy.batches, ordered.len());
+    for (index, candidate) in ordered.iter().enumerate() {
         let id = &candidate.instance.id;
+        let soak_s = batch_ends.contains(&(index + 1)).then_some(policy.batch_soak_s);
         pending.remove(id);
         let around = match (work.offline, candidate.is_active) {
             (false, _) => Around::Restart,
@@ -582,6 +696,7 @@ fn take_turns(
             dm: forecast.as_ref(),
             version: work.version,
             policy,
+            soak_s: soak_s.unwrap_or(policy.soak_s),
             pending: &pending,
         });
         if let Some(forecast) = &mut forecast {
@@ -594,10 +709,24 @@ fn take_turns(
             to: candidate.goal.to.clone(),
             patched: candidate.goal.patched,
             was_broken: candidate.is_broken,
+            soak_s,
             steps,
         });
     }
     (turns, consents)
+}
+
+/// After how many turns a batch ends and another one begins.
+fn batch_ends(batches: &[BatchSize], total: usize) -> BTreeSet<usize> {
+    let mut ends = BTreeSet::new();
+    let mut so_far = 0_usize;
+    for batch in batches {
+        so_far = so_far.saturating_add(batch.of(total));
+        if so_far < total {
+            ends.insert(so_far);
+        }
+    }
+    ends
 }
 
 fn interruptions(candidate: &Candidate<'_>, dm: &DmSeen) -> Vec<Consent> {

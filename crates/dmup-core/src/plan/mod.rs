@@ -26,7 +26,9 @@ pub use decision::{
     Blocker, Consent, Decision, Kind, ParcelSpec, Plan, TargetBuild, Turn, Warning,
 };
 pub use health::{Expectation, Health, busy, is_quiet, judge, judge_cluster, reported_by_dash_v};
-pub use hotfix::{HotfixRequest, RollbackRequest, RollbackTarget, plan_hotfix, plan_rollback};
+pub use hotfix::{
+    Allowances, HotfixRequest, RollbackRequest, RollbackTarget, plan_hotfix, plan_rollback,
+};
 pub use render::render;
 pub use step::{Around, Step};
 pub use turn::{TurnFacts, is_up, leader_of, master_of, turn_steps, worker_of};

@@ -43,6 +43,8 @@ pub struct TurnFacts<'a> {
     pub version: &'a DmVersion,
     /// Limits.
     pub policy: &'a Policy,
+    /// How long it is watched: the policy's word, or that of a batch.
+    pub soak_s: u32,
     /// Instances whose turn is still to come: bad places to move a source to.
     pub pending: &'a BTreeSet<InstanceId>,
 }
@@ -86,8 +88,8 @@ pub fn turn_steps(facts: &TurnFacts<'_>) -> Vec<Step> {
         build: to.clone(),
         within_s: policy.healthy_within_s,
     });
-    if policy.soak_s > 0 {
-        steps.push(Step::Soak { instance: instance.clone(), build: to, soak_s: policy.soak_s });
+    if facts.soak_s > 0 {
+        steps.push(Step::Soak { instance: instance.clone(), build: to, soak_s: facts.soak_s });
     }
     steps.push(Step::DisarmGuard { instance: instance.clone() });
     steps.extend(at_the_end);

@@ -14,7 +14,7 @@ use dmup_core::ids::InstanceId;
 use dmup_core::instance::Role;
 use dmup_core::journal::{Entry, Line};
 use dmup_core::plan::{Decision, Plan, Step, plan_hotfix};
-use dmup_core::policy::{OnFailure, Policy};
+use dmup_core::policy::{BatchSize, OnFailure, Policy};
 use dmup_core::report::{InstanceEnd, Report, RunEnd};
 use dmup_exec::ports::Clock;
 use dmup_exec::{Event, MemoryJournal, Reach, RunError, execute, look, resume};
@@ -268,7 +268,7 @@ async fn a_broken_node_is_cured_first_when_it_is_included() {
     assert!(matches!(decide(&sim, &SMALL, &policy).await, Decision::Blocked(_)));
     let inventory = look(&sim.instances(), &sim, &sim, &sim, true, true, 4).await;
     let mut request = sim.request(&SMALL);
-    request.include_down = true;
+    request.allow.include_down = true;
     let Decision::Go(plan) = plan_hotfix(&request, &inventory, &policy) else { panic!() };
     assert_eq!(plan.turns[0].instance, id("h3:8261"));
     let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
@@ -318,6 +318,50 @@ async fn when_leadership_moves_on_the_way_the_leader_still_comes_last() {
     assert_eq!(order[..3], ["h2:8261", "h1:8261", "h3:8261"]);
     assert_eq!(sim.is_settled(), Vec::<String>::new());
     assert_eq!(sim.state.lock().unwrap().elections, 1);
+}
+
+#[tokio::test]
+async fn a_run_pauses_where_the_operator_wants_to_look_first_and_then_goes_through() {
+    let sim = Sim::new(&SMALL, 1);
+    let policy = Policy { pause_after: Some(2), ..Policy::default() };
+    let Decision::Go(plan) = decide(&sim, &SMALL, &policy).await else { panic!() };
+    let mut journal = MemoryJournal::default();
+    let report = go(&plan, &sim, &mut journal).await.unwrap();
+    assert_eq!((report.end.clone(), report.exit_code()), (RunEnd::Paused, 0));
+    assert_eq!(sim.state.lock().unwrap().windows, 2);
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+    let report = go_on(&plan, &sim, &mut journal).await.unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    assert!(all_new(&sim));
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn the_last_node_of_a_batch_is_watched_longer() {
+    let sim = Sim::new(&SMALL, 1);
+    let batches = vec![BatchSize::Nodes(1), BatchSize::Percent(50)];
+    let policy = Policy { batches, batch_soak_s: 77, soak_s: 3, ..Policy::default() };
+    let Decision::Go(plan) = decide(&sim, &SMALL, &policy).await else { panic!() };
+    let mut soaks = Vec::new();
+    let report = execute(
+        &plan,
+        reach(&sim),
+        &mut MemoryJournal::default(),
+        &mut |event| {
+            if let dmup_exec::Event::StepBegins { step: Step::Soak { soak_s, .. } } = event {
+                soaks.push(soak_s);
+            }
+        },
+        &CancellationToken::new(),
+    )
+    .await
+    .unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    assert_eq!(soaks.len(), plan.turns.len());
+    let second = 1 + plan.turns.len().div_ceil(2);
+    let longer: Vec<usize> =
+        (1..).zip(&soaks).filter(|(_, soak)| **soak == 77).map(|(number, _)| number).collect();
+    assert_eq!(longer, [1, second]);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use dmup_core::inventory::{
     DmSeen, HostSeen, MasterSeen, ProcessSeen, SubtaskSeen, SubtaskStage, SubtaskUnit, UnitActive,
     WorkerSeen, WorkerStage,
 };
-use dmup_core::plan::{HotfixRequest, ParcelSpec, TargetBuild};
+use dmup_core::plan::{Allowances, HotfixRequest, ParcelSpec, TargetBuild};
 use dmup_exec::ports::{
     Around, Build, Certainty, Clock, Dm, EffectError, Hosts, Parcel, Records, ReportedBuild, Window,
 };
@@ -289,8 +289,7 @@ impl Sim {
                 .map(|role| (role, TargetBuild { digest: new(role), replace: Vec::new() }))
                 .collect(),
             offline: false,
-            force: false,
-            include_down: false,
+            allow: Allowances::default(),
             known_bad: BTreeMap::new(),
         }
     }
@@ -710,6 +709,7 @@ impl Hosts for Sim {
             clock_skew_ms: 0,
             arch: "x86_64".into(),
             free_bytes: BTreeMap::new(),
+            leftovers: Vec::new(),
         };
         let processes = instances
             .iter()

@@ -194,7 +194,9 @@ impl Story {
                 let is_cut_off = matches!(self.aside, Some((_, Aside::Silence(..))));
                 must(bad.is_some() || goes_back || is_cut_off, "a good build was not taken");
             }
-            (RunEnd::Unknown { .. } | RunEnd::Interrupted, _) => must(false, "it is open"),
+            (RunEnd::Unknown { .. } | RunEnd::Interrupted | RunEnd::Paused, _) => {
+                must(false, "it is open");
+            }
         }
         if let Some((role, _)) = self.bad
             && !is_left

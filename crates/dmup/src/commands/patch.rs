@@ -1,11 +1,15 @@
 //! `patch`: replaces the binaries of a running cluster with those of a package, online.
 
+use std::time::Duration;
+
 use camino::Utf8Path;
 use dmup_core::instance::Instance;
 use dmup_core::plan::{
-    Decision, HotfixRequest, ParcelSpec, Plan, TargetBuild, plan_hotfix, render,
+    Allowances, Blocker, Decision, HotfixRequest, ParcelSpec, Plan, TargetBuild, Warning,
+    plan_hotfix, render,
 };
 use dmup_core::policy::{OnFailure, Policy};
+use dmup_core::report::RunEnd;
 use dmup_core::selection::select;
 use dmup_mirror::package::{Package, Wanted, open};
 
@@ -39,14 +43,10 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
         known.refuse_unfinished_runs()?;
     }
     let lock = if args.plan { None } else { Some(known.lock("patch")?) };
-    progress.under_way("look at the cluster");
     // Other instances count as well: quorum and spares are theirs, too.
     let fleet = known.fleet(context, &all)?;
     let dm = known.dm(&all)?;
     let with_dm = !args.offline && selected.iter().any(|it| it.role.is_dm());
-    let inventory =
-        dmup_exec::look(&all, &fleet, &dm, &context.clock, true, with_dm, context.concurrency())
-            .await;
     let request = HotfixRequest {
         cluster: known.name.clone(),
         version: known.meta.version.clone(),
@@ -68,17 +68,37 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
             })
             .collect(),
         offline: args.offline,
-        force: args.force,
-        include_down: args.include_down,
+        allow: Allowances {
+            force: args.force,
+            include_down: args.include_down,
+            adopt: args.adopt,
+            force_build: args.force_build,
+            defer: args.defer,
+            max_lag_s: args.max_lag,
+        },
         known_bad: known.bad_builds()?,
     };
     let policy = policy_of(args, context);
-    progress.end();
-    let planned = args.apply_plan.as_deref().map(|file| read_plan(file, &known, &package));
-    let mut plan = if let Some(planned) = planned {
-        planned?
+    let decide = || async {
+        progress.under_way("look at the cluster");
+        let concurrency = context.concurrency();
+        let inventory =
+            dmup_exec::look(&all, &fleet, &dm, &context.clock, true, with_dm, concurrency).await;
+        progress.end();
+        Ok(plan_hotfix(&request, &inventory, &policy))
+    };
+    let mut plan = if let Some(file) = args.apply_plan.as_deref() {
+        progress.end();
+        read_plan(file, &known, &package)?
     } else {
-        match plan_hotfix(&request, &inventory, &policy) {
+        let decision = match args.wait {
+            Some(seconds) => {
+                let patience = Duration::from_secs(seconds.into());
+                run::decide_patiently(decide, Blocker::is_worth_waiting, patience, context).await?
+            }
+            None => decide().await?,
+        };
+        match decision {
             Decision::NothingToDo => {
                 known.mark_all(&selected, &request)?;
                 context
@@ -102,14 +122,20 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
     let report = run::begin(&plan, &known, &fleet, &dm, context).await;
     drop(lock);
     let report = report?;
-    if report.exit_code() == 0 {
+    if report.end == RunEnd::Done {
         run::clean_stores(&plan, &fleet).await;
     }
-    if args.overwrite && report.exit_code() == 0 {
+    if args.overwrite && report.end == RunEnd::Done {
         known.keep_for_scale_out(&package)?;
         context.printer.talk("Instances that are added later get this build, too (--overwrite)");
     }
-    run::end(&report, plan.kind, &known, context)
+    let ended = run::end(&report, plan.kind, &known, context);
+    for warning in &plan.warnings {
+        if let Warning::Deferred { .. } = warning {
+            context.printer.talk(format_args!("note: {warning}"));
+        }
+    }
+    ended
 }
 
 /// Opens the package with what the selection needs of it.
@@ -160,6 +186,9 @@ fn policy_of(args: &PatchArgs, context: &Context) -> Policy {
         concurrency: context.concurrency(),
         soak_s: args.soak,
         quiet_within_s: args.quiet_timeout,
+        batches: args.batch.clone(),
+        batch_soak_s: args.batch_soak,
+        pause_after: args.pause_after,
         healthy_within_s: u32::try_from(context.global.wait_timeout).unwrap_or(u32::MAX),
         guard_s: args.guard,
         on_failure: match args.on_failure {

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use camino::Utf8Path;
 use dmup_core::ids::InstanceId;
 use dmup_core::instance::Instance;
-use dmup_core::plan::{Decision, RollbackRequest, RollbackTarget, plan_rollback};
+use dmup_core::plan::{
+    Allowances, Blocker, Decision, RollbackRequest, RollbackTarget, plan_rollback,
+};
 use dmup_core::policy::Policy;
 use dmup_core::report::RunEnd;
 use dmup_core::selection::select;
@@ -44,8 +46,11 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
         Policy { concurrency: context.concurrency(), soak_s: args.soak, ..Policy::default() };
     let wanted = Wanted { known: &known, all: &all, meant: &meant, named, policy: &policy };
     let decide = || wanted.decide(&fleet, &dm, context);
-    let decision =
-        if args.plan { decide().await } else { run::decide_patiently(decide, context).await }?;
+    let decision = if args.plan {
+        decide().await
+    } else {
+        run::decide_patiently(decide, Blocker::may_pass, run::PATIENCE, context).await
+    }?;
     let plan = match decision {
         Decision::NothingToDo => {
             context
@@ -137,8 +142,7 @@ impl Wanted<'_> {
             instances: all.to_vec(),
             targets,
             offline: false,
-            force: true,
-            include_down: true,
+            allow: Allowances { force: true, include_down: true, ..Allowances::default() },
         };
         Ok(plan_rollback(&request, &inventory, policy))
     }

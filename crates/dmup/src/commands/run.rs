@@ -259,6 +259,15 @@ pub(crate) fn end(
                 .talk(format_args!("Done: {} node(s) {words}, all healthy", changed.len()));
             Ok(())
         }
+        (RunEnd::Paused, _) => {
+            context.printer.talk(format_args!(
+                "Paused after {} node(s), all healthy\n{now}\n  `dmup resume {}` goes on, `dmup rollback {}` takes it back",
+                changed.len(),
+                known.name,
+                known.name
+            ));
+            Ok(())
+        }
         (RunEnd::Interrupted, _) => Err(failure(Kind::Interrupted, "stopped as asked".to_owned())
             .hint(format_args!("`dmup resume {}` goes on", known.name))
             .hint(format_args!("`dmup rollback {}` takes it back", known.name))),
@@ -275,7 +284,9 @@ pub(crate) fn end(
                     ("it is not known how the cluster is".to_owned(), why.clone())
                 }
                 RunEnd::Failed { why } => ("the run failed".to_owned(), why.clone()),
-                RunEnd::Done | RunEnd::Interrupted => (String::new(), String::new()),
+                RunEnd::Done | RunEnd::Paused | RunEnd::Interrupted => {
+                    (String::new(), String::new())
+                }
             };
             let kind = match code {
                 5 => Kind::RolledBack,
@@ -333,8 +344,8 @@ fn state(report: &Report, kind: RunKind) -> String {
     parts.join("\n")
 }
 
-/// How long a way back or onward waits for what settles by itself.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a way back waits for what settles by itself.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two looks of a patient command.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
@@ -347,25 +358,27 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Those of `decide`.
 pub(crate) async fn decide_patiently<D, F>(
     mut decide: D,
+    may_pass: fn(&Blocker) -> bool,
+    patience: Duration,
     context: &Context,
 ) -> Result<Decision, Failure>
 where
     D: FnMut() -> F,
     F: Future<Output = Result<Decision, Failure>>,
 {
-    let until = context.clock.elapsed() + PATIENCE;
+    let until = context.clock.elapsed() + patience;
     let mut said = Vec::new();
     loop {
         let decision = decide().await?;
         let Decision::Blocked(blockers) = &decision else { return Ok(decision) };
-        if !blockers.iter().all(Blocker::may_pass) || context.clock.elapsed() >= until {
+        if !blockers.iter().all(may_pass) || context.clock.elapsed() >= until {
             return Ok(decision);
         }
         let words: Vec<String> = blockers.iter().map(ToString::to_string).collect();
         if words != said {
             context.printer.talk(format_args!(
                 "waiting (at most {} s): {}",
-                PATIENCE.as_secs(),
+                patience.as_secs(),
                 words.join("; ")
             ));
             said = words;

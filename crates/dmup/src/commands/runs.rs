@@ -117,6 +117,7 @@ fn state_words(run: &PastRun) -> String {
                 RunEnd::RolledBackNode { instance, .. } => format!("{instance} put back"),
                 RunEnd::RolledBackAll { .. } => "all put back".to_owned(),
                 RunEnd::Interrupted => "stopped as asked; can go on".to_owned(),
+                RunEnd::Paused => "paused; can go on".to_owned(),
                 RunEnd::Unknown { .. } => "unknown; can go on".to_owned(),
             },
         },

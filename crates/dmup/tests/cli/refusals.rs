@@ -256,7 +256,7 @@ fn a_build_that_failed_before_is_refused_unless_it_is_forced() {
     let text = desk.refuses(
         &refuses,
         3,
-        &["failed before: it never joined (--force goes on all the same)"],
+        &["failed before: it never joined (--force-build goes on all the same)"],
     );
     assert!(!text.contains("does not answer: (--force"), "hosts cannot be forced:\n{text}");
     let forced =
