@@ -116,9 +116,24 @@ pub struct DmSeen {
     pub sources: BTreeMap<SourceId, Option<MemberName>>,
     /// One per task and source.
     pub subtasks: Vec<SubtaskSeen>,
+    /// Relay logs, by source, as the worker tells that the source is bound to. Sources without one are missing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub relays: BTreeMap<SourceId, SideSeen>,
+}
+
+/// What runs beside a subtask: a relay log that is pulled, a validator.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+pub struct SideSeen {
+    /// Where it stands.
+    pub stage: SubtaskStage,
+    /// DM's own words, each on its own; empty when all is well.
+    pub errors: Vec<String>,
 }
 
 /// One dm-master.
+///
+/// Whether somebody told it not to campaign is not among this: DM keeps that in the process's memory and has no way to
+/// ask for it. What a run evicted is in its journal.
 #[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
 pub struct MasterSeen {
     /// DM's name of it.
@@ -189,6 +204,9 @@ pub struct SubtaskSeen {
     pub lag_s: Option<u64>,
     /// DDL locks that wait for it.
     pub blocked_ddls: usize,
+    /// Its continuous validator, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validator: Option<SideSeen>,
 }
 
 /// Stage of a subtask (DM: dm/pb Stage).

@@ -95,6 +95,7 @@ fn subtask(number: usize) -> SubtaskSeen {
         source_position: None,
         lag_s: Some(0),
         blocked_ddls: 0,
+        validator: None,
     }
 }
 
@@ -181,6 +182,7 @@ fn cluster_with(
             .map(|n| (SourceId::new(format!("s{n}")).unwrap(), Some(name(&format!("w{n}")))))
             .collect(),
         subtasks: (1..=sources).map(subtask).collect(),
+        relays: BTreeMap::new(),
     };
     let inventory = Inventory { at: jiff::Timestamp::UNIX_EPOCH, hosts, processes, dm: Ok(dm) };
     let request = HotfixRequest {

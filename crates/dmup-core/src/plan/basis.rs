@@ -68,6 +68,9 @@ pub fn basis_of(selected: &[Instance], inventory: &Inventory, with_dm: bool) -> 
             let worker = worker.as_ref().map_or("nobody", |name| name.as_str());
             facts.insert(format!("source {source}"), worker.to_owned());
         }
+        for (source, relay) in &dm.relays {
+            facts.insert(format!("relay log of {source}"), format!("{:?}", relay.stage));
+        }
         for subtask in &dm.subtasks {
             facts.insert(
                 format!("task {} on {}", subtask.task, subtask.source),

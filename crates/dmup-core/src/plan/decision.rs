@@ -342,6 +342,24 @@ pub enum Blocker {
         /// DM's words.
         error: String,
     },
+    /// Its relay log is not pulled.
+    #[error("the relay log of source {source_id} has an error: {error}")]
+    RelayFailing {
+        /// Which source.
+        source_id: SourceId,
+        /// DM's words.
+        error: String,
+    },
+    /// Its validator does not run.
+    #[error("the validator of task {task} on source {source_id} has an error: {error}")]
+    ValidatorFailing {
+        /// Which task.
+        task: TaskName,
+        /// On which source.
+        source_id: SourceId,
+        /// DM's words.
+        error: String,
+    },
     /// A stop would cost a full export or import.
     #[error(
         "task {task} on source {source_id} is in its {unit:?} phase: a restart would begin it again"
@@ -442,6 +460,8 @@ impl Blocker {
             Self::QuorumAtRisk { .. } => "quorum-at-risk",
             Self::SourceUnbound { .. } => "source-unbound",
             Self::SubtaskFailing { .. } => "subtask-failing",
+            Self::RelayFailing { .. } => "relay-failing",
+            Self::ValidatorFailing { .. } => "validator-failing",
             Self::SubtaskInFullLoad { .. } => "subtask-in-full-load",
             Self::DdlWaiting { .. } => "ddl-waiting",
             Self::Lagging { .. } => "lagging",
@@ -463,6 +483,8 @@ impl Blocker {
             | Self::StillRunning { .. }
             | Self::SourceUnbound { .. }
             | Self::SubtaskFailing { .. }
+            | Self::RelayFailing { .. }
+            | Self::ValidatorFailing { .. }
             | Self::SubtaskInFullLoad { .. }
             | Self::DdlWaiting { .. }
             | Self::Lagging { .. }
@@ -503,6 +525,8 @@ impl Blocker {
             | Self::KnownBad { .. }
             | Self::StillRunning { .. }
             | Self::SubtaskFailing { .. }
+            | Self::RelayFailing { .. }
+            | Self::ValidatorFailing { .. }
             | Self::SubtaskInFullLoad { .. }
             | Self::DdlWaiting { .. }
             | Self::Lagging { .. }
@@ -535,7 +559,10 @@ impl Blocker {
                 "bring the masters up that are down, or select them as well with --include-down",
             ),
             Self::HostUnreachable { .. } => Some("leave its instances out with -N, or bring it up"),
-            Self::SubtaskFailing { .. } => Some("look at it with `dmctl query-status`"),
+            Self::SubtaskFailing { .. } | Self::RelayFailing { .. } => {
+                Some("look at it with `dmctl query-status`")
+            }
+            Self::ValidatorFailing { .. } => Some("look at it with `dmctl validation status`"),
             Self::SubtaskInFullLoad { .. } => Some(
                 "wait until it is in its Sync phase (--wait SECONDS), or leave its worker out for now (--defer)",
             ),

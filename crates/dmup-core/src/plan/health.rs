@@ -10,7 +10,7 @@ use crate::digest::Digest;
 use crate::ids::{MemberName, SourceId, TaskName};
 use crate::instance::{Instance, Role};
 use crate::inventory::{
-    DmSeen, ProcessSeen, SubtaskSeen, SubtaskStage, SubtaskUnit, UnitActive, WorkerStage,
+    DmSeen, ProcessSeen, SideSeen, SubtaskSeen, SubtaskStage, SubtaskUnit, UnitActive, WorkerStage,
 };
 
 use super::turn::{leader_of, master_of, worker_of};
@@ -145,8 +145,39 @@ pub fn judge_cluster(expected: &Expectation<'_>, baseline: &DmSeen, dm: &DmSeen)
             None if matches!(before.stage, SubtaskStage::Finished | SubtaskStage::Stopped) => {}
             None => missing.push(format!("nobody answers for task {} on source {}", key.0, key.1)),
         }
+        if let (Some(before), Some(now)) = (&before.validator, now)
+            && now.stage == SubtaskStage::Running
+        {
+            let what = format!("the validator of task {} on source {}", key.0, key.1);
+            judge_side(&what, before, now.validator.as_ref(), missing);
+        }
+    }
+    for (source, before) in &baseline.relays {
+        // Another worker has no relay log of it unless somebody wants it there (dm.md 4.11): only its own owes one.
+        let same_worker = dm.sources.get(source) == baseline.sources.get(source);
+        if same_worker {
+            let what = format!("the relay log of source {source}");
+            judge_side(&what, before, dm.relays.get(source), missing);
+        }
     }
     health
+}
+
+fn judge_side(what: &str, before: &SideSeen, now: Option<&SideSeen>, missing: &mut Vec<String>) {
+    if before.stage != SubtaskStage::Running {
+        return; // it did not run before: it owes nothing
+    }
+    match now {
+        None => missing.push(format!("{what} is not there")),
+        Some(now) if now.stage != SubtaskStage::Running => {
+            missing.push(format!("{what} is {:?}, was {:?}", now.stage, before.stage));
+        }
+        Some(now) => {
+            if let (true, Some(error)) = (before.errors.is_empty(), now.errors.first()) {
+                missing.push(format!("{what} has an error: {error}"));
+            }
+        }
+    }
 }
 
 fn judge_masters(
@@ -396,6 +427,7 @@ mod tests {
                 source: Some(source.clone()),
             }],
             sources: BTreeMap::from([(source.clone(), Some(name("w1")))]),
+            relays: BTreeMap::new(),
             subtasks: vec![SubtaskSeen {
                 task: TaskName::new("t1").unwrap(),
                 source,
@@ -408,6 +440,7 @@ mod tests {
                 source_position: Some("1".into()),
                 lag_s: Some(0),
                 blocked_ddls: 0,
+                validator: None,
             }],
         }
     }
@@ -501,5 +534,49 @@ mod tests {
         let read = reported_by_dash_v(text);
         assert_eq!(read, Some(("v8.1.0-hotfix1".to_owned(), "lab-1".to_owned())));
         assert_eq!(reported_by_dash_v("prometheus, version 2.49.1"), None);
+    }
+
+    #[test]
+    fn a_relay_log_that_its_worker_pulled_is_pulled_again_and_a_validator_runs_again() {
+        let side = |stage, error: &str| SideSeen {
+            stage,
+            errors: [error].into_iter().filter(|it| !it.is_empty()).map(str::to_owned).collect(),
+        };
+        let source = SourceId::new("s1").unwrap();
+        let mut before = dm();
+        before.relays.insert(source.clone(), side(SubtaskStage::Running, ""));
+        before.subtasks[0].validator = Some(side(SubtaskStage::Running, ""));
+        let worker = instance(Role::DmWorker);
+        let missing = |now: &DmSeen| {
+            let expected = Expectation {
+                instance: &worker,
+                build: &Digest::of(b"new"),
+                pid_before: None,
+                baseline: Some(&before),
+                paused_by_us: &BTreeSet::new(),
+                was_broken: false,
+            };
+            judge_cluster(&expected, &before, now).missing
+        };
+        assert_eq!(missing(&before), Vec::<String>::new());
+        let mut now = before.clone();
+        now.relays.insert(source.clone(), side(SubtaskStage::Paused, ""));
+        now.subtasks[0].validator = Some(side(SubtaskStage::Running, "lost connection"));
+        assert_eq!(
+            missing(&now),
+            [
+                "the validator of task t1 on source s1 has an error: lost connection",
+                "the relay log of source s1 is Paused, was Running",
+            ]
+        );
+        now.relays.clear();
+        now.subtasks[0].validator = None;
+        assert_eq!(
+            missing(&now),
+            [
+                "the validator of task t1 on source s1 is not there",
+                "the relay log of source s1 is not there",
+            ]
+        );
     }
 }

@@ -408,8 +408,21 @@ fn dm_obstacles(
             blockers.push(Blocker::SourceUnbound { source_id: source.clone() });
         }
     }
+    for (source, relay) in &dm.relays {
+        if let Some(error) = relay.errors.first() {
+            blockers
+                .push(Blocker::RelayFailing { source_id: source.clone(), error: error.clone() });
+        }
+    }
     for subtask in &dm.subtasks {
         let (task, source_id) = (subtask.task.clone(), subtask.source.clone());
+        if let Some(error) = subtask.validator.as_ref().and_then(|it| it.errors.first()) {
+            blockers.push(Blocker::ValidatorFailing {
+                task: task.clone(),
+                source_id: source_id.clone(),
+                error: error.clone(),
+            });
+        }
         if let Some(error) = subtask.errors.first() {
             blockers.push(Blocker::SubtaskFailing {
                 task: task.clone(),

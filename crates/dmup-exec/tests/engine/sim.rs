@@ -928,6 +928,7 @@ impl Dm for Sim {
                     source_position: Some("further".into()),
                     lag_s: Some(state.lag_s),
                     blocked_ddls: 0,
+                    validator: None,
                 }
             })
             .collect();
@@ -936,6 +937,7 @@ impl Dm for Sim {
             workers,
             sources: state.sources.iter().map(|(s, b)| (s.clone(), b.as_ref().map(name))).collect(),
             subtasks,
+            relays: BTreeMap::new(),
         })
     }
 

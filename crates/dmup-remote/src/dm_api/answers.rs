@@ -189,6 +189,19 @@ pub(super) struct SourceStatus {
     pub(super) worker: String,
     #[serde(deserialize_with = "or_default")]
     pub(super) result: ProcessResult,
+    /// `null` without a relay log.
+    #[serde(rename = "relayStatus")]
+    pub(super) relay: Option<SideStatus>,
+}
+
+/// `relayStatus`, `validation`.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(default)]
+pub(super) struct SideStatus {
+    #[serde(deserialize_with = "or_default")]
+    pub(super) stage: String,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) result: ProcessResult,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
@@ -231,6 +244,8 @@ pub(super) struct SubtaskStatus {
     #[serde(rename = "unresolvedDDLLockID", deserialize_with = "or_default")]
     pub(super) unresolved_lock: String,
     pub(super) sync: Option<SyncStatus>,
+    /// Since v6.2; `null` without a validator.
+    pub(super) validation: Option<SideStatus>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]

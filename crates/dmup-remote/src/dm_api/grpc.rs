@@ -14,7 +14,8 @@ use tonic::{Code, Request, Status as GrpcStatus};
 use tonic_prost::ProstCodec;
 
 use super::answers::{
-    ProcessError, ProcessResult, SourceReport, SourceStatus, Status, SubtaskStatus, SyncStatus,
+    ProcessError, ProcessResult, SideStatus, SourceReport, SourceStatus, Status, SubtaskStatus,
+    SyncStatus,
 };
 use super::code::DmCode;
 use super::http::{BODY_LIMIT_BYTES, Unanswered, beginning};
@@ -135,6 +136,26 @@ pub(super) struct SourceStatusMessage {
     pub(super) worker: String,
     #[prost(message, optional, tag = "3")]
     pub(super) result: Option<ProcessResultMessage>,
+    #[prost(message, optional, tag = "4")]
+    pub(super) relay: Option<RelayMessage>,
+}
+
+/// `RelayStatus`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct RelayMessage {
+    #[prost(int32, tag = "7")]
+    pub(super) stage: i32,
+    #[prost(message, optional, tag = "8")]
+    pub(super) result: Option<ProcessResultMessage>,
+}
+
+/// `ValidationStatus`: its stage is a word.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ValidationMessage {
+    #[prost(string, tag = "4")]
+    pub(super) stage: String,
+    #[prost(message, optional, tag = "7")]
+    pub(super) result: Option<ProcessResultMessage>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -175,6 +196,8 @@ pub(super) struct SubtaskMessage {
     pub(super) unresolved_lock: String,
     #[prost(message, optional, tag = "10")]
     pub(super) sync: Option<SyncMessage>,
+    #[prost(message, optional, tag = "11")]
+    pub(super) validation: Option<ValidationMessage>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -288,6 +311,10 @@ impl From<SourceReportMessage> for SourceReport {
                 source: status.source,
                 worker: status.worker,
                 result: status.result.map(ProcessResult::from).unwrap_or_default(),
+                relay: status.relay.map(|relay| SideStatus {
+                    stage: stage_word(relay.stage).to_owned(),
+                    result: relay.result.map(ProcessResult::from).unwrap_or_default(),
+                }),
             },
             subtasks: from.subtasks.into_iter().map(SubtaskStatus::from).collect(),
         }
@@ -308,6 +335,10 @@ impl From<SubtaskMessage> for SubtaskStatus {
                 blocking_ddls: sync.blocking_ddls,
                 synced: sync.synced,
                 seconds_behind: Some(sync.seconds_behind),
+            }),
+            validation: from.validation.map(|it| SideStatus {
+                stage: it.stage,
+                result: it.result.map(ProcessResult::from).unwrap_or_default(),
             }),
         }
     }

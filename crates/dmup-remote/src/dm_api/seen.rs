@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use dmup_core::ids::{BadName, InstanceId, MemberName, SourceId, TaskName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::{
-    DmSeen, MasterSeen, SubtaskSeen, SubtaskStage, SubtaskUnit, WorkerSeen, WorkerStage,
+    DmSeen, MasterSeen, SideSeen, SubtaskSeen, SubtaskStage, SubtaskUnit, WorkerSeen, WorkerStage,
 };
 use dmup_exec::ports::ReportedBuild;
 
-use super::answers::{MasterMember, Members, ProcessError, SourceReport, WorkerMember};
+use super::answers::{MasterMember, Members, ProcessError, SideStatus, SourceReport, WorkerMember};
 use super::grpc::DdlLock;
 use super::http::beginning;
 
@@ -95,7 +95,32 @@ pub(super) fn assemble(instances: &[Instance], from: &Collected) -> Result<DmSee
         seen.sources.insert(source, Some(worker));
     }
     seen.subtasks = subtasks(&seen.sources, &from.reports, &from.locks)?;
+    seen.relays = relays(&seen.sources, &from.reports)?;
     Ok(seen)
+}
+
+/// The relay log of every bound source, as its own worker tells; those of relay-only workers are of no use to its tasks.
+fn relays(
+    sources: &BTreeMap<SourceId, Option<MemberName>>,
+    reports: &[SourceReport],
+) -> Result<BTreeMap<SourceId, SideSeen>, BadName> {
+    let mut seen = BTreeMap::new();
+    for SourceReport { source_status: status, .. } in reports {
+        let Some(relay) = &status.relay else { continue };
+        let source = SourceId::new(&status.source)?;
+        let is_its_worker = |bound: &MemberName| bound.as_str() == status.worker;
+        if sources.get(&source).is_some_and(|bound| bound.as_ref().is_some_and(is_its_worker)) {
+            seen.insert(source, side(relay));
+        }
+    }
+    Ok(seen)
+}
+
+fn side(status: &SideStatus) -> SideSeen {
+    SideSeen {
+        stage: stage(&status.stage),
+        errors: status.result.errors.iter().map(words).collect(),
+    }
 }
 
 fn is_worker(name: &str) -> bool {
@@ -157,6 +182,7 @@ fn subtasks(
                 source_position: Some(sync.master_binlog).filter(|text| !text.is_empty()),
                 lag_s: sync.seconds_behind.and_then(|seconds| u64::try_from(seconds).ok()),
                 blocked_ddls: blocked,
+                validator: subtask.validation.as_ref().map(side),
             };
             let key = (task, source.clone());
             if by_its_worker || !found.get(&key).is_some_and(|(certain, _)| *certain) {
@@ -187,6 +213,7 @@ fn unanswered(source: SourceId, errors: Vec<String>) -> Result<SubtaskSeen, BadN
         source_position: None,
         lag_s: None,
         blocked_ddls: 0,
+        validator: None,
     })
 }
 

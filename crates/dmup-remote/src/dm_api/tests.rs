@@ -652,6 +652,7 @@ async fn a_gateway_without_the_route_is_asked_by_grpc() {
                         source: "src1".into(),
                         worker: "dm-198.18.0.13-8262".into(),
                         result: None,
+                        relay: Some(grpc::RelayMessage { stage: 2, result: None }),
                     }),
                     subtasks: vec![grpc::SubtaskMessage {
                         name: "t1".into(),
@@ -669,6 +670,10 @@ async fn a_gateway_without_the_route_is_asked_by_grpc() {
                             syncer_binlog: "(b, 4)".into(),
                             seconds_behind: 3,
                             ..Default::default()
+                        }),
+                        validation: Some(grpc::ValidationMessage {
+                            stage: "Running".into(),
+                            result: None,
                         }),
                     }],
                     ..Default::default()
@@ -692,6 +697,7 @@ async fn a_gateway_without_the_route_is_asked_by_grpc() {
     );
     assert_eq!(only.position.as_deref(), Some("(b, 4)"));
     assert!(only.errors[0].contains("10006") && only.errors[0].contains("dup"));
+    assert_eq!(only.validator.as_ref().map(|it| it.stage), Some(SubtaskStage::Running));
 }
 
 #[tokio::test]
@@ -1018,4 +1024,28 @@ async fn a_cluster_with_tls_is_asked_with_the_clusters_own_certificates() {
     let broken = Tls { key: b"no key".to_vec(), ..certificates.tls };
     assert!(DmClient::over_tls(all, quick(), &broken).is_err());
     front.abort();
+}
+
+#[test]
+fn relay_logs_and_validators_are_seen_as_their_own_worker_tells() {
+    let members = r#"{"result":true,"msg":"","members":[
+        {"leader":{"msg":"","name":"master1","addr":""}},
+        {"worker":{"msg":"","workers":[
+            {"name":"dm-198.18.0.11-8262","addr":"198.18.0.11:8262","stage":"bound","source":"mysql-01"},
+            {"name":"dm-198.18.0.12-8262","addr":"198.18.0.12:8262","stage":"relay","source":"mysql-01"}]}}]}"#;
+    let status = r#"{"result":true,"msg":"","sources":[
+        {"result":true,"msg":"","sourceStatus":{"source":"mysql-01","worker":"dm-198.18.0.12-8262","result":null,
+            "relayStatus":{"stage":"Paused","result":null}},"subTaskStatus":[]},
+        {"result":true,"msg":"","sourceStatus":{"source":"mysql-01","worker":"dm-198.18.0.11-8262","result":null,
+            "relayStatus":{"relayCatchUpMaster":true,"stage":"Running","result":{"isCanceled":false,"errors":[]}}},
+         "subTaskStatus":[{"name":"t1","stage":"Running","unit":"Sync","result":null,
+            "validation":{"task":"t1","source":"mysql-01","mode":"full","stage":"Stopped",
+                "result":{"isCanceled":false,"errors":[{"ErrCode":38055,"Message":"no table"}]}}}]}]}"#;
+    let now = seen(&recorded_cluster(11), members, status);
+    let source = SourceId::new("mysql-01").unwrap();
+    let relay = &now.relays[&source];
+    assert_eq!((relay.stage, relay.errors.len()), (SubtaskStage::Running, 0));
+    let validator = now.subtasks[0].validator.as_ref().unwrap();
+    assert_eq!(validator.stage, SubtaskStage::Stopped);
+    assert!(validator.errors[0].contains("no table"), "{:?}", validator.errors);
 }

@@ -465,6 +465,7 @@ mod tests {
                 .collect(),
             sources: BTreeMap::from([(source, Some(all[3].name.clone()))]),
             subtasks: Vec::new(),
+            relays: BTreeMap::new(),
         };
         let inventory = Inventory {
             at: jiff::Timestamp::UNIX_EPOCH,
