@@ -646,3 +646,23 @@ async fn a_worker_that_does_not_become_quiet_has_its_turn_all_the_same_and_the_r
         assert!(report.notes.iter().any(|note| note.contains("lag 100s")), "{:?}", report.notes);
     }
 }
+
+#[tokio::test]
+async fn a_node_whose_guard_cannot_be_armed_is_not_touched_and_dm_is_told_to_go_on() {
+    // The leader comes last of the masters and is evicted before; the worker has a source that is paused and moved before.
+    for (shape, unguarded, code) in
+        [(SMALL, "h2:8261", 1), (SMALL, "h1:8261", 6), (old_version(), "h1:8262", 6)]
+    {
+        let sim = Sim::new(&shape, 1);
+        sim.state.lock().unwrap().unguarded = Some(id(unguarded));
+        let plan = plan(&sim, &shape).await;
+        let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+        let context = format!("{unguarded}: {:?}", report.end);
+        assert!(matches!(report.end, RunEnd::Failed { .. }), "{context}");
+        assert_eq!(report.exit_code(), code, "{context}");
+        let (_, part) = report.instances.iter().find(|(it, _)| *it == id(unguarded)).unwrap();
+        assert_eq!(part.end, InstanceEnd::Untouched, "{context}");
+        assert_eq!(sim.builds()[&id(unguarded)], (old(), Some(old())), "{context}");
+        assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+    }
+}

@@ -101,6 +101,8 @@ pub(crate) struct State {
     pub(crate) stop_takes: (Duration, bool),
     /// Dead workers that DM has not noticed yet: until when, and when they are started again.
     ghosts: BTreeMap<InstanceId, Duration>,
+    /// Its host arms no guards.
+    pub(crate) unguarded: Option<InstanceId>,
     /// When somebody restarts what.
     pub(crate) restart_at: Option<(Duration, InstanceId)>,
 }
@@ -258,6 +260,7 @@ impl Sim {
                 ill: None,
                 stop_takes: (Duration::from_millis(700), false),
                 ghosts: BTreeMap::new(),
+                unguarded: None,
                 restart_at: None,
             }),
         }
@@ -821,6 +824,9 @@ impl Hosts for Sim {
     ) -> Result<(), EffectError> {
         self.check_reachable(&instance.host)?;
         self.effect(instance.id.as_str(), |state| {
+            if state.unguarded.as_ref() == Some(&instance.id) {
+                return Err("no timers here".into());
+            }
             let deadline = state.now + after;
             let node = state.nodes.get_mut(&instance.id).unwrap();
             node.guard = Some((deadline, from.clone(), to.clone()));
