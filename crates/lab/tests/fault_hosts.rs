@@ -14,7 +14,7 @@ const CELLS: [&str; 12] = [
     "cut-host:window",
     "kill-spare:healthy",
     "stop-sshd:confirm",
-    "fill-disk:offline",
+    "fill-disk:open",
     "exits:start",
     "kill-controller:offline:leader",
 ];

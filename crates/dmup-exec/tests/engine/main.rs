@@ -32,8 +32,12 @@ async fn decide(sim: &Sim, shape: &Shape, policy: &Policy) -> Decision {
 }
 
 async fn plan(sim: &Sim, shape: &Shape) -> Plan {
+    plan_for(sim, shape, Policy::default().on_failure).await
+}
+
+async fn plan_for(sim: &Sim, shape: &Shape, on_failure: OnFailure) -> Plan {
     // Simulated seconds cost real milliseconds, and where every twelfth answer is lost a long soak never comes to its end.
-    let policy = Policy { healthy_within_s: 20, soak_s: 3, ..Policy::default() };
+    let policy = Policy { healthy_within_s: 20, soak_s: 3, on_failure, ..Policy::default() };
     match decide(sim, shape, &policy).await {
         Decision::Go(plan) => *plan,
         other => panic!("{other:?}"),
@@ -175,9 +179,19 @@ fn ends(report: &Report) -> Vec<(String, InstanceEnd)> {
 
 /// Kills a run at its n-th journal entry, lets some time pass, resumes; for every n.
 async fn killed_everywhere(shape: &Shape, seed: u64, absent_s: u64, prepare: fn(&Sim)) {
+    killed_everywhere_under(Policy::default().on_failure, shape, seed, absent_s, prepare).await;
+}
+
+async fn killed_everywhere_under(
+    on_failure: OnFailure,
+    shape: &Shape,
+    seed: u64,
+    absent_s: u64,
+    prepare: fn(&Sim),
+) {
     let undisturbed = Sim::new(shape, seed);
     prepare(&undisturbed);
-    let plan = plan(&undisturbed, shape).await;
+    let plan = plan_for(&undisturbed, shape, on_failure).await;
     let mut journal = MemoryJournal::default();
     let report = go(&plan, &undisturbed, &mut journal).await.unwrap();
     for limit in 0..journal.entries.len() {
@@ -227,6 +241,17 @@ async fn a_run_with_a_bad_build_killed_anywhere_resumes_to_the_same_end() {
             })
             .await;
         }
+    }
+}
+
+#[tokio::test]
+async fn a_way_back_of_all_nodes_killed_anywhere_ends_with_all_of_them_back() {
+    for absent_s in [0, 300] {
+        killed_everywhere_under(OnFailure::RollbackAll, &SMALL, 5, absent_s, |sim| {
+            let mut state = sim.state.lock().unwrap();
+            state.behaviours.insert(new(Role::DmWorker), Behaviour::ExitsAtStart);
+        })
+        .await;
     }
 }
 
