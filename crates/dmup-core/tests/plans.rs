@@ -799,6 +799,118 @@ fn the_checker_finds_what_the_planner_must_not_do() {
     assert!(!check(&twice).is_empty());
 }
 
+/// Leaves steps of the first turn out that has such a step.
+fn leave_out(plan: &mut Plan, unwanted: fn(&Step) -> bool) {
+    let turn = plan.turns.iter_mut().find(|turn| turn.steps.iter().any(unwanted)).unwrap();
+    turn.steps.retain(|step| !unwanted(step));
+}
+
+/// Moves a step of the first turn that has such a step to another place in that turn.
+fn shift(plan: &mut Plan, wanted: fn(&Step) -> bool, to: usize) {
+    let turn = plan.turns.iter_mut().find(|turn| turn.steps.iter().any(wanted)).unwrap();
+    let from = turn.steps.iter().position(wanted).unwrap();
+    let step = turn.steps.remove(from);
+    turn.steps.insert(to.min(turn.steps.len()), step);
+}
+
+fn repeat(plan: &mut Plan, wanted: fn(&Step) -> bool) {
+    let step = plan.turns[0].steps.iter().find(|step| wanted(step)).unwrap().clone();
+    plan.turns[0].steps.push(step);
+}
+
+type Damage = fn(&mut Plan);
+
+/// One broken plan for each rule of the checker; where the rule is broken several others may be as well.
+const BROKEN: [(&str, Damage); 23] = [
+    ("it only stages and prepares", |plan| {
+        let step = plan.turns[0].steps[0].clone();
+        plan.preparation.push(step);
+    }),
+    ("an instance has one turn", |plan| {
+        let again = plan.turns[0].clone();
+        plan.turns.push(again);
+    }),
+    ("the instance is part of the cluster", |plan| {
+        let stranger = plan.turns[0].instance.clone();
+        plan.instances.retain(|instance| instance.id != stranger);
+    }),
+    ("its host is staged before any window", |plan| plan.preparation.clear()),
+    ("monitoring comes after DM", |plan| plan.turns.reverse()),
+    ("the leader comes after all masters that follow", |plan| plan.turns.swap(0, 2)),
+    ("the leader of three or more hands over before its window", |plan| {
+        leave_out(plan, |s| matches!(s, Step::EvictLeader { .. }));
+    }),
+    ("a quorum of masters stays up", |plan| {
+        let follower = plan.turns[1].instance.clone();
+        let masters = &mut plan.baseline.as_mut().unwrap().masters;
+        masters.iter_mut().find(|it| it.instance.as_ref() == Some(&follower)).unwrap().alive =
+            false;
+    }),
+    ("a worker of this version is stopped only after its tasks stand", |plan| {
+        leave_out(plan, |s| matches!(s, Step::PauseSubtask { .. } | Step::AwaitPaused { .. }));
+    }),
+    ("a turn touches its own instance only", |plan| {
+        let other = plan.turns[1].instance.clone();
+        plan.turns[0].steps.push(Step::DisarmGuard { instance: other });
+    }),
+    ("a turn has one window", |plan| repeat(plan, |s| matches!(s, Step::Window { .. }))),
+    ("a window exchanges the turn's builds, which differ", |plan| {
+        plan.turns[0].to = plan.turns[0].from.clone();
+    }),
+    ("it is recorded after its window", |plan| {
+        shift(plan, |s| matches!(s, Step::MarkPatched { .. }), 0);
+    }),
+    ("everything is staged before the first turn", |plan| {
+        let late = plan.preparation[0].clone();
+        plan.turns[0].steps.push(late);
+    }),
+    ("a new leader is awaited before the window", |plan| {
+        leave_out(plan, |s| matches!(s, Step::AwaitNewLeader { .. }));
+    }),
+    ("an eviction is taken back", |plan| {
+        leave_out(plan, |s| matches!(s, Step::CancelEvict { .. }));
+    }),
+    ("the guard is armed before the window", |plan| {
+        shift(plan, |s| matches!(s, Step::ArmGuard { .. }), usize::MAX);
+    }),
+    ("health is awaited after the window", |plan| {
+        shift(plan, |s| matches!(s, Step::AwaitHealthy { .. }), 0);
+    }),
+    ("the guard is disarmed after health is seen", |plan| {
+        shift(plan, |s| matches!(s, Step::DisarmGuard { .. }), 0);
+    }),
+    ("a task is resumed once its source is bound", |plan| {
+        leave_out(plan, |s| matches!(s, Step::AwaitBound { .. }));
+    }),
+    ("what was paused for a window is resumed elsewhere, or after it", |plan| {
+        // Nothing moves, and it runs again before the window.
+        let pauses = |s: &Step| matches!(s, Step::PauseSubtask { .. });
+        leave_out(plan, |s| matches!(s, Step::Transfer { .. }));
+        let turn = plan.turns.iter_mut().find(|turn| turn.steps.iter().any(pauses)).unwrap();
+        let resumes = |s: &Step| matches!(s, Step::ResumeSubtask { .. });
+        let from = turn.steps.iter().position(resumes).unwrap();
+        let step = turn.steps.remove(from);
+        let window = turn.steps.iter().position(|s| matches!(s, Step::Window { .. })).unwrap();
+        turn.steps.insert(window.min(from), step);
+    }),
+    ("a pause is awaited", |plan| leave_out(plan, |s| matches!(s, Step::AwaitPaused { .. }))),
+    ("what is paused is resumed", |plan| {
+        leave_out(plan, |s| matches!(s, Step::ResumeSubtask { .. }));
+    }),
+];
+
+#[test]
+fn each_rule_of_the_checker_catches_a_plan_that_breaks_it() {
+    let plan = cluster_with(3, 1, 3, 2, "v5.3.0", true, &[]).plan();
+    assert_eq!(check(&plan), []);
+    for (rule, damage) in BROKEN {
+        let mut broken = plan.clone();
+        damage(&mut broken);
+        let caught = check(&broken);
+        assert!(caught.iter().any(|it| it.rule == rule), "{rule}: {caught:?}");
+    }
+}
+
 fn any_cluster() -> impl Strategy<Value = Cluster> {
     let versions = prop::sample::select(vec!["v5.3.0", "v6.1.2", "v6.1.3", "v8.1.0"]);
     (1_usize..6, 0_usize..6, 1_usize..12, 0_usize..12, versions, any::<bool>(), any::<u64>())
