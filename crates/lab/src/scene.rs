@@ -152,12 +152,16 @@ impl Flow {
     }
 }
 
+/// Rows on their way, of whichever DM it is.
+enum Rows {
+    OfStandIn(Flow),
+    OfRealDm(RealFlow),
+}
+
 /// A cluster and what is around it.
 pub struct Scene {
     /// Rows, once [`Scene::replicate`] was called. First, so that it ends first.
-    pub flow: Option<Flow>,
-    /// The same of a real DM, which has no [`Scene::flow`].
-    real_flow: Option<RealFlow>,
+    rows: Option<Rows>,
     /// The machines.
     pub hosts: HostSet,
     /// Somebody with `dmup`.
@@ -220,8 +224,7 @@ impl Scene {
             .map(|host| format!("{}:8261", host.address))
             .collect::<Vec<_>>();
         let scene = Self {
-            flow: None,
-            real_flow: None,
+            rows: None,
             has_real_dm,
             dm: DmCluster::new(masters),
             hosts,
@@ -263,26 +266,37 @@ impl Scene {
                 .ok_or_else(|| SceneError("the folder of the scene is no UTF-8".to_owned()))?;
             let workers = self.shape.workers;
             let flow = RealFlow::begin(&self.dm, address, workers, rows_per_s, folder)?;
-            self.real_flow = Some(flow);
-            return Ok(());
+            self.rows = Some(Rows::OfRealDm(flow));
+        } else {
+            let flow = Flow::begin(&self.dm, address, self.shape.workers, rows_per_s)?;
+            self.rows = Some(Rows::OfStandIn(flow));
         }
-        self.flow = Some(Flow::begin(&self.dm, address, self.shape.workers, rows_per_s)?);
         Ok(())
+    }
+
+    /// The rows of the stand-in, which can be watched one by one; none with a real DM.
+    pub fn flow(&self) -> Option<&Flow> {
+        match &self.rows {
+            Some(Rows::OfStandIn(flow)) => Some(flow),
+            Some(Rows::OfRealDm(_)) | None => None,
+        }
     }
 
     /// How many sources rows come from.
     pub fn source_count(&self) -> usize {
-        let stand_in = self.flow.as_ref().map_or(0, |flow| flow.writer.sources().len());
-        self.real_flow.as_ref().map_or(stand_in, RealFlow::source_count)
+        match &self.rows {
+            Some(Rows::OfStandIn(flow)) => flow.writer.sources().len(),
+            Some(Rows::OfRealDm(flow)) => flow.source_count(),
+            None => 0,
+        }
     }
 
     /// Forgets gaps so far, to measure what comes now.
     pub fn mark_rows(&self) {
-        if let Some(flow) = &self.flow {
-            flow.witness.mark();
-        }
-        if let Some(flow) = &self.real_flow {
-            flow.mark();
+        match &self.rows {
+            Some(Rows::OfStandIn(flow)) => flow.witness.mark(),
+            Some(Rows::OfRealDm(flow)) => flow.mark(),
+            None => {}
         }
     }
 
@@ -292,10 +306,14 @@ impl Scene {
     ///
     /// A source that takes none.
     pub fn write_transaction(&self, source: &str, rows: u64) -> Result<(), SceneError> {
-        if let Some(flow) = &self.flow {
-            flow.writer.write_transaction(source, rows);
+        match &self.rows {
+            Some(Rows::OfStandIn(flow)) => {
+                flow.writer.write_transaction(source, rows);
+                Ok(())
+            }
+            Some(Rows::OfRealDm(flow)) => flow.write_transaction(source, rows),
+            None => Ok(()),
         }
-        self.real_flow.as_ref().map_or(Ok(()), |flow| flow.write_transaction(source, rows))
     }
 
     /// Stops writing, waits until everything has arrived, and goes on at that rate. A reckoning per source, whole or not.
@@ -308,10 +326,11 @@ impl Scene {
         rows_per_s: u32,
         within: Duration,
     ) -> Result<BTreeMap<String, Reckoning>, SceneError> {
-        if let Some(flow) = &self.real_flow {
-            return flow.settle(within);
-        }
-        let flow = self.flow.as_ref().ok_or_else(|| SceneError("no rows flow".to_owned()))?;
+        let flow = match &self.rows {
+            Some(Rows::OfStandIn(flow)) => flow,
+            Some(Rows::OfRealDm(flow)) => return flow.settle(within),
+            None => return Err(SceneError("no rows flow".to_owned())),
+        };
         let seen = flow.witness.settle(&flow.writer, within);
         for source in flow.writer.sources() {
             flow.writer.set_rate(&source, rows_per_s);
@@ -355,8 +374,8 @@ impl Scene {
 
     /// Ends the rows; what is left are the hosts.
     pub fn into_hosts(self) -> HostSet {
-        let Self { flow, real_flow, hosts, .. } = self;
-        drop((flow, real_flow));
+        let Self { rows, hosts, .. } = self;
+        drop(rows);
         hosts
     }
 

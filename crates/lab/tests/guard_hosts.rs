@@ -56,7 +56,7 @@ fn a_host_whose_controller_is_gone_goes_back_by_itself_and_the_run_can_go_on() {
     let again = scene.dmup(&["resume", CLUSTER]).with_code(3);
     assert!(again.stderr.contains("no run of prod was interrupted"), "{again}");
 
-    let flow = scene.flow.as_ref().expect("rows flow");
+    let flow = scene.flow().expect("rows flow");
     for (source, seen) in flow.witness.settle(&flow.writer, Duration::from_secs(60)) {
         assert!(seen.is_whole(), "{source}: {seen}");
     }

@@ -111,7 +111,7 @@ fn the_manual_as_it_is_written() {
     let second = Stamp::new("v5.3.0-20220101", &"3".repeat(40));
     let package = scene.hotfix("second.tar.gz", &second).unwrap();
     scene.dmup(&["patch", CLUSTER, package.as_str(), "--yes"]).well();
-    let flow = scene.flow.as_ref().expect("rows flow");
+    let flow = scene.flow().expect("rows flow");
     for (source, seen) in flow.witness.settle(&flow.writer, Duration::from_secs(90)) {
         assert!(seen.is_whole(), "{source}: {seen}");
     }

@@ -12,7 +12,7 @@ use lookalike::stamp::{Fault, Stamp};
 
 /// Every source whole and every subtask running, or a text that says what is wrong.
 fn rows_are_whole(scene: &Scene) {
-    let flow = scene.flow.as_ref().expect("rows flow");
+    let flow = scene.flow().expect("rows flow");
     scene.dm.wait_running(TASK, 2, Duration::from_secs(60)).unwrap();
     for source in flow.writer.sources() {
         let seen = flow
@@ -115,7 +115,7 @@ fn hotfixes_good_and_bad_on_a_cluster_with_rows_flowing() {
     let display = scene.dmup(&["display", CLUSTER]).well();
     assert!(!display.stdout.contains("(patched)"), "{display}");
 
-    let flow = scene.flow.as_ref().expect("rows flow");
+    let flow = scene.flow().expect("rows flow");
     for (source, seen) in flow.witness.settle(&flow.writer, Duration::from_secs(60)) {
         assert!(seen.is_whole(), "{source}: {seen}");
     }

@@ -15,7 +15,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn rows_are_whole(scene: &Scene) {
-    let flow = scene.flow.as_ref().expect("rows flow");
+    let flow = scene.flow().expect("rows flow");
     scene.dm.wait_running(TASK, 2, PATIENCE).unwrap();
     for source in flow.writer.sources() {
         let seen = flow
@@ -161,7 +161,7 @@ fn instances_come_patched_and_go_without_losing_rows_or_the_quorum() {
     let pruned = scene.dmup(&["prune", CLUSTER]).well();
     assert!(scene.dm.workers().iter().all(|(name, _, _)| name != "stray"), "{pruned}");
 
-    let flow = scene.flow.as_ref().expect("rows flow");
+    let flow = scene.flow().expect("rows flow");
     for (source, seen) in flow.witness.settle(&flow.writer, PATIENCE) {
         assert!(seen.is_whole(), "{source}: {seen}");
     }

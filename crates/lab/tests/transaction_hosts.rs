@@ -19,7 +19,7 @@ fn a_large_transaction_survives_the_hotfix_that_a_blind_restart_breaks() {
     let shape =
         Shape { version: "v5.3.0".to_owned(), rows_per_s: Some(ROWS_PER_S), ..Shape::three() };
     let scene = Scene::running("trans", 12, shape, 20).unwrap();
-    let flow = scene.flow.as_ref().expect("rows flow");
+    let flow = scene.flow().expect("rows flow");
 
     let bound_worker = || {
         let workers = scene.dm.workers();

@@ -222,6 +222,42 @@ pub enum Warning {
     },
 }
 
+/// A flag with which the operator goes on in spite of an obstacle.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Override {
+    /// Everything that can be overridden, except [`Self::IncludeDown`].
+    Force,
+    /// Selected instances may be down.
+    IncludeDown,
+    /// A node may run something else than lies on its disk.
+    Adopt,
+    /// A build may have failed before.
+    ForceBuild,
+}
+
+impl Override {
+    /// As it is typed.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Force => "--force",
+            Self::IncludeDown => "--include-down",
+            Self::Adopt => "--adopt",
+            Self::ForceBuild => "--force-build",
+        }
+    }
+}
+
+/// When an obstacle goes away without anybody's doing.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Passing {
+    /// Within a minute or so.
+    Soon,
+    /// When DM has done what it is doing.
+    InItsTime,
+    /// Somebody has to do something.
+    Never,
+}
+
 /// An obstacle. Nothing was touched.
 #[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize, thiserror::Error)]
 #[serde(tag = "blocker", rename_all = "snake_case")]
@@ -474,11 +510,11 @@ impl Blocker {
     }
 
     /// The flag that overrides it, where overriding can be right.
-    pub fn overridden_by(&self) -> Option<&'static str> {
+    pub fn overridden_by(&self) -> Option<Override> {
         match self {
-            Self::InstanceDown { .. } => Some("--include-down"),
-            Self::KnownBad { .. } => Some("--force-build"),
-            Self::Drift { .. } => Some("--adopt"),
+            Self::InstanceDown { .. } => Some(Override::IncludeDown),
+            Self::KnownBad { .. } => Some(Override::ForceBuild),
+            Self::Drift { .. } => Some(Override::Adopt),
             Self::AnotherDown { .. }
             | Self::StillRunning { .. }
             | Self::SourceUnbound { .. }
@@ -490,7 +526,7 @@ impl Blocker {
             | Self::Lagging { .. }
             | Self::LagUnknown { .. }
             | Self::ClockOff { .. }
-            | Self::GuardArmed { .. } => Some("--force"),
+            | Self::GuardArmed { .. } => Some(Override::Force),
             Self::HostUnreachable { .. }
             | Self::ProcessUnknown { .. }
             | Self::UnitMissing { .. }
@@ -507,6 +543,15 @@ impl Blocker {
 
     /// Whether it may go away by itself within a minute, as after a fault: a host that boots, a leader being elected.
     pub fn may_pass(&self) -> bool {
+        self.passing() == Passing::Soon
+    }
+
+    /// Whether `--wait` may wait for its end: besides what [may pass](Self::may_pass) soon, work of DM that takes its time.
+    pub fn is_worth_waiting(&self) -> bool {
+        self.passing() != Passing::Never
+    }
+
+    fn passing(&self) -> Passing {
         match self {
             Self::HostUnreachable { .. }
             | Self::ProcessUnknown { .. }
@@ -517,7 +562,11 @@ impl Blocker {
             | Self::EtcdUnhealthy { .. }
             | Self::QuorumAtRisk { .. }
             | Self::SourceUnbound { .. }
-            | Self::GuardArmed { .. } => true,
+            | Self::GuardArmed { .. } => Passing::Soon,
+            Self::SubtaskInFullLoad { .. }
+            | Self::DdlWaiting { .. }
+            | Self::Lagging { .. }
+            | Self::LagUnknown { .. } => Passing::InItsTime,
             Self::UnitMissing { .. }
             | Self::BinaryMissing { .. }
             | Self::NotInPackage { .. }
@@ -527,26 +576,10 @@ impl Blocker {
             | Self::SubtaskFailing { .. }
             | Self::RelayFailing { .. }
             | Self::ValidatorFailing { .. }
-            | Self::SubtaskInFullLoad { .. }
-            | Self::DdlWaiting { .. }
-            | Self::Lagging { .. }
-            | Self::LagUnknown { .. }
             | Self::ClockOff { .. }
             | Self::DiskFull { .. }
-            | Self::Drift { .. } => false,
+            | Self::Drift { .. } => Passing::Never,
         }
-    }
-
-    /// Whether `--wait` may wait for its end: besides what [may pass](Self::may_pass) soon, work of DM that takes its time.
-    pub fn is_worth_waiting(&self) -> bool {
-        let is_work = matches!(
-            self,
-            Self::SubtaskInFullLoad { .. }
-                | Self::DdlWaiting { .. }
-                | Self::Lagging { .. }
-                | Self::LagUnknown { .. }
-        );
-        is_work || self.may_pass()
     }
 
     /// What can be done about it.
@@ -564,10 +597,10 @@ impl Blocker {
             }
             Self::ValidatorFailing { .. } => Some("look at it with `dmctl validation status`"),
             Self::SubtaskInFullLoad { .. } => Some(
-                "wait until it is in its Sync phase (--wait SECONDS), or leave its worker out for now (--defer)",
+                "wait until it is in its Sync phase (--wait=SECONDS), or leave its worker out for now (--defer)",
             ),
             Self::Lagging { .. } | Self::LagUnknown { .. } => {
-                Some("wait until it has caught up (--wait SECONDS), or allow more with --max-lag")
+                Some("wait until it has caught up (--wait=SECONDS), or allow more with --max-lag")
             }
             Self::ClockOff { .. } => Some("set the clocks right: `timedatectl` on the host"),
             Self::GuardArmed { .. } => Some(

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::basis::basis_of;
 use super::check::check;
 use super::decision::{
-    Blocker, Consent, Decision, Kind, ParcelSpec, Plan, TargetBuild, Turn, Warning,
+    Blocker, Consent, Decision, Kind, Override, ParcelSpec, Plan, TargetBuild, Turn, Warning,
 };
 use super::step::{Around, Step};
 use super::turn::{TurnFacts, is_up, leader_of, master_of, turn_steps, worker_of};
@@ -42,13 +42,12 @@ pub struct Allowances {
 }
 
 impl Allowances {
-    fn cover(&self, flag: &str) -> bool {
-        match flag {
-            "--include-down" => self.include_down,
-            "--adopt" => self.adopt || self.force,
-            "--force-build" => self.force_build || self.force,
-            "--force" => self.force,
-            _ => false,
+    fn cover(&self, needed: Override) -> bool {
+        match needed {
+            Override::IncludeDown => self.include_down,
+            Override::Adopt => self.adopt || self.force,
+            Override::ForceBuild => self.force_build || self.force,
+            Override::Force => self.force,
         }
     }
 }
@@ -598,10 +597,12 @@ fn override_some(work: &Work<'_>, blockers: Vec<Blocker>) -> (Vec<Warning>, Vec<
     let mut warnings = Vec::new();
     let mut remaining = Vec::new();
     for blocker in blockers {
-        let flag = blocker.overridden_by().filter(|flag| work.allow.cover(flag));
-        match flag {
-            Some(flag) => warnings
-                .push(Warning::Overridden { flag: flag.to_owned(), blocker: blocker.to_string() }),
+        let given = blocker.overridden_by().filter(|needed| work.allow.cover(*needed));
+        match given {
+            Some(given) => warnings.push(Warning::Overridden {
+                flag: given.flag().to_owned(),
+                blocker: blocker.to_string(),
+            }),
             None => remaining.push(blocker),
         }
     }

@@ -23,7 +23,7 @@ mod turn;
 pub use basis::{Basis, basis_of};
 pub use check::{BrokenRule, check};
 pub use decision::{
-    Blocker, Consent, Decision, Kind, ParcelSpec, Plan, TargetBuild, Turn, Warning,
+    Blocker, Consent, Decision, Kind, Override, ParcelSpec, Plan, TargetBuild, Turn, Warning,
 };
 pub use health::{Expectation, Health, busy, is_quiet, judge, judge_cluster, reported_by_dash_v};
 pub use hotfix::{

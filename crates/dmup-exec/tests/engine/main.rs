@@ -36,8 +36,8 @@ async fn plan(sim: &Sim, shape: &Shape) -> Plan {
 }
 
 async fn plan_for(sim: &Sim, shape: &Shape, on_failure: OnFailure) -> Plan {
-    // Simulated seconds cost real milliseconds, and where every twelfth answer is lost a long soak never comes to its end.
-    let policy = Policy { healthy_within_s: 20, soak_s: 3, on_failure, ..Policy::default() };
+    // Simulated seconds cost real milliseconds.
+    let policy = Policy { healthy_within_s: 20, on_failure, ..Policy::default() };
     match decide(sim, shape, &policy).await {
         Decision::Go(plan) => *plan,
         other => panic!("{other:?}"),
@@ -368,19 +368,12 @@ async fn the_last_node_of_a_batch_is_watched_longer() {
     let policy = Policy { batches, batch_soak_s: 77, soak_s: 3, ..Policy::default() };
     let Decision::Go(plan) = decide(&sim, &SMALL, &policy).await else { panic!() };
     let mut soaks = Vec::new();
-    let report = execute(
-        &plan,
-        reach(&sim),
-        &mut MemoryJournal::default(),
-        &mut |event| {
-            if let dmup_exec::Event::StepBegins { step: Step::Soak { soak_s, .. } } = event {
-                soaks.push(soak_s);
-            }
-        },
-        &CancellationToken::new(),
-    )
-    .await
-    .unwrap();
+    let report = go_and(&plan, &sim, |step| {
+        if let Step::Soak { soak_s, .. } = step {
+            soaks.push(*soak_s);
+        }
+    })
+    .await;
     assert_eq!(report.end, RunEnd::Done);
     assert_eq!(soaks.len(), plan.turns.len());
     let second = 1 + plan.turns.len().div_ceil(2);

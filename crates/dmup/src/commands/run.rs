@@ -397,7 +397,7 @@ pub(crate) fn blocked(what: &str, known: &Known, blockers: &[Blocker]) -> Failur
     for blocker in blockers {
         let flag = blocker
             .overridden_by()
-            .map(|flag| format!(" ({flag} goes on all the same)"))
+            .map(|needed| format!(" ({} goes on all the same)", needed.flag()))
             .unwrap_or_default();
         failure = failure.because([format!("{blocker}{flag}")]);
         if let Some(hint) = blocker.hint()
