@@ -157,6 +157,23 @@ fn in_the_way(leaving: &[Instance], staying: &[Instance], inventory: &Inventory)
     findings
 }
 
+/// The masters among `rest` have a leader and are all up. Those that `may_be_down` are not asked for.
+fn is_one_group(rest: &[Instance], dm: &DmSeen, may_be_down: bool) -> Result<(), String> {
+    if leader_of(dm).is_none() {
+        return Err("the masters have no leader".to_owned());
+    }
+    if may_be_down {
+        return Ok(());
+    }
+    for master in rest.iter().filter(|it| it.role == Role::DmMaster) {
+        is_up(master, None, Some(dm)).map_err(|why| format!("{}: {why}", master.id))?;
+        if master_of(dm, &master.id).is_some_and(|it| it.etcd_healthy == Some(false)) {
+            return Err(format!("{}: its etcd is not healthy", master.id));
+        }
+    }
+    Ok(())
+}
+
 fn sources_of(dm: &DmSeen, worker: &MemberName) -> Vec<SourceId> {
     let bound = dm.sources.iter().filter(|(_, by)| by.as_ref() == Some(worker));
     bound.map(|(source, _)| source.clone()).collect()
@@ -212,6 +229,10 @@ impl Leave<'_> {
         }
         for action in [UnitAction::Stop, UnitAction::Disable] {
             self.bear(units::order(fleet, &[instance], action, context).await, context)?;
+        }
+        if instance.role == Role::DmMaster {
+            progress.under_way("wait until the masters that stay are one group again");
+            self.bear(self.await_group(dm, settle).await, context)?;
         }
         if instance.role == Role::DmWorker {
             progress.under_way(&format!("wait until DM has let {} go", instance.name));
@@ -281,6 +302,17 @@ impl Leave<'_> {
         // etcd refuses for some seconds after a member has come or gone.
         wait("take the master off the member list", settle, async || {
             dm.remove_member(self.instance).await.map_err(|it| it.to_string())
+        })
+        .await
+    }
+
+    /// The member that went may have led etcd: until the others have elected, they do not answer
+    /// `/health`, and DM lists them as not alive. The next to go would be refused meanwhile.
+    async fn await_group(&self, dm: &DmClient, settle: Duration) -> Result<(), Failure> {
+        let avoiding = [self.instance.id.clone()];
+        wait("wait until the masters that stay are one group again", settle, async || {
+            let seen = dm.look(&avoiding).await.map_err(|it| it.to_string())?;
+            is_one_group(self.rest, &seen, self.force)
         })
         .await
     }
@@ -503,6 +535,23 @@ mod tests {
         // The one that is down may go itself.
         let (leaving, staying) = split(&all, &[2]);
         assert_eq!(in_the_way(&leaving, &staying, &inventory), Vec::<String>::new());
+    }
+
+    #[test]
+    fn masters_are_one_group_when_they_have_a_leader_and_all_that_stay_are_up() {
+        let (all, inventory) = cluster();
+        let mut dm = inventory.dm.unwrap();
+        assert_eq!(is_one_group(&all, &dm, false), Ok(()));
+        dm.masters[1].alive = false;
+        assert!(is_one_group(&all, &dm, false).unwrap_err().contains("10.0.1.2:8261"));
+        assert_eq!(is_one_group(&all, &dm, true), Ok(()));
+        dm.masters[1].alive = true;
+        dm.masters[1].etcd_healthy = Some(false);
+        assert!(is_one_group(&all, &dm, false).unwrap_err().contains("etcd"));
+        for master in &mut dm.masters {
+            master.leader = false;
+        }
+        assert!(is_one_group(&all, &dm, true).unwrap_err().contains("no leader"));
     }
 
     #[test]
