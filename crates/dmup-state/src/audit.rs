@@ -116,6 +116,16 @@ impl AuditLog {
         Ok(entries)
     }
 
+    /// The words of one entry, the program's name first.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of that id.
+    pub fn words(&self, id: &str) -> Result<Vec<String>, StateError> {
+        let (_, text) = self.show(id)?;
+        Ok(text.lines().next().unwrap_or_default().split(' ').map(query_unescape).collect())
+    }
+
     /// The time and the whole text of one entry.
     ///
     /// # Errors

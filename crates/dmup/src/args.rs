@@ -131,6 +131,8 @@ pub enum Command {
     Display(DisplayArgs),
     /// Replace the binaries of a running cluster with those of a package, online
     Patch(PatchArgs),
+    /// Give a recorded command once more
+    Replay(ReplayArgs),
     /// Go on with a run that was interrupted
     Resume(ResumeArgs),
     /// Take a hotfix back: every patched node to the build that it ran before
@@ -439,6 +441,21 @@ pub enum OnFailureArg {
     RollbackAll,
     /// Leave that node as it is, stop there
     Stop,
+}
+
+/// Arguments of `replay`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  dmup replay h49wkF5WXHb
+  dmup replay h49wkF5WXHb --yes
+
+It is given with its own flags, in this folder; of the flags given here --yes and --accept-new-host-keys count as well.
+What is done already is seen on the hosts and left alone. An interrupted hotfix goes on with `dmup resume`.")]
+pub struct ReplayArgs {
+    /// Which command: first column of `audit`
+    #[arg(value_name = "AUDIT-ID")]
+    pub id: String,
 }
 
 /// Arguments of `resume`.

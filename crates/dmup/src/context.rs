@@ -141,6 +141,7 @@ impl Context {
             | Command::Audit(_)
             | Command::Display(_)
             | Command::Patch(_)
+            | Command::Replay(_)
             | Command::Resume(_)
             | Command::Rollback(_)
             | Command::Runs(_) => {}

@@ -41,7 +41,7 @@ pub fn run(words: Vec<OsString>, surroundings: Surroundings) -> ExitCode {
     };
     let printer = Printer { format: cli.global.format };
     let context = Context::new(surroundings, cli.global.clone(), printer);
-    let outcome = dispatch(&cli.command, &context);
+    let outcome = obey(&cli.command, &context);
     // Why the command itself failed is worth more than why that could not be recorded.
     let recorded = context.record(&cli.command, &words, &outcome);
     match outcome.and(recorded) {
@@ -51,6 +51,15 @@ pub fn run(words: Vec<OsString>, surroundings: Surroundings) -> ExitCode {
             ExitCode::from(&failure)
         }
     }
+}
+
+/// Carries a command out; one that is replayed, with its own flags.
+fn obey(command: &Command, context: &Context) -> Result<(), Failure> {
+    let Command::Replay(args) = command else { return dispatch(command, context) };
+    let again = commands::replay::recorded(args, context)?;
+    let printer = Printer { format: again.global.format };
+    let context = Context::new(context.surroundings.clone(), again.global, printer);
+    dispatch(&again.command, &context)
 }
 
 fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
@@ -77,6 +86,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Patch(args) => in_runtime(commands::patch::run(args, context)),
         Command::Resume(args) => in_runtime(commands::resume::run(args, context)),
         Command::Rollback(args) => in_runtime(commands::rollback::run(args, context)),
+        Command::Replay(_) => Err(Failure::refused("a replay of a replay is none")),
         Command::Agent(_) => {
             Err(Failure::new(Kind::Usage, "`agent` takes no flags of other commands"))
         }

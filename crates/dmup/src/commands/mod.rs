@@ -14,6 +14,7 @@ pub(crate) mod package;
 pub(crate) mod patch;
 pub(crate) mod prune;
 pub(crate) mod refreshing;
+pub(crate) mod replay;
 pub(crate) mod resume;
 pub(crate) mod rollback;
 pub(crate) mod run;

@@ -7,5 +7,6 @@ mod deploying;
 mod desk;
 mod help;
 mod refusals;
+mod replaying;
 mod showing;
 mod state;
