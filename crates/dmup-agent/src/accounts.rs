@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::UserName;
-use dmup_wire::message::{EnsureUser, Outcome, Refusal, RefusalKind};
+use dmup_wire::message::{EnsureUser, ForgetKey, Outcome, Refusal, RefusalKind};
 use fs_err as fs;
 
 use crate::files::{Owner, write_atomically};
@@ -89,10 +89,7 @@ fn lookup(key: &str, fits: impl Fn(&Account) -> bool) -> Option<Account> {
 
 /// Makes the user, its group, its login key and its sudo rule, each only if missing. Needs root.
 pub(crate) fn ensure_user(order: &EnsureUser) -> Reply {
-    let key = order.public_key.trim();
-    if key.is_empty() || key.len() > 16 * 1024 || key.chars().any(char::is_control) {
-        return Err(bad("take a login key", "it must be one line of at most 16 KiB"));
-    }
+    let key = one_line(&order.public_key)?;
     let account = match Account::named(&order.user) {
         Some(account) => account,
         None => make(&order.user, &order.group)?,
@@ -102,6 +99,55 @@ pub(crate) fn ensure_user(order: &EnsureUser) -> Reply {
         allow_sudo(&order.user)?;
     }
     Ok(Outcome::Done)
+}
+
+fn one_line(key: &str) -> Result<&str, Refusal> {
+    let key = key.trim();
+    if key.is_empty() || key.len() > 16 * 1024 || key.chars().any(char::is_control) {
+        return Err(bad("take a login key", "it must be one line of at most 16 KiB"));
+    }
+    Ok(key)
+}
+
+/// Takes a login key away from a user; one that is not there is fine. Needs root.
+pub(crate) fn forget_key(order: &ForgetKey) -> Reply {
+    let key = one_line(&order.public_key)?;
+    // `ssh-ed25519 AAAA… comment`: the second word is the key itself.
+    let Some(blob) = key.split_whitespace().nth(1) else {
+        return Err(bad("take a login key away", "it must be a line of authorized_keys"));
+    };
+    let Some(account) = Account::named(&order.user) else { return Ok(Outcome::Done) };
+    let config = fs::read_to_string("/etc/ssh/sshd_config").unwrap_or_default();
+    take_line_away(&keys_file(&config, &account), blob)?;
+    Ok(Outcome::Done)
+}
+
+fn take_line_away(path: &Utf8Path, blob: &str) -> Result<(), Refusal> {
+    let attempted = || format!("take a login key out of {path}");
+    refuse_links(path, attempted)?;
+    if !path.exists() {
+        return Ok(());
+    }
+    let before = fs::read_to_string(path).when(attempted)?;
+    let has_it = |line: &str| line.split_whitespace().any(|word| word == blob);
+    let kept: String = before.split_inclusive('\n').filter(|line| !has_it(line)).collect();
+    if kept == before {
+        return Ok(());
+    }
+    let meta = fs::metadata(path).when(attempted)?;
+    let owner = Owner { uid: meta.uid(), gid: meta.gid() };
+    write_atomically(path, kept.as_bytes(), meta.mode() & 0o777, Some(owner)).when(attempted)
+}
+
+/// A link here would lead root's pen to wherever the user likes.
+fn refuse_links(path: &Utf8Path, attempted: impl Fn() -> String) -> Result<(), Refusal> {
+    for place in path.parent().into_iter().chain([path]) {
+        if fs::symlink_metadata(place).is_ok_and(|meta| meta.is_symlink()) {
+            let seen = format!("{place} is a link");
+            return Err(refuse(RefusalKind::Precondition, attempted(), seen));
+        }
+    }
+    Ok(())
 }
 
 fn make(user: &UserName, group: &UserName) -> Result<Account, Refusal> {
@@ -137,16 +183,7 @@ fn add_key(account: &Account, key: &str) -> Result<(), Refusal> {
     let path = keys_file(&config, account);
     let attempted = || format!("add the login key to {path}");
     let folder = path.parent().unwrap_or(&account.home).to_owned();
-    // A link here would lead root's pen to wherever the user likes.
-    for place in [&folder, &path] {
-        if fs::symlink_metadata(place).is_ok_and(|meta| meta.is_symlink()) {
-            return Err(refuse(
-                RefusalKind::Precondition,
-                attempted(),
-                format!("{place} is a link"),
-            ));
-        }
-    }
+    refuse_links(&path, attempted)?;
     if !folder.exists() {
         fs::create_dir_all(&folder).when(attempted)?;
         fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700)).when(attempted)?;
@@ -245,6 +282,25 @@ mod tests {
         assert_eq!(at("AuthorizedKeysFile %h/.ssh/k2 b\n"), "/home/tidb/.ssh/k2");
         assert_eq!(at("authorizedkeysfile /etc/ssh/keys/%u\n"), "/etc/ssh/keys/tidb");
         assert_eq!(at("AuthorizedKeysFile ../../etc/x\n"), "/home/tidb/.ssh/authorized_keys");
+    }
+
+    #[test]
+    fn one_key_goes_and_every_other_line_stays_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::from_path_buf(dir.path().join("authorized_keys")).unwrap();
+        take_line_away(&path, "BBBB").unwrap();
+        let before = "# mine\nssh-rsa AAAA me\nssh-rsa BBBB\nfrom=\"10.0.1.1\" ssh-rsa BBBB x\nssh-rsa BBBBB";
+        fs::write(&path, before).unwrap();
+        fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        for _ in 0..2 {
+            take_line_away(&path, "BBBB").unwrap();
+            let after = fs::read_to_string(&path).unwrap();
+            assert_eq!(after, "# mine\nssh-rsa AAAA me\nssh-rsa BBBBB");
+        }
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+        let link = path.with_file_name("link");
+        fs_err::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(take_line_away(&link, "AAAA").unwrap_err().observed.contains("is a link"));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! | verb | who |
 //! |---|---|
 //! | stage, prepare | the agent's user (prepare again by root if permission is denied) |
-//! | unit, switch, guards, users | root |
+//! | unit, switch, guards, users and their keys | root |
+//! | shell | the agent's user; root where asked for |
 //! | put, make, remove, get, probe, journal | the agent's user; root where asked for, for other owners, and where permission is denied |
 //!
 //! On a playground ([`crate::services::supervised`]), and if the agent is root anyway, it does everything itself.
@@ -17,7 +18,7 @@ use dmup_wire::message::{
     Guard, MakeDir, Outcome, PutFile, Refusal, RefusalKind, Request, UnitDone, UnitOrder, Unpack,
 };
 
-use crate::accounts::{Account, ensure_user, owner_named};
+use crate::accounts::{Account, ensure_user, forget_key, owner_named};
 use crate::fence::Session;
 use crate::files::{self, check_absolute};
 use crate::hash::Hashes;
@@ -29,6 +30,7 @@ use crate::refuse::{Reply, bad, refuse};
 use crate::services::supervised::Supervised;
 use crate::services::systemd::Systemd;
 use crate::services::{Services, verb};
+use crate::shell::shell;
 use crate::switch::switch;
 use crate::{Mode, guard, stage};
 
@@ -96,6 +98,11 @@ impl Agent {
                 })
             }),
             Request::EnsureUser(order) => self.by_root(&request, || ensure_user(order)),
+            Request::ForgetKey(order) => self.by_root(&request, || forget_key(order)),
+            Request::Shell(order) if order.root => {
+                self.by_root(&request, || shell(order, &self.me))
+            }
+            Request::Shell(order) => shell(order, &self.me),
             Request::JournalTail { unit, lines } => {
                 let here = || {
                     let seen = self.services.look_at(unit)?;
@@ -143,6 +150,8 @@ impl Agent {
             | Request::MakeDirs { .. }
             | Request::Remove { .. }
             | Request::EnsureUser(_)
+            | Request::ForgetKey(_)
+            | Request::Shell(_)
             | Request::JournalTail { .. }
             | Request::ArmGuard(_)
             | Request::RenewGuard { .. }
@@ -348,7 +357,11 @@ fn check(request: &Request) -> Result<(), Refusal> {
             }
             Err(bad("arm a guard", format!("it may act after 1 to 86400 s, not {after_s}")))
         }
-        Request::CheckSudo | Request::EnsureUser(_) | Request::DisarmGuard { .. } => Ok(()),
+        Request::Shell(order) => within_a_day("the command", order.within_ms),
+        Request::CheckSudo
+        | Request::EnsureUser(_)
+        | Request::ForgetKey(_)
+        | Request::DisarmGuard { .. } => Ok(()),
     }
 }
 

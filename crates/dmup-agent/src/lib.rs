@@ -26,6 +26,7 @@ mod refuse;
 mod run;
 mod serve;
 mod services;
+mod shell;
 mod stage;
 mod switch;
 

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ pub(crate) struct Ran {
     pub(crate) stdout: String,
     /// Beginning of its standard error.
     pub(crate) stderr: String,
+    /// Bytes of both that were not kept.
+    pub(crate) dropped: u64,
 }
 
 impl Ran {
@@ -100,25 +102,49 @@ pub(crate) fn run(mut command: Command, within: Duration) -> Result<Ran, NotRun>
     };
     // Grandchildren may hold the pipes open; what was said by then is enough.
     let rest = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(2));
-    let text = |from: mpsc::Receiver<Vec<u8>>| {
-        String::from_utf8_lossy(&from.recv_timeout(rest).unwrap_or_default()).into_owned()
-    };
-    Ok(Ran { status, stdout: text(stdout), stderr: text(stderr) })
+    let ((stdout, more), (stderr, still_more)) = (stdout.by_then(rest), stderr.by_then(rest));
+    Ok(Ran { status, stdout, stderr, dropped: more + still_more })
 }
 
-fn collect(from: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
-    let (tell, told) = mpsc::channel();
+/// What a program says, while it does.
+#[derive(Default)]
+struct Said {
+    kept: Vec<u8>,
+    dropped: u64,
+}
+
+struct Listener {
+    said: Arc<Mutex<Said>>,
+    ended: mpsc::Receiver<()>,
+}
+
+impl Listener {
+    /// Waits for the end of the output, but not longer than this.
+    fn by_then(self, rest: Duration) -> (String, u64) {
+        // At the end its sender is gone; either way, what was said is there.
+        let _ended = self.ended.recv_timeout(rest);
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        (String::from_utf8_lossy(&said.kept).into_owned(), said.dropped)
+    }
+}
+
+fn collect(from: Option<impl Read + Send + 'static>) -> Listener {
+    let said = Arc::new(Mutex::new(Said::default()));
+    let (end, ended) = mpsc::channel();
     if let Some(mut from) = from {
+        let said = Arc::clone(&said);
         thread::spawn(move || {
-            let (mut kept, mut piece) = (Vec::new(), vec![0; 8192]);
+            let _end: mpsc::Sender<()> = end;
+            let mut piece = vec![0; 8192];
             while let Ok(read @ 1..) = from.read(&mut piece) {
-                let room = KEPT - kept.len();
-                kept.extend_from_slice(&piece[..read.min(room)]);
+                let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+                let fits = read.min(KEPT - said.kept.len());
+                said.kept.extend_from_slice(&piece[..fits]);
+                said.dropped += (read - fits) as u64;
             }
-            drop(tell.send(kept));
         });
     }
-    told
+    Listener { said, ended }
 }
 
 #[cfg(test)]
@@ -139,5 +165,23 @@ mod tests {
         let ran = run(sh, Duration::from_secs(20)).unwrap();
         assert_eq!((ran.status.code(), ran.stdout.as_str()), (Some(3), "out\n"));
         assert_eq!(ran.words(), "err (exit status 3)");
+    }
+
+    #[test]
+    fn what_was_said_is_kept_although_somebody_holds_the_pipes_open() {
+        let mut sh = command("sh").unwrap();
+        sh.args(["-c", "echo out; sleep 600 & echo $! >&2"]);
+        let ran = run(sh, Duration::from_secs(20)).unwrap();
+        assert_eq!(ran.stdout, "out\n");
+        let sleeper = ran.stderr.trim().parse().ok().and_then(Pid::from_raw).unwrap();
+        rustix::process::kill_process(sleeper, Signal::KILL).unwrap();
+    }
+
+    #[test]
+    fn output_beyond_what_is_kept_is_counted() {
+        let mut head = command("head").unwrap();
+        head.args(["-c", "300000", "/dev/zero"]);
+        let ran = run(head, Duration::from_secs(20)).unwrap();
+        assert_eq!((ran.stdout.len(), ran.dropped), (KEPT, 300_000 - KEPT as u64));
     }
 }

@@ -13,8 +13,8 @@ use dmup_core::ids::{HostId, UnitName};
 use dmup_core::instance::Instance;
 use dmup_exec::ports::{Certainty, EffectError, Parcel};
 use dmup_wire::message::{
-    EnsureUser, Hello, MakeDir, Outcome, Probe, Probed, PutFile, Request, UnitAction, UnitDone,
-    UnitOrder, Unpack,
+    EnsureUser, ForgetKey, Hello, MakeDir, Outcome, Probe, Probed, PutFile, Ran, Request, Shell,
+    UnitAction, UnitDone, UnitOrder, Unpack,
 };
 use tokio::sync::{Mutex, OnceCell, Semaphore};
 
@@ -411,6 +411,36 @@ impl Fleet {
     pub async fn ensure_user(&self, host: &HostId, user: EnsureUser) -> Result<(), EffectError> {
         let attempted = format!("make the user {}", user.user);
         self.done(host, &attempted, Request::EnsureUser(user), SMALL).await
+    }
+
+    /// Takes a login key away from a user.
+    ///
+    /// # Errors
+    ///
+    /// [`EffectError`].
+    pub async fn forget_key(&self, host: &HostId, order: ForgetKey) -> Result<(), EffectError> {
+        let attempted = format!("take a login key away from {}", order.user);
+        self.done(host, &attempted, Request::ForgetKey(order), SMALL).await
+    }
+
+    /// Gives the operator's own command to the host's shell; how it ended is in the answer, not an error.
+    ///
+    /// # Errors
+    ///
+    /// [`EffectError`].
+    pub async fn shell(
+        &self,
+        host: &HostId,
+        command: &str,
+        root: bool,
+        within: Duration,
+    ) -> Result<Ran, EffectError> {
+        let attempted = "run the command";
+        let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        let request = Request::Shell(Shell { command: command.to_owned(), root, within_ms });
+        let outcome = self.request(host, attempted, &request, within + WAY).await?;
+        let Outcome::Ran(ran) = outcome else { return Err(unfitting(attempted, host)) };
+        Ok(ran)
     }
 
     /// Acts on units, one after the other; `within` is for each of them. A unit that systemd refused is in the answer, not an error.

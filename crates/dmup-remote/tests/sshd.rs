@@ -537,6 +537,8 @@ fn act_as_agent() {
                     | Request::Get { .. }
                     | Request::MakeDirs { .. }
                     | Request::EnsureUser(_)
+                    | Request::ForgetKey(_)
+                    | Request::Shell(_)
                     | Request::JournalTail { .. }
                     | Request::ArmGuard(_)
                     | Request::RenewGuard { .. }

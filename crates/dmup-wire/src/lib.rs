@@ -20,5 +20,5 @@ pub mod message;
 
 /// Both sides must have the same one; it rises with every change of a message.
 ///
-/// 1: first.
-pub const PROTOCOL: u32 = 1;
+/// 1: first. 2: login keys are taken away, and commands of the operator's run.
+pub const PROTOCOL: u32 = 2;

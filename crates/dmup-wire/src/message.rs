@@ -81,6 +81,10 @@ pub enum Request {
     },
     /// Makes a user with a login key and sudo rights, as TiUP's deploy does. Answer: [`Outcome::Done`].
     EnsureUser(EnsureUser),
+    /// Takes a login key away from a user. Answer: [`Outcome::Done`].
+    ForgetKey(ForgetKey),
+    /// Gives the operator's own command to a shell. Answer: [`Outcome::Ran`], however the command ends.
+    Shell(Shell),
     /// Last lines of a unit's journal, and how its last process ended. Answer: [`Outcome::Journal`].
     JournalTail {
         /// Whose.
@@ -274,6 +278,26 @@ pub struct EnsureUser {
     pub sudo: bool,
 }
 
+/// A login key that must not be let in any more.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+pub struct ForgetKey {
+    /// Login name.
+    pub user: UserName,
+    /// A line of `authorized_keys`: every line with that key goes, whatever its comment or options.
+    pub public_key: String,
+}
+
+/// A command of the operator's own (`dmup exec`): the one text from outside that a shell is given.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+pub struct Shell {
+    /// The argument of `-c`, as it was typed; at most 64 KiB.
+    pub command: String,
+    /// By root.
+    pub root: bool,
+    /// It is killed with all its children then.
+    pub within_ms: u64,
+}
+
 /// What a guard does when nobody confirms.
 #[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
 pub struct Guard {
@@ -376,6 +400,8 @@ pub enum Outcome {
         /// As UTF-8.
         content: Option<String>,
     },
+    /// Of [`Request::Shell`].
+    Ran(Ran),
     /// Of [`Request::JournalTail`].
     Journal {
         /// Oldest first, each at most 2 KiB; empty if the host keeps no journal we may read.
@@ -383,6 +409,21 @@ pub enum Outcome {
         /// How the unit's last main process ended, systemd's words: `exited, status=1`; none if it runs or never ran.
         ended: Option<String>,
     },
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+pub struct Ran {
+    /// Its exit status; none if a signal ended it.
+    pub status: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Beginning of its standard output, at most 256 KiB.
+    pub stdout: String,
+    /// Beginning of its standard error, at most 256 KiB.
+    pub stderr: String,
+    /// Bytes of both that are left out.
+    pub dropped_bytes: u64,
 }
 
 /// What a probe saw.
