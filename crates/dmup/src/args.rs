@@ -131,6 +131,8 @@ pub enum Command {
     Display(DisplayArgs),
     /// Replace the binaries of a running cluster with those of a package, online
     Patch(PatchArgs),
+    /// Run a command of your own on the hosts of a DM cluster
+    Exec(ExecArgs),
     /// Give a recorded command once more
     Replay(ReplayArgs),
     /// Go on with a run that was interrupted
@@ -441,6 +443,34 @@ pub enum OnFailureArg {
     RollbackAll,
     /// Leave that node as it is, stop there
     Stop,
+}
+
+/// Arguments of `exec`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  dmup exec prod --command 'df -h /home'
+  dmup exec prod -R dm-worker --sudo --command 'journalctl -u dm-worker-8262 -n 20'
+  dmup exec prod -N 10.0.1.11,10.0.1.12:8262 --command 'uptime'
+
+A host's shell gets the command as it is typed, once per host, in the home of the cluster's user.
+It is ended there after --wait-timeout, and not by Ctrl-C here.")]
+pub struct ExecArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// What the shell of each host is given
+    #[arg(long, default_value = "ls", value_name = "COMMAND")]
+    pub command: String,
+    /// Run it as root
+    #[arg(long)]
+    pub sudo: bool,
+    /// Only on these hosts, or the hosts of these nodes, comma separated or repeated
+    #[arg(short = 'N', long = "node", value_delimiter = ',', value_name = "HOST[:PORT]")]
+    pub nodes: Vec<String>,
+    /// Only on hosts of these roles, comma separated or repeated
+    #[arg(short = 'R', long = "role", value_delimiter = ',', value_name = "ROLE")]
+    pub roles: Vec<String>,
 }
 
 /// Arguments of `replay`.

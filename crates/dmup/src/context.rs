@@ -140,6 +140,7 @@ impl Context {
             | Command::Destroy(_)
             | Command::Audit(_)
             | Command::Display(_)
+            | Command::Exec(_)
             | Command::Patch(_)
             | Command::Replay(_)
             | Command::Resume(_)

@@ -6,6 +6,7 @@ pub(crate) mod deploy;
 pub(crate) mod destroy;
 pub(crate) mod display;
 pub(crate) mod edit_config;
+pub(crate) mod exec;
 pub(crate) mod laying_out;
 pub(crate) mod list;
 pub(crate) mod meta;

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use crate::desk::{Desk, archive_of, elf, this_machine};
+use crate::desk::{Desk, archive_of, elf, me, this_machine};
 
 const RULES: &str = r#"groups:
   - name: dm
@@ -14,12 +14,6 @@ const RULES: &str = r#"groups:
         annotations:
           description: "cluster: ENV_LABELS_ENV, instance: {{ $labels.instance }}"
 "#;
-
-/// Who runs this: on a playground, the cluster's user is whoever is logged in.
-fn me() -> String {
-    let me = rustix::process::getuid();
-    if me.is_root() { "root".to_owned() } else { me.as_raw().to_string() }
-}
 
 fn topology(desk: &Desk, more: &[(&str, &str)]) -> String {
     let mut text = format!("global:\n  user: {}\n  ssh_type: none\n", me());

@@ -194,3 +194,9 @@ pub(crate) fn elf(machine: u16, body: &[u8]) -> Vec<u8> {
 pub(crate) fn this_machine() -> (u16, &'static str) {
     if cfg!(target_arch = "aarch64") { (183, "arm64") } else { (62, "amd64") }
 }
+
+/// Who runs this: on a playground, the cluster's user is whoever is logged in.
+pub(crate) fn me() -> String {
+    let me = rustix::process::getuid();
+    if me.is_root() { "root".to_owned() } else { me.as_raw().to_string() }
+}

@@ -21,6 +21,19 @@ fn helps() -> Vec<(String, String)> {
     all
 }
 
+/// Words as a shell sees them; no example needs more than single quotes.
+fn shell_words(typed: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    for (number, part) in typed.split('\'').enumerate() {
+        if number % 2 == 1 {
+            words.push(part.to_owned());
+        } else {
+            words.extend(part.split_whitespace().map(ToOwned::to_owned));
+        }
+    }
+    words
+}
+
 #[test]
 fn every_command_has_examples_and_all_of_them_are_taken() {
     let helps = helps();
@@ -33,7 +46,7 @@ fn every_command_has_examples_and_all_of_them_are_taken() {
             // What explains an example stands behind it, and what a shell does with it behind `>`.
             let typed = example.split("   ").next().unwrap_or_default();
             let typed = typed.split(" > ").next().unwrap_or_default();
-            let words = std::iter::once("dmup").chain(typed.split_whitespace());
+            let words = std::iter::once("dmup".to_owned()).chain(shell_words(typed));
             if let Err(error) = Cli::try_parse_from(words) {
                 panic!("{path}: `dmup {typed}` is not taken: {error}");
             }
