@@ -5,6 +5,7 @@
 //! | stage, prepare | the agent's user (prepare again by root if permission is denied) |
 //! | unit, switch, guards, users and their keys | root |
 //! | shell | the agent's user; root where asked for |
+//! | lease | the agent's user, always |
 //! | put, make, remove, get, probe, journal | the agent's user; root where asked for, for other owners, and where permission is denied |
 //!
 //! On a playground ([`crate::services::supervised`]), and if the agent is root anyway, it does everything itself.
@@ -22,7 +23,8 @@ use crate::accounts::{Account, ensure_user, forget_key, owner_named};
 use crate::fence::Session;
 use crate::files::{self, check_absolute};
 use crate::hash::Hashes;
-use crate::host::Places;
+use crate::host::{Places, clock_ms};
+use crate::lease::Leases;
 use crate::prepare::prepare;
 use crate::privileged::Privileged;
 use crate::probe::probe;
@@ -47,6 +49,7 @@ pub(crate) struct Agent {
     pub(crate) services: Box<dyn Services>,
     pub(crate) hashes: Hashes,
     session: Session,
+    leases: Leases,
     /// None: this process does it itself.
     pub(crate) root: Option<Privileged>,
 }
@@ -65,12 +68,15 @@ impl Agent {
         };
         let session = mode.since_ms.map_or_else(Session::now, Session::since);
         let root = (!alone).then(|| Privileged::by_sudo(session.since_ms()));
-        Self { me, places, services, hashes: Hashes::default(), session, root }
+        let leases = Leases::at(places.leases(&me.home));
+        Self { me, places, services, hashes: Hashes::default(), session, leases, root }
     }
 
     /// Does what is asked. `stream` is read only by requests that take one.
     pub(crate) fn answer(&self, request: Request, stream: &mut dyn Read) -> Reply {
         check(&request)?;
+        // Held until the answer: whoever takes the lease over waits for what is under way.
+        let _admitted = self.leases.admit(&request)?;
         match &request {
             Request::Probe(order) => self.or_root(&request, || probe(self, order)),
             Request::CheckSudo => self.by_root(&request, || Ok(Outcome::Done)),
@@ -128,6 +134,7 @@ impl Agent {
                 self.in_turn(instance)?;
                 guard::disarm(&self.places, instance)
             }),
+            Request::Lease(order) => self.leases.answer(order, clock_ms()),
         }
     }
 
@@ -155,7 +162,8 @@ impl Agent {
             | Request::JournalTail { .. }
             | Request::ArmGuard(_)
             | Request::RenewGuard { .. }
-            | Request::DisarmGuard { .. } => false,
+            | Request::DisarmGuard { .. }
+            | Request::Lease(_) => false,
         }
     }
 
@@ -361,7 +369,8 @@ fn check(request: &Request) -> Result<(), Refusal> {
         Request::CheckSudo
         | Request::EnsureUser(_)
         | Request::ForgetKey(_)
-        | Request::DisarmGuard { .. } => Ok(()),
+        | Request::DisarmGuard { .. }
+        | Request::Lease(_) => Ok(()),
     }
 }
 
@@ -410,6 +419,7 @@ pub(crate) mod tests {
             services: Box::new(Fake::default()),
             hashes: Hashes::default(),
             session: Session::now(),
+            leases: Leases::at(Some(dir.join("playground/leases"))),
             root: None,
         }
     }

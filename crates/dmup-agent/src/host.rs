@@ -49,6 +49,14 @@ impl Places {
         }
     }
 
+    /// Where leases lie: with the deploy user, so that they need no root and outlive every program. None without a home.
+    pub(crate) fn leases(&self, home: &Utf8Path) -> Option<Utf8PathBuf> {
+        match &self.supervised {
+            Some(dir) => Some(dir.join("leases")),
+            None => (home.is_absolute() && home != "/").then(|| home.join(".dmup/leases")),
+        }
+    }
+
     /// Where a path really lies: unit files of a playground are not those of the machine.
     pub(crate) fn real(&self, path: &Utf8Path) -> Utf8PathBuf {
         match (&self.supervised, path.strip_prefix(UNITS)) {

@@ -18,6 +18,7 @@ mod files;
 mod guard;
 mod hash;
 mod host;
+mod lease;
 mod prepare;
 mod privileged;
 mod probe;

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
-use dmup_core::ids::{InstanceId, UnitName};
+use dmup_core::ids::{ClusterName, InstanceId, UnitName};
 use dmup_wire::frame::{Decoder, Frame, Kind};
+use dmup_wire::lease::{Holder, LeaseAsk, LeaseOrder, LeaseSeen};
 use dmup_wire::message::{
     Answer, Guard, Hello, LeftoverKind, Outcome, Prepare, Probe, ProbeInstance, Probed, PutFile,
     RefusalKind, Request, Stage, Switch, UnitAction, UnitOrder,
@@ -24,7 +25,11 @@ use fs_err as fs;
 
 type Test = (&'static str, fn());
 
-const TESTS: [Test; 5] = [
+const TESTS: [Test; 6] = [
+    (
+        "an_agent_whose_controller_was_superseded_stops_and_exchanges_nothing",
+        an_agent_whose_controller_was_superseded_stops_and_exchanges_nothing,
+    ),
     ("a_playground_goes_through_a_window_and_back", a_playground_goes_through_a_window_and_back),
     (
         "a_guard_that_nobody_disarms_brings_the_old_build_back",
@@ -403,4 +408,51 @@ fn without_sudo_what_needs_root_is_refused_and_the_rest_is_done() {
         }
     }
     talk.end();
+}
+
+fn take(talk: &mut Talk, desk: &str, ttl_s: u32) -> LeaseSeen {
+    let holder = Holder {
+        desk: desk.to_owned(),
+        run: format!("{desk}-1"),
+        who: format!("ada@{desk}"),
+        what: "patch".to_owned(),
+    };
+    let cluster = ClusterName::new("prod").expect("a name");
+    let ask = LeaseAsk::Take { holder, ttl_s, after: None };
+    let outcome = talk.done(&Request::Lease(LeaseOrder { cluster, ask }));
+    let Outcome::Lease(seen) = outcome else { panic!("{outcome:?}") };
+    seen
+}
+
+fn an_agent_whose_controller_was_superseded_stops_and_exchanges_nothing() {
+    let (playground, mut frozen) = playground();
+    let window = playground.window.clone();
+    poll("the old build", || playground.running(&mut frozen) == Some(window.from.clone()));
+    assert!(take(&mut frozen, "first", 1).mine);
+    let mut other = Talk::playground(&playground.dir.join("playground"));
+    // Nobody renews it.
+    poll("the end of the first lease", || take(&mut other, "second", 600).mine);
+    let pid = playground.probe(&mut frozen).processes[0].1.pid;
+    for late in [
+        Request::Switch(window.clone()),
+        guard(&window, 600),
+        order(&window.unit, UnitAction::Stop),
+        Request::Remove { paths: vec![window.staged.clone()] },
+    ] {
+        match frozen.ask(&late, &[]) {
+            Answer::Refused(refusal) => {
+                assert_eq!(refusal.kind, RefusalKind::Superseded, "{refusal}");
+                assert!(refusal.observed.contains("`patch` of ada@second"), "{refusal}");
+            }
+            Answer::Held { outcome } => panic!("{late:?}: {outcome:?}"),
+        }
+    }
+    let seen = playground.probe(&mut frozen);
+    assert_eq!(seen.processes[0].1.pid, pid);
+    assert!(window.staged.exists() && seen.leftovers.is_empty());
+    // The one that has it may.
+    let Outcome::Switched(done) = other.done(&Request::Switch(window)) else { panic!() };
+    assert!(!done.already);
+    frozen.end();
+    playground.clear(other);
 }

@@ -28,6 +28,12 @@ pub enum JournalError {
         /// What the parser said.
         why: String,
     },
+    /// Somebody else goes on with this run: it has more lines than we wrote.
+    #[error("another dmup has gone on with this run: it writes {path}, too")]
+    TakenOver {
+        /// Which file.
+        path: Utf8PathBuf,
+    },
     /// Only tests: the run is to end here.
     #[error("the run was killed")]
     Killed,
@@ -54,6 +60,12 @@ pub enum RunError {
     /// The journal is of another plan, or no run writes it.
     #[error("go on with this run: {0}")]
     NotResumable(String),
+    /// Somebody else has taken the cluster over. Nothing is written down any more: the run is theirs to go on with.
+    #[error("somebody else has taken the cluster over: {why}")]
+    Superseded {
+        /// What a host said.
+        why: String,
+    },
     /// The run is over.
     #[error("this run has ended already")]
     AlreadyEnded,
@@ -70,6 +82,7 @@ impl RunError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Stale { .. } | Self::Look { .. } | Self::AlreadyEnded => 3,
+            Self::Superseded { .. } | Self::Record(JournalError::TakenOver { .. }) => 7,
             Self::Record(_) | Self::NotResumable(_) => 1,
         }
     }

@@ -166,6 +166,12 @@ pub(crate) enum Halt {
     Run(RunError),
 }
 
+impl Halt {
+    pub(crate) fn superseded(error: &EffectError) -> Self {
+        Self::Run(RunError::Superseded { why: error.to_string() })
+    }
+}
+
 impl From<RunError> for Halt {
     fn from(error: RunError) -> Self {
         Self::Run(error)
@@ -188,6 +194,7 @@ where
             Ok(value) => return Ok(value),
             Err(error) => match error.certainty {
                 Certainty::Refused => return Err(Halt::Failed(error.to_string())),
+                Certainty::Superseded => return Err(Halt::superseded(&error)),
                 Certainty::NotSent => last = error.to_string(),
                 Certainty::Unknown => {
                     last = error.to_string();
@@ -200,6 +207,21 @@ where
     Err(if may_hold { Halt::Unknown(last) } else { Halt::Failed(last) })
 }
 
+/// Tries an effect of DM's API, which knows nothing of leases, only while the cluster is ours.
+pub(crate) async fn attempt_dm<T, F>(reach: Reach<'_>, effect: impl Fn() -> F) -> Result<T, Halt>
+where
+    F: Future<Output = Result<T, EffectError>>,
+{
+    attempt(reach.clock, || {
+        let effect = &effect;
+        async move {
+            reach.hosts.still_ours().await?;
+            effect().await
+        }
+    })
+    .await
+}
+
 /// Looks until there is an answer: a look that failed says nothing, whatever the reason.
 pub(crate) async fn attempt_look<T, F>(clock: &dyn Clock, look: impl Fn() -> F) -> Result<T, Halt>
 where
@@ -208,7 +230,12 @@ where
     attempt(clock, || {
         let seen = look();
         async move {
-            seen.await.map_err(|error| EffectError { certainty: Certainty::Unknown, ..error })
+            seen.await.map_err(|error| match error.certainty {
+                Certainty::Superseded => error,
+                Certainty::Refused | Certainty::NotSent | Certainty::Unknown => {
+                    EffectError { certainty: Certainty::Unknown, ..error }
+                }
+            })
         }
     })
     .await

@@ -27,6 +27,8 @@ pub struct FileJournal {
     file: fs::File,
     seq: u64,
     prev: Digest,
+    /// As long as we left it.
+    length: u64,
 }
 
 impl FileJournal {
@@ -42,7 +44,7 @@ impl FileJournal {
             .open(path)
             .map_err(|source| disk("create", path, source))?;
         sync_folder_of(path)?;
-        Ok(Self { path: path.to_owned(), file, seq: 0, prev: Digest::of(b"") })
+        Ok(Self { path: path.to_owned(), file, seq: 0, prev: Digest::of(b""), length: 0 })
     }
 
     /// Opens a journal to go on with it, and says what it has. A torn last line is cut off.
@@ -66,7 +68,8 @@ impl FileJournal {
                 .map_err(|source| disk("cut the torn line off", path, source))?;
         }
         let seq = lines.len() as u64;
-        Ok((Self { path: path.to_owned(), file, seq, prev }, lines))
+        let length = whole as u64;
+        Ok((Self { path: path.to_owned(), file, seq, prev, length }, lines))
     }
 }
 
@@ -80,11 +83,17 @@ impl Journal for FileJournal {
             entry: entry.clone(),
         };
         let text = serde_json::to_string(&line).expect("entries are made of text and numbers");
+        // A process that was frozen while another went on with the run must not write between its lines.
+        let now = self.file.metadata().map_err(|source| disk("look at", &self.path, source))?.len();
+        if now != self.length {
+            return Err(JournalError::TakenOver { path: self.path.clone() });
+        }
         // One write: a line is there wholly or torn at its end.
         self.file
             .write_all(format!("{text}\n").as_bytes())
             .and_then(|()| self.file.sync_data())
             .map_err(|source| disk("append to", &self.path, source))?;
+        self.length += text.len() as u64 + 1;
         self.seq += 1;
         self.prev = Digest::of(text.as_bytes());
         Ok(())
@@ -158,6 +167,19 @@ mod tests {
         let (_journal, lines) = FileJournal::open(&path).unwrap();
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[1].entry, Entry::RunResumed);
+    }
+
+    #[test]
+    fn a_process_that_was_frozen_writes_nothing_once_another_has_gone_on_with_the_run() {
+        let (_folder, path) = folder();
+        let mut frozen = FileJournal::create(&path).unwrap();
+        frozen.append(Timestamp::UNIX_EPOCH, &begins()).unwrap();
+        let (mut other, _) = FileJournal::open(&path).unwrap();
+        other.append(Timestamp::UNIX_EPOCH, &Entry::RunResumed).unwrap();
+        let refused = frozen.append(Timestamp::UNIX_EPOCH, &Entry::RunResumed).unwrap_err();
+        assert!(matches!(refused, JournalError::TakenOver { .. }), "{refused}");
+        other.append(Timestamp::UNIX_EPOCH, &Entry::RunResumed).unwrap();
+        assert_eq!(FileJournal::open(&path).unwrap().1.len(), 3);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The few things that can be done to a cluster, in its own language.
 //!
 //! Every effect is idempotent: done twice, it leaves the cluster as done once.
-//! An effect has four answers: `Ok` (it holds), [`EffectError`] with
+//! An effect has five answers: `Ok` (it holds), [`EffectError`] with
 //! [`Certainty::Refused`] (it was not done; the text says how things are),
 //! [`Certainty::NotSent`] (nobody was reached, so that it may be tried again), and
 //! [`Certainty::Unknown`] (the connection broke after it was sent): the last
@@ -25,6 +25,8 @@ pub enum Certainty {
     NotSent,
     /// Nobody knows: look.
     Unknown,
+    /// It did not happen, and nothing of ours may any more: somebody else has taken the cluster over.
+    Superseded,
 }
 
 /// An effect that is not known to hold.
@@ -94,6 +96,12 @@ pub enum Around {
 /// What the hosts can be asked to do. Implemented with one agent per host.
 #[async_trait]
 pub trait Hosts: Send + Sync {
+    /// Whether nobody has taken the cluster over, asked right before effects that pass the hosts by (DM's own API): hosts
+    /// see to it themselves. In tests without another controller: yes.
+    async fn still_ours(&self) -> Result<(), EffectError> {
+        Ok(())
+    }
+
     /// Looks at a host and the processes of the given instances on it; `hashes` reads the binaries too.
     async fn look(
         &self,

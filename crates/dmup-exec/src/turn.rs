@@ -14,7 +14,7 @@ use dmup_core::report::InstanceEnd;
 
 use crate::error::RunError;
 use crate::events::Event;
-use crate::execute::{Halt, Run, TurnResult, attempt, attempt_look, millis};
+use crate::execute::{Halt, Run, TurnResult, attempt, attempt_dm, attempt_look, millis};
 use crate::gate::{Gate, unbound};
 use crate::ports::{self, Certainty, Window};
 
@@ -299,7 +299,7 @@ impl Run<'_> {
             Step::Transfer { source, to, .. } => {
                 self.await_other_workers(stage, step).await?;
                 self.recorder.write(&Entry::Started { step: step.clone() })?;
-                attempt(reach.clock, || reach.dm.transfer(source, to)).await?;
+                attempt_dm(reach, || reach.dm.transfer(source, to)).await?;
                 Ok(Taken::Done(None))
             }
             Step::AwaitBound { source, within_s } => {
@@ -312,7 +312,7 @@ impl Run<'_> {
                     return Ok(Taken::Skipped("it was not us who paused it".to_owned()));
                 }
                 self.recorder.write(&Entry::Started { step: step.clone() })?;
-                attempt(reach.clock, || reach.dm.resume(task, source)).await?;
+                attempt_dm(reach, || reach.dm.resume(task, source)).await?;
                 self.paused.remove(&key);
                 Ok(Taken::Done(None))
             }
@@ -359,7 +359,7 @@ impl Run<'_> {
                     return Ok(Taken::Skipped("it was not evicted".to_owned()));
                 }
                 self.recorder.write(&Entry::Started { step: step.clone() })?;
-                attempt(reach.clock, || reach.dm.cancel_evict(&stage.instance)).await?;
+                attempt_dm(reach, || reach.dm.cancel_evict(&stage.instance)).await?;
                 self.evicted.remove(instance);
                 Ok(Taken::Done(None))
             }
@@ -387,7 +387,7 @@ impl Run<'_> {
         }
         self.recorder.write(&Entry::Started { step: step.clone() })?;
         self.evicted.insert(instance.clone());
-        attempt(reach.clock, || reach.dm.evict_leader(&stage.instance)).await?;
+        attempt_dm(reach, || reach.dm.evict_leader(&stage.instance)).await?;
         Ok(Taken::Done(None))
     }
 
@@ -409,7 +409,7 @@ impl Run<'_> {
         self.recorder.write(&Entry::Started { step: step.clone() })?;
         self.paused.insert(key);
         if runs {
-            attempt(reach.clock, || reach.dm.pause(task, source)).await?;
+            attempt_dm(reach, || reach.dm.pause(task, source)).await?;
         }
         Ok(Taken::Done(None))
     }
@@ -504,6 +504,7 @@ impl Run<'_> {
                 Ok(window) => return Ok(window),
                 Err(error) => match error.certainty {
                     Certainty::Refused => return Err(Halt::Failed(error.to_string())),
+                    Certainty::Superseded => return Err(Halt::superseded(&error)),
                     Certainty::NotSent | Certainty::Unknown => last = error.to_string(),
                 },
             }
@@ -571,13 +572,13 @@ impl Run<'_> {
             let reach = self.reach;
             let instance = &stage.instance;
             // It is to be left as it is, so the guard must not take it back.
-            if let Err(Halt::Failed(error) | Halt::Unknown(error)) =
-                attempt(reach.clock, || reach.hosts.disarm_guard(instance)).await
-            {
-                self.note(format!(
+            match attempt(reach.clock, || reach.hosts.disarm_guard(instance)).await {
+                Ok(()) => {}
+                Err(Halt::Run(error)) => return Err(error),
+                Err(Halt::Failed(error) | Halt::Unknown(error)) => self.note(format!(
                     "the guard of {} could not be disarmed: {error}",
                     stage.instance.id
-                ));
+                )),
             }
             let undone = self.undo(stage).await?;
             return self.end_turn(stage, TurnEnd::Left, Some(join(why, undone)));
@@ -711,10 +712,15 @@ impl Run<'_> {
         let mut left = Vec::new();
         if stage.armed_at.is_some() && !stage.is_exchanged {
             let instance = &stage.instance;
-            if let Err(Halt::Failed(error) | Halt::Unknown(error)) =
-                attempt(reach.clock, || reach.hosts.disarm_guard(instance)).await
-            {
-                left.push(format!("the guard of {} is still armed: {error}", stage.instance.id));
+            match attempt(reach.clock, || reach.hosts.disarm_guard(instance)).await {
+                Ok(()) => {}
+                Err(Halt::Run(error)) => return Err(error),
+                Err(Halt::Failed(error) | Halt::Unknown(error)) => {
+                    left.push(format!(
+                        "the guard of {} is still armed: {error}",
+                        stage.instance.id
+                    ));
+                }
             }
         }
         for (task, source) in self.paused.clone() {
@@ -733,7 +739,7 @@ impl Run<'_> {
             if let Err(Halt::Run(error)) = waited {
                 return Err(error);
             }
-            match attempt(reach.clock, || reach.dm.resume(&task, &source)).await {
+            match attempt_dm(reach, || reach.dm.resume(&task, &source)).await {
                 Ok(()) => {
                     self.paused.remove(&(task, source));
                     let took = reach.clock.elapsed().saturating_sub(begun);
@@ -755,7 +761,7 @@ impl Run<'_> {
             let Some(instance) = self.plan.instance(&id).cloned() else { continue };
             let step = Step::CancelEvict { instance: id.clone() };
             self.recorder.write(&Entry::Started { step: step.clone() })?;
-            match attempt(reach.clock, || reach.dm.cancel_evict(&instance)).await {
+            match attempt_dm(reach, || reach.dm.cancel_evict(&instance)).await {
                 Ok(()) => {
                     self.evicted.remove(&id);
                     self.recorder.write(&Entry::Done { step, took_ms: 0, note: None })?;

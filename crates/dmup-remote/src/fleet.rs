@@ -5,7 +5,8 @@
 //! host key is decided here, by [`UnknownHostKeys`].
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -13,14 +14,15 @@ use dmup_core::ids::{HostId, UnitName};
 use dmup_core::instance::Instance;
 use dmup_exec::ports::{Certainty, EffectError, Parcel};
 use dmup_wire::message::{
-    EnsureUser, ForgetKey, Hello, MakeDir, Outcome, Probe, Probed, PutFile, Ran, Request, Shell,
-    UnitAction, UnitDone, UnitOrder, Unpack,
+    EnsureUser, ForgetKey, Hello, MakeDir, Outcome, Probe, Probed, PutFile, Ran, RefusalKind,
+    Request, Shell, UnitAction, UnitDone, UnitOrder, Unpack,
 };
 use tokio::sync::{Mutex, OnceCell, Semaphore};
 
 use crate::agent_session::{AgentSession, SessionError};
 use crate::bootstrap::{Agents, start_agent};
 use crate::known_hosts;
+use crate::lease::Claim;
 use crate::login::Login;
 use crate::ssh::{
     Connection, HostKeys, NewHostKey, Reach, ReachError, ReachLimits, Target, UnknownHostKeys,
@@ -82,16 +84,20 @@ impl HostAddress {
 /// All hosts.
 pub struct Fleet {
     settings: FleetSettings,
-    hosts: BTreeMap<HostId, Host>,
+    pub(crate) hosts: BTreeMap<HostId, Host>,
     permits: Semaphore,
     agents: OnceCell<Agents>,
     /// One question at a time.
     asking: Mutex<()>,
+    /// Every new session takes this lease.
+    pub(crate) claim: RwLock<Option<Claim>>,
 }
 
-struct Host {
-    address: HostAddress,
-    session: Mutex<Option<Arc<AgentSession>>>,
+pub(crate) struct Host {
+    pub(crate) address: HostAddress,
+    pub(crate) session: Mutex<Option<Arc<AgentSession>>>,
+    /// Of the lease that we took there; 0: none.
+    pub(crate) token: AtomicU64,
 }
 
 impl Fleet {
@@ -100,9 +106,19 @@ impl Fleet {
         let permits = Semaphore::new(settings.concurrency.max(1));
         let hosts = hosts
             .into_iter()
-            .map(|address| (address.id.clone(), Host { address, session: Mutex::new(None) }))
+            .map(|address| {
+                let (session, token) = (Mutex::new(None), AtomicU64::new(0));
+                (address.id.clone(), Host { address, session, token })
+            })
             .collect();
-        Self { settings, hosts, permits, agents: OnceCell::new(), asking: Mutex::new(()) }
+        Self {
+            settings,
+            hosts,
+            permits,
+            agents: OnceCell::new(),
+            asking: Mutex::new(()),
+            claim: RwLock::new(None),
+        }
     }
 
     /// All of them, in order.
@@ -134,7 +150,7 @@ impl Fleet {
         let known = self.host(host)?;
         let mut slot = known.session.lock().await;
         *slot = None;
-        let session = self.connect(&known.address).await?;
+        let session = self.connect(known).await?;
         let hello = session.hello().clone();
         *slot = Some(session);
         Ok(hello)
@@ -212,7 +228,17 @@ impl Fleet {
                         observed.push_str("; now: ");
                         observed.push_str(&state);
                     }
-                    return Err(failed(observed, Certainty::Refused));
+                    let certainty = match refusal.kind {
+                        RefusalKind::Superseded => Certainty::Superseded,
+                        RefusalKind::BadRequest
+                        | RefusalKind::Precondition
+                        | RefusalKind::Permission
+                        | RefusalKind::NoSpace
+                        | RefusalKind::Content
+                        | RefusalKind::TooSlow
+                        | RefusalKind::System => Certainty::Refused,
+                    };
+                    return Err(failed(observed, certainty));
                 }
                 Err(SessionError::Unknown(why)) => return Err(failed(why, Certainty::Unknown)),
                 Err(SessionError::NotSent(why)) => last = why,
@@ -234,12 +260,13 @@ impl Fleet {
         if let Some(session) = slot.as_ref().filter(|session| session.why_broken().is_none()) {
             return Ok(session.clone());
         }
-        let session = self.connect(&known.address).await?;
+        let session = self.connect(known).await?;
         *slot = Some(session.clone());
         Ok(session)
     }
 
-    async fn connect(&self, address: &HostAddress) -> Result<Arc<AgentSession>, ReachError> {
+    async fn connect(&self, host: &Host) -> Result<Arc<AgentSession>, ReachError> {
+        let address = &host.address;
         let target = Target {
             host: address.ssh_host.as_str().to_owned(),
             port: address.ssh_port,
@@ -247,12 +274,15 @@ impl Fleet {
         };
         let agents = self.agents(&target).await?;
         let connection = self.open(&target).await?;
-        let _permit = self.permits.acquire().await.expect("never closed");
-        let limits = &self.settings.limits;
-        let stream = start_agent(&connection, agents, &address.places, limits).await?;
-        let session = AgentSession::start(stream, limits.bootstrap).await.map_err(|error| {
-            ReachError::Bootstrap { address: target.address(), observed: error.observed }
-        })?;
+        let session = {
+            let _permit = self.permits.acquire().await.expect("never closed");
+            let limits = &self.settings.limits;
+            let stream = start_agent(&connection, agents, &address.places, limits).await?;
+            AgentSession::start(stream, limits.bootstrap).await.map_err(|error| {
+                ReachError::Bootstrap { address: target.address(), observed: error.observed }
+            })?
+        };
+        self.take_on_new(host, &session).await?;
         Ok(Arc::new(session))
     }
 
@@ -511,6 +541,7 @@ pub(crate) fn certainty_of(error: &ReachError) -> Certainty {
         | ReachError::Channel { .. }
         | ReachError::SystemSsh { .. }
         | ReachError::Bootstrap { .. } => Certainty::NotSent,
+        ReachError::Superseded { .. } => Certainty::Superseded,
         // Keys and logins do not change by waiting.
         ReachError::UnknownHostKey(_)
         | ReachError::ChangedHostKey(_)

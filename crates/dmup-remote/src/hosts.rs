@@ -48,6 +48,10 @@ const EVIDENCE_LINES: usize = 60;
 
 #[async_trait]
 impl Hosts for Fleet {
+    async fn still_ours(&self) -> Result<(), EffectError> {
+        self.confirm_lease().await
+    }
+
     async fn look(
         &self,
         host: &HostId,

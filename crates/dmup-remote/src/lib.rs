@@ -14,6 +14,7 @@ pub mod dm_api;
 pub mod fleet;
 pub mod hosts;
 pub mod known_hosts;
+pub mod lease;
 pub mod login;
 pub mod quote;
 pub mod ssh;

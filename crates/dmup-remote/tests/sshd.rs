@@ -542,7 +542,8 @@ fn act_as_agent() {
                     | Request::JournalTail { .. }
                     | Request::ArmGuard(_)
                     | Request::RenewGuard { .. }
-                    | Request::DisarmGuard { .. } => Answer::Refused(Refusal {
+                    | Request::DisarmGuard { .. }
+                    | Request::Lease(_) => Answer::Refused(Refusal {
                         attempted: "answer".to_owned(),
                         observed: "not in this test".to_owned(),
                         kind: RefusalKind::BadRequest,

@@ -163,6 +163,24 @@ impl Cluster {
         ClusterLock::take(&self.name, &self.own_dir(), holder)
     }
 
+    /// What the dmup that has the local lock says of itself; none if nobody has it.
+    ///
+    /// # Errors
+    ///
+    /// When the lock file cannot be read.
+    pub fn lock_holder(&self) -> Result<Option<String>, StateError> {
+        ClusterLock::holder(&self.own_dir())
+    }
+
+    /// Takes the local lock from whoever has it. What that process still does on hosts only their leases stop.
+    ///
+    /// # Errors
+    ///
+    /// When the lock file cannot be removed.
+    pub fn break_lock(&self) -> Result<(), StateError> {
+        ClusterLock::break_it(&self.own_dir())
+    }
+
     /// Makes the folder of a new run.
     ///
     /// # Errors

@@ -16,9 +16,10 @@
 //! This crate does no I/O: [`frame`] turns bytes into frames and back.
 
 pub mod frame;
+pub mod lease;
 pub mod message;
 
 /// Both sides must have the same one; it rises with every change of a message.
 ///
-/// 1: first. 2: login keys are taken away, and commands of the operator's run.
+/// 1: first. 2: leases; login keys are taken away; commands of the operator's run.
 pub const PROTOCOL: u32 = 2;

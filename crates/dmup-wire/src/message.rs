@@ -10,6 +10,8 @@ use dmup_core::inventory::ProcessSeen;
 pub use dmup_core::inventory::{Leftover, LeftoverKind};
 use serde::{Deserialize, Serialize};
 
+use crate::lease::{LeaseOrder, LeaseSeen};
+
 /// The agent's first word.
 #[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
 pub struct Hello {
@@ -106,6 +108,8 @@ pub enum Request {
         /// Whose.
         instance: InstanceId,
     },
+    /// Looks at, takes, renews or ends the lease of a cluster on this host. Answer: [`Outcome::Lease`].
+    Lease(LeaseOrder),
 }
 
 /// What to look at.
@@ -362,6 +366,8 @@ pub enum RefusalKind {
     Content,
     /// It took longer than allowed.
     TooSlow,
+    /// Somebody else has taken the lease since: this controller must not do anything any more.
+    Superseded,
     /// Anything else the system said.
     System,
 }
@@ -409,6 +415,8 @@ pub enum Outcome {
         /// How the unit's last main process ended, systemd's words: `exited, status=1`; none if it runs or never ran.
         ended: Option<String>,
     },
+    /// Of [`Request::Lease`].
+    Lease(LeaseSeen),
 }
 
 /// How a command ended.

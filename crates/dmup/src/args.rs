@@ -139,6 +139,8 @@ pub enum Command {
     Resume(ResumeArgs),
     /// Take a hotfix back: every patched node to the build that it ran before
     Rollback(RollbackArgs),
+    /// Show who has a cluster, and take it from them
+    Unlock(UnlockArgs),
     /// List the runs of a cluster, or show one
     Runs(RunsArgs),
     /// Look into hotfix packages
@@ -158,6 +160,21 @@ pub enum Command {
     /// Serve a controller over standard input and output; started by dmup itself on hosts
     #[command(hide = true)]
     Agent(AgentArgs),
+}
+
+/// Arguments of `unlock`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  dmup unlock prod          shows the lock here and the lease on every host, and asks
+  dmup unlock prod --yes
+
+For a dmup that hangs, or a control machine that is gone. Whatever that dmup still wants to do is refused by the
+hosts from then on. A lease that nobody renews expires by itself after two minutes.")]
+pub struct UnlockArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
 }
 
 /// Arguments of `deploy`.

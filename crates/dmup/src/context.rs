@@ -20,9 +20,11 @@ use dmup_exec::RunFolder;
 use dmup_exec::ports::{Clock, Records};
 use dmup_mirror::package::Package;
 use dmup_remote::dm_api::{DmClient, Timeouts, Tls};
+use dmup_remote::lease::Claim;
 use dmup_remote::ssh::{HostKeys, NewHostKey, Reach, ReachLimits, UnknownHostKeys};
 use dmup_remote::{AuthMethod, Fleet, FleetSettings, HostAddress, Login};
 use dmup_state::{Cluster, ClusterLock, Profile, StateError};
+use dmup_wire::lease::Holder;
 use serde::{Deserialize, Serialize};
 
 use crate::args::{Command, Global, SshKind};
@@ -30,6 +32,7 @@ use crate::ask;
 use crate::failure::{Failure, Kind, chain};
 use crate::printer::Printer;
 use crate::surroundings::Surroundings;
+use crate::tiup;
 
 /// Of every command.
 pub(crate) struct Context {
@@ -99,6 +102,45 @@ impl Context {
         Fleet::new(settings, hosts)
     }
 
+    /// `user@machine`.
+    pub(crate) fn who(&self) -> String {
+        let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        format!("{}@{machine}", self.surroundings.user)
+    }
+
+    /// Works on a cluster with its lease on all hosts of the fleet that can be reached.
+    pub(crate) async fn with_lease<T>(
+        &self,
+        cluster: &ClusterName,
+        what: &str,
+        fleet: &Fleet,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        // Two of three differ between any two desks, also where containers have no machine-id.
+        let machine = fs_err::read_to_string("/etc/machine-id").unwrap_or_default();
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let desk = format!("{}\0{name}\0{}", machine.trim(), self.profile.root());
+        let holder = Holder {
+            desk: Digest::of(desk.as_bytes()).to_string(),
+            run: format!("{}-{}", self.clock.now(), std::process::id()),
+            who: self.who(),
+            what: what.to_owned(),
+        };
+        let claim = Claim { cluster: cluster.clone(), holder };
+        let note = |text: String| self.printer.talk(format_args!("note: {text}"));
+        match fleet.with_lease(claim, note, work).await {
+            Ok(outcome) => outcome,
+            Err(not_ours) => Err(Failure::refused(format_args!(
+                "somebody else is at work on {cluster}"
+            ))
+            .because([not_ours.to_string()])
+            .hint(
+                "wait until they have ended; a lease that nobody renews expires after two minutes",
+            )
+            .hint(format_args!("`dmup unlock {cluster}` takes it from them"))),
+        }
+    }
+
     /// The way to hosts that flags or the topology ask for.
     pub(crate) fn reach(&self, ssh_type: &str) -> Reach {
         let kind = self.global.ssh.unwrap_or(match ssh_type {
@@ -145,6 +187,7 @@ impl Context {
             | Command::Replay(_)
             | Command::Resume(_)
             | Command::Rollback(_)
+            | Command::Unlock(_)
             | Command::Runs(_) => {}
         }
         let words: Vec<String> =
@@ -234,11 +277,24 @@ impl Known {
         })
     }
 
-    /// One operator at a time.
+    /// One operator at a time: of this machine, and not beside a TiUP that runs here.
     pub(crate) fn lock(&self, what: &str) -> Result<ClusterLock, Failure> {
         let holder =
             format!("`{what}` since {}, process {}", jiff::Zoned::now(), std::process::id());
-        self.cluster.lock(&holder).map_err(state_failure)
+        let lock = self.cluster.lock(&holder).map_err(|error| {
+            let hint = format!("`dmup unlock {}` takes it from a dmup that hangs", self.name);
+            state_failure(error).hint(hint)
+        })?;
+        // `<profile>/clusters/<name>`
+        let profile = self.cluster.dir().parent().and_then(Utf8Path::parent);
+        match profile.and_then(|profile| tiup::at_work(&self.name, profile)) {
+            None => Ok(lock),
+            Some((pid, words)) => Err(Failure::refused(format_args!(
+                "TiUP is at work on {}: process {pid}, `{words}`",
+                self.name
+            ))
+            .hint("wait until it has ended; neither knows what the other does")),
+        }
     }
 
     pub(crate) fn refuse_unfinished_scale_out(&self, offline: bool) -> Result<(), Failure> {

@@ -13,6 +13,7 @@ mod pointing;
 mod printer;
 mod progress;
 pub mod surroundings;
+mod tiup;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -87,6 +88,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Patch(args) => in_runtime(commands::patch::run(args, context)),
         Command::Resume(args) => in_runtime(commands::resume::run(args, context)),
         Command::Rollback(args) => in_runtime(commands::rollback::run(args, context)),
+        Command::Unlock(args) => in_runtime(commands::unlock::run(args, context)),
         Command::Replay(_) => Err(Failure::refused("a replay of a replay is none")),
         Command::Agent(_) => {
             Err(Failure::new(Kind::Usage, "`agent` takes no flags of other commands"))

@@ -63,6 +63,18 @@ impl Operator {
         Ok(Self { dmup: dmup.into(), home, playground: None })
     }
 
+    /// A second desk that knows what this one knows now: copies of `TIUP_HOME` and of the known host keys.
+    ///
+    /// # Errors
+    /// What could not be copied.
+    pub fn twin(&self, folder: &Utf8Path) -> std::io::Result<Self> {
+        let twin = Self { home: folder.to_owned(), ..self.clone() };
+        fs_err::create_dir_all(folder)?;
+        let from = [self.tiup_home(), self.home.join(".ssh")];
+        let copied = Command::new("cp").arg("-a").args(from).arg(folder).status()?;
+        if copied.success() { Ok(twin) } else { Err(std::io::Error::other("cp failed")) }
+    }
+
     /// From now on, with `--ssh none`, services are plain processes kept below this folder (`DMUP_SUPERVISED`).
     #[must_use]
     pub fn in_playground(mut self, folder: &Utf8Path) -> Self {

@@ -1,16 +1,19 @@
-//! What happens when dmup dies: `kill -9` in the middle of a hotfix, then the guard, `resume`, `rollback`.
+//! What happens when dmup dies: `kill -9` in the middle of a hotfix, then the guard, `resume`, `rollback`; and when it
+//! only freezes while another desk takes the cluster over.
 //!
 //! Block 8. The build that is tried needs long to become healthy, so that the kill falls into its window.
 
 use std::time::Duration;
 
+use lab::attended::Attended;
 use lab::scene::{CLUSTER, Scene, Shape, TASK};
 use lab::wait_until;
 use lookalike::stamp::{Fault, Stamp};
+use rustix::process::Signal;
 
 #[test]
 #[ignore = "needs root and systemd-nspawn"]
-fn a_host_whose_controller_is_gone_goes_back_by_itself_and_the_run_can_go_on() {
+fn a_host_whose_controller_is_gone_goes_back_and_one_that_froze_does_nothing_more() {
     let scene = Scene::running("guard", 8, Shape::three(), 30).unwrap();
     let old = scene.running_hashes();
 
@@ -39,20 +42,35 @@ fn a_host_whose_controller_is_gone_goes_back_by_itself_and_the_run_can_go_on() {
     scene.dmup(&["rollback", CLUSTER, "--yes"]).well();
     assert_eq!(scene.running_hashes(), old);
 
-    // A good hotfix whose dmup is killed somewhere is finished by `resume`.
-    let mut child = scene.operator.begin(&["patch", CLUSTER, good.as_str(), "--yes"]).unwrap();
+    // A good hotfix whose dmup freezes in a turn. Another desk is told who has the cluster, takes it from them, and goes back.
+    let twin = scene.operator.folder().join("twin");
+    let mut frozen =
+        Attended::begin(&scene.operator, CLUSTER, &["patch", CLUSTER, good.as_str(), "--yes"])
+            .unwrap();
     assert!(
         wait_until(Duration::from_secs(120), || scene.running_hashes() != old),
         "no node ever ran the build"
     );
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let said = scene.dmup(&["resume", CLUSTER]).well();
-    let new = scene.running_hashes();
-    for ((place, before), (_, after)) in old.iter().zip(&new) {
-        assert_ne!(before, after, "{place}\n{said}");
+    frozen.signal(Signal::STOP);
+    let other = scene.operator.twin(&twin).unwrap();
+    let refused = other.run(&["rollback", CLUSTER, "--yes"]).with_code(3);
+    for part in ["somebody else is at work on prod", "`patch` of root@", "dmup unlock prod"] {
+        assert!(refused.stderr.contains(part), "{part}: {refused}");
     }
+    let unlocked = other.run(&["unlock", CLUSTER, "--yes"]).well();
+    assert!(unlocked.stderr.contains("`patch` of root@"), "{unlocked}");
+    other.run(&["rollback", CLUSTER, "--yes"]).well();
+    assert_eq!(scene.running_hashes(), old);
+    // It wakes up: nothing of what it still wanted is done.
+    frozen.signal(Signal::CONT);
+    let said = frozen.end(Duration::from_secs(120)).with_code(7);
+    assert!(said.stderr.contains("taken the cluster over"), "{said}");
+    assert_eq!(scene.running_hashes(), old, "{said}");
     scene.dm.wait_running(TASK, 2, Duration::from_secs(60)).unwrap();
+
+    // At the first desk the run is open still: `rollback` looks at the hosts and closes it.
+    scene.dmup(&["rollback", CLUSTER, "--yes"]).well();
+    assert_eq!(scene.running_hashes(), old);
     let again = scene.dmup(&["resume", CLUSTER]).with_code(3);
     assert!(again.stderr.contains("no run of prod was interrupted"), "{again}");
 

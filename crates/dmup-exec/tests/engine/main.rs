@@ -256,6 +256,36 @@ async fn a_way_back_of_all_nodes_killed_anywhere_ends_with_all_of_them_back() {
 }
 
 #[tokio::test]
+async fn a_controller_that_was_frozen_does_and_writes_nothing_once_another_has_taken_over() {
+    for shape in [SMALL, old_version()] {
+        for behaviour in [Behaviour::Good, Behaviour::NeverJoins] {
+            let prepared = || {
+                let sim = Sim::new(&shape, 3);
+                sim.state.lock().unwrap().behaviours.insert(new(Role::DmWorker), behaviour);
+                sim
+            };
+            let undisturbed = prepared();
+            let plan = plan(&undisturbed, &shape).await;
+            go(&plan, &undisturbed, &mut MemoryJournal::default()).await.unwrap();
+            let effects = undisturbed.state.lock().unwrap().effects;
+            for limit in 0..effects {
+                let sim = prepared();
+                sim.state.lock().unwrap().taken_over_at = Some(limit);
+                let mut journal = MemoryJournal::default();
+                let error = go(&plan, &sim, &mut journal).await.unwrap_err();
+                assert!(matches!(error, RunError::Superseded { .. }), "{limit}: {error}");
+                let state = sim.state.lock().unwrap();
+                assert_eq!(state.effects, limit);
+                assert_eq!(state.violations, Vec::<String>::new(), "{limit} {shape:?}");
+                // The run is open, for the other to go on with.
+                let ends = |entry: &Entry| matches!(entry, Entry::RunEnds { .. });
+                assert!(!journal.entries.iter().any(ends), "{limit}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn lost_answers_are_looked_at_and_the_end_is_the_same() {
     for seed in 0..300 {
         let shape = Shape::any(seed);

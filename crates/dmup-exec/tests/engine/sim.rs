@@ -87,6 +87,8 @@ pub(crate) struct State {
     pub(crate) effects: u64,
     /// The controller dies at the effect of that number, before or after it.
     pub(crate) dies_at: Option<(u64, Side)>,
+    /// After so many effects another controller has the lease.
+    pub(crate) taken_over_at: Option<u64>,
     pub(crate) is_dead: bool,
     /// Rows of each source: written, arrived.
     pub(crate) rows: BTreeMap<SourceId, (u64, u64)>,
@@ -252,6 +254,7 @@ impl Sim {
                 repeat_one_in: 0,
                 effects: 0,
                 dies_at: None,
+                taken_over_at: None,
                 is_dead: false,
                 rows,
                 violations: Vec::new(),
@@ -442,6 +445,13 @@ impl Sim {
         }
         let done = {
             let mut state = self.state.lock().unwrap();
+            if state.is_taken_over() {
+                // DM knows nothing of leases.
+                if place != "DM" {
+                    return Err(superseded(place));
+                }
+                state.violations.push("DM was told something by who lost the lease".into());
+            }
             let mut done = act(&mut state);
             let sides = state.repeat_one_in;
             if sides > 0 && state.dice.roll(sides) == 0 {
@@ -465,7 +475,20 @@ impl Sim {
     }
 }
 
+fn superseded(place: &str) -> EffectError {
+    EffectError {
+        attempted: "do it".into(),
+        place: place.into(),
+        observed: "another controller has the lease".into(),
+        certainty: Certainty::Superseded,
+    }
+}
+
 impl State {
+    fn is_taken_over(&self) -> bool {
+        self.taken_over_at.is_some_and(|limit| self.effects >= limit)
+    }
+
     fn advance(&mut self, span: Duration) {
         let end = self.now + span;
         while self.now < end {
@@ -695,6 +718,13 @@ impl State {
 
 #[async_trait]
 impl Hosts for Sim {
+    async fn still_ours(&self) -> Result<(), EffectError> {
+        if self.state.lock().unwrap().is_taken_over() {
+            return Err(superseded("a host"));
+        }
+        Ok(())
+    }
+
     async fn look(
         &self,
         host: &HostId,

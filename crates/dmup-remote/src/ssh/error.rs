@@ -102,6 +102,14 @@ pub enum ReachError {
         /// ssh's own words.
         observed: String,
     },
+    /// The host has an agent of ours, which lets us do nothing: somebody else has taken the cluster over.
+    #[error("work on {address}: {observed}")]
+    Superseded {
+        /// As the topology has it.
+        address: String,
+        /// Who has it.
+        observed: String,
+    },
     /// The agent could not be sent or started, or it does not answer as one.
     #[error("start the agent on {address}: {observed}")]
     Bootstrap {

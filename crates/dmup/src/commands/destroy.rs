@@ -67,18 +67,21 @@ pub(crate) async fn run(args: &DestroyArgs, context: &Context) -> Result<(), Fai
             .hint("--force goes on without them; what lies there stays"));
     }
     progress.end();
-    if let Err(failure) = units::bring_down(&fleet, &instances, context).await
-        && !args.force
-    {
-        return Err(failure);
-    }
-    let all: Vec<&Instance> = instances.iter().collect();
-    if let Err(failure) = units::order(&fleet, &all, UnitAction::Disable, context).await
-        && !args.force
-    {
-        return Err(failure);
-    }
-    let failed = remove(&fleet, &instances, &[], &known.meta, keeps_data).await;
+    let work = async {
+        if let Err(failure) = units::bring_down(&fleet, &instances, context).await
+            && !args.force
+        {
+            return Err(failure);
+        }
+        let all: Vec<&Instance> = instances.iter().collect();
+        if let Err(failure) = units::order(&fleet, &all, UnitAction::Disable, context).await
+            && !args.force
+        {
+            return Err(failure);
+        }
+        Ok::<_, Failure>(remove(&fleet, &instances, &[], &known.meta, keeps_data).await)
+    };
+    let failed = context.with_lease(&known.name, "destroy", &fleet, work).await?;
     if !failed.is_empty() && !args.force {
         return Err(Failure::failed("remove the instances")
             .because(failed)

@@ -140,6 +140,7 @@ fn hint_of(error: &ReachError) -> Option<&'static str> {
         | ReachError::KnownHosts(_)
         | ReachError::Channel { .. }
         | ReachError::SystemSsh { .. }
+        | ReachError::Superseded { .. }
         | ReachError::Bootstrap { .. } => None,
     }
 }

@@ -24,3 +24,4 @@ pub(crate) mod scale_in;
 pub(crate) mod scale_out;
 pub(crate) mod template;
 pub(crate) mod units;
+pub(crate) mod unlock;

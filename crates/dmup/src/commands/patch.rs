@@ -119,12 +119,16 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
     // The run must find the parcel again when it is resumed by another process.
     plan.parcel = Some(known.keep_parcel(&package)?);
 
-    let report = run::begin(&plan, &known, &fleet, &dm, context).await;
+    let work = async {
+        let report = run::begin(&plan, &known, &fleet, &dm, context).await?;
+        if report.end == RunEnd::Done {
+            run::clean_stores(&plan, &fleet).await;
+        }
+        Ok::<_, Failure>(report)
+    };
+    let report = context.with_lease(&known.name, "patch", &fleet, work).await;
     drop(lock);
     let report = report?;
-    if report.end == RunEnd::Done {
-        run::clean_stores(&plan, &fleet).await;
-    }
     if args.overwrite && report.end == RunEnd::Done {
         known.keep_for_scale_out(&package)?;
         context.printer.talk("Instances that are added later get this build, too (--overwrite)");

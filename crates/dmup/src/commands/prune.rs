@@ -6,7 +6,7 @@
 use dmup_core::ids::MemberName;
 use dmup_core::instance::Role;
 use dmup_core::inventory::{DmSeen, WorkerStage};
-use dmup_exec::ports::Dm;
+use dmup_exec::ports::{Dm, Hosts};
 
 use crate::args::PruneArgs;
 use crate::context::Context;
@@ -16,7 +16,8 @@ pub(crate) async fn run(args: &PruneArgs, context: &Context) -> Result<(), Failu
     let _lock = context.cluster(&args.cluster)?.lock("prune")?;
     let known = context.cluster(&args.cluster)?;
     known.refuse_unfinished_scale_out(false)?;
-    let dm = known.dm(&known.meta.instances())?;
+    let all = known.meta.instances();
+    let dm = known.dm(&all)?;
     let seen = dm.look(&[]).await.map_err(Failure::refused)?;
     let strays = strays(&seen);
     let alive: Vec<String> = strays
@@ -33,13 +34,22 @@ pub(crate) async fn run(args: &PruneArgs, context: &Context) -> Result<(), Failu
         context.printer.talk("Nothing to do: the topology knows every member");
         return Ok(());
     }
-    let mut failed = Vec::new();
-    for stray in strays {
-        match dm.remove_named(stray.role, &stray.name, None).await {
-            Ok(()) => context.printer.talk(format_args!("  pruned {} {}", stray.role, stray.name)),
-            Err(error) => failed.push(error.to_string()),
+    let fleet = known.fleet(context, &all)?;
+    let work = async {
+        let mut failed = Vec::new();
+        for stray in strays {
+            // DM knows nothing of leases.
+            fleet.still_ours().await.map_err(Failure::failed)?;
+            match dm.remove_named(stray.role, &stray.name, None).await {
+                Ok(()) => {
+                    context.printer.talk(format_args!("  pruned {} {}", stray.role, stray.name));
+                }
+                Err(error) => failed.push(error.to_string()),
+            }
         }
-    }
+        Ok::<_, Failure>(failed)
+    };
+    let failed = context.with_lease(&known.name, "prune", &fleet, work).await?;
     if failed.is_empty() {
         context.printer.talk(format_args!("Pruned cluster `{}` successfully", known.name));
         return Ok(());

@@ -18,7 +18,7 @@ pub(crate) async fn run(args: &ResumeArgs, context: &Context) -> Result<(), Fail
     let all = known.meta.instances();
     let fleet = known.fleet(context, &all)?;
     let dm = known.dm(&all)?;
-    let (report, kind) =
-        run::go_on(&folder, run::Onward::Forth, &known, &fleet, &dm, context).await?;
+    let work = run::go_on(&folder, run::Onward::Forth, &known, &fleet, &dm, context);
+    let (report, kind) = context.with_lease(&known.name, "resume", &fleet, work).await?;
     run::end(&report, kind, &known, context)
 }

@@ -82,7 +82,8 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
             nodes.join("\n")
         ))?;
     }
-    let report = run::begin(&plan, &known, &fleet, &dm, context).await;
+    let work = run::begin(&plan, &known, &fleet, &dm, context);
+    let report = context.with_lease(&known.name, "rollback", &fleet, work).await;
     drop(lock);
     run::end(&report?, plan.kind, &known, context)
 }
@@ -176,7 +177,8 @@ async fn take_back(folder: &Utf8Path, known: &Known, context: &Context) -> Resul
     let all = known.meta.instances();
     let fleet = known.fleet(context, &all)?;
     let dm = known.dm(&all)?;
-    let (report, kind) = run::go_on(folder, run::Onward::Back, known, &fleet, &dm, context).await?;
+    let work = run::go_on(folder, run::Onward::Back, known, &fleet, &dm, context);
+    let (report, kind) = context.with_lease(&known.name, "rollback", &fleet, work).await?;
     if matches!(report.end, RunEnd::RolledBackAll { .. }) && report.exit_code() == 5 {
         context.printer.talk("Done: every node of the run is back on the build from before");
         return Ok(());

@@ -9,7 +9,7 @@ use dmup_core::instance::Instance;
 use dmup_core::plan::{Blocker, Decision, Kind as RunKind, Plan};
 use dmup_core::report::{InstanceEnd, Report, RunEnd};
 use dmup_exec::ports::Clock as _;
-use dmup_exec::{Event, Reach, RunError, RunFolder, execute, resume, take_back};
+use dmup_exec::{Event, JournalError, Reach, RunError, RunFolder, execute, resume, take_back};
 use dmup_remote::Fleet;
 use dmup_remote::dm_api::DmClient;
 use dmup_remote::hosts::store;
@@ -201,12 +201,22 @@ fn finish(
             drop(fs_err::remove_dir_all(folder));
             Err(not_begun(&error))
         }
+        Err(
+            error
+            @ (RunError::Superseded { .. } | RunError::Record(JournalError::TakenOver { .. })),
+        ) => Err(not_begun(&error)
+            .now("this dmup does nothing more; the run is open, for whoever has the cluster")
+            .hint("`dmup runs CLUSTER` shows how far it came, `dmup unlock CLUSTER` who has it")),
         Err(error) => Err(not_begun(&error)),
     }
 }
 
 fn not_begun(error: &RunError) -> Failure {
-    let kind = if error.exit_code() == 3 { Kind::Refused } else { Kind::Failed };
+    let kind = match error.exit_code() {
+        3 => Kind::Refused,
+        7 => Kind::Unknown,
+        _ => Kind::Failed,
+    };
     Failure::new(kind, chain(error))
 }
 

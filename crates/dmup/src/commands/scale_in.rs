@@ -17,7 +17,7 @@ use dmup_core::plan::{is_quiet, is_up, leader_of, master_of, worker_of};
 use dmup_core::policy::Policy;
 use dmup_core::selection::select;
 use dmup_core::topology::Meta;
-use dmup_exec::ports::{Dm, EffectError};
+use dmup_exec::ports::{Dm, EffectError, Hosts};
 use dmup_remote::Fleet;
 use dmup_remote::dm_api::DmClient;
 use dmup_wire::message::UnitAction;
@@ -75,22 +75,30 @@ pub(crate) async fn run(args: &ScaleInArgs, context: &Context) -> Result<(), Fai
         ))?;
     }
 
-    let mut rest = all.clone();
-    for instance in in_order(&leaving, inventory.dm.as_ref().ok()) {
-        progress.say(&format!("+ Take {} {} off", instance.role, instance.id));
-        rest.retain(|it| it.id != instance.id);
-        let leave = Leave { instance, staying: &staying, rest: &rest, force: args.force };
-        leave.carry_out(&known, &fleet, &dm, &progress, context).await.map_err(|failure| {
-            failure.hint(format_args!("`dmup display {}` shows every node", known.name))
-        })?;
-        let topology = known.meta.topology.without(&[instance.id.as_str()]);
-        known.meta = Meta { topology, ..known.meta.clone() };
-        known.cluster.save_meta(&known.meta, &jiff::Zoned::now()).map_err(state_failure)?;
-    }
-    progress.say("+ Refresh the configuration of the others");
-    for note in refresh(&staying, &known.name, &known.meta.topology, &fleet, context).await {
-        context.printer.talk(format_args!("note: {note}"));
-    }
+    let name = known.name.clone();
+    let work = async {
+        let mut rest = all.clone();
+        for instance in in_order(&leaving, inventory.dm.as_ref().ok()) {
+            progress.say(&format!("+ Take {} {} off", instance.role, instance.id));
+            rest.retain(|it| it.id != instance.id);
+            let (fleet, force) = (&fleet, args.force);
+            let leave = Leave { instance, staying: &staying, rest: &rest, fleet, force };
+            leave.carry_out(&known, &dm, &progress, context).await.map_err(|failure| {
+                failure.hint(format_args!("`dmup display {}` shows every node", known.name))
+            })?;
+            // --force bears what fails on hosts, but not that they are somebody else's.
+            ours(fleet).await?;
+            let topology = known.meta.topology.without(&[instance.id.as_str()]);
+            known.meta = Meta { topology, ..known.meta.clone() };
+            known.cluster.save_meta(&known.meta, &jiff::Zoned::now()).map_err(state_failure)?;
+        }
+        progress.say("+ Refresh the configuration of the others");
+        for note in refresh(&staying, &known.name, &known.meta.topology, &fleet, context).await {
+            context.printer.talk(format_args!("note: {note}"));
+        }
+        Ok::<_, Failure>(())
+    };
+    context.with_lease(&name, "scale-in", &fleet, work).await?;
     progress.end();
     context.printer.talk(format_args!("Scaled cluster `{}` in successfully", known.name));
     Ok(())
@@ -201,6 +209,7 @@ struct Leave<'a> {
     staying: &'a [Instance],
     /// Instances that are there when this one is gone.
     rest: &'a [Instance],
+    fleet: &'a Fleet,
     force: bool,
 }
 
@@ -208,12 +217,12 @@ impl Leave<'_> {
     async fn carry_out(
         &self,
         known: &Known,
-        fleet: &Fleet,
         dm: &DmClient,
         progress: &Progress,
         context: &Context,
     ) -> Result<(), Failure> {
-        let instance = self.instance;
+        let (instance, fleet) = (self.instance, self.fleet);
+        ours(fleet).await?;
         let settle = Duration::from_secs(u64::from(Policy::default().settle_within_s));
         let mut moved = Vec::new();
         match instance.role {
@@ -240,7 +249,7 @@ impl Leave<'_> {
             let patience = settle * 2;
             self.bear(self.await_bound_elsewhere(&moved, dm, patience).await, context)?;
             let off = wait("take the worker off the member list", patience, async || {
-                dm.remove_member(instance).await.map_err(|it| it.to_string())
+                self.remove_member(dm).await
             });
             let off = off.await.map_err(|failure| {
                 failure.hint(format_args!("`dmup prune {}` takes it off later", known.name))
@@ -287,6 +296,7 @@ impl Leave<'_> {
         let seen = dm.look(&[]).await.map_err(effect)?;
         let Some(master) = master_of(&seen, id) else { return Ok(()) };
         if master.leader {
+            ours(self.fleet).await?;
             dm.evict_leader(self.instance).await.map_err(effect)?;
             let avoiding = [id.clone()];
             wait("wait for another leader", settle, async || {
@@ -300,10 +310,13 @@ impl Leave<'_> {
             .await?;
         }
         // etcd refuses for some seconds after a member has come or gone.
-        wait("take the master off the member list", settle, async || {
-            dm.remove_member(self.instance).await.map_err(|it| it.to_string())
-        })
-        .await
+        wait("take the master off the member list", settle, async || self.remove_member(dm).await)
+            .await
+    }
+
+    async fn remove_member(&self, dm: &DmClient) -> Result<(), String> {
+        self.fleet.still_ours().await.map_err(|it| it.to_string())?;
+        dm.remove_member(self.instance).await.map_err(|it| it.to_string())
     }
 
     /// The member that went may have led etcd: until the others have elected, they do not answer
@@ -358,6 +371,7 @@ impl Leave<'_> {
                 .filter(|it| it.source == *source)
                 .filter(|it| matches!(it.stage, SubtaskStage::Running | SubtaskStage::Resuming))
                 .collect();
+            ours(self.fleet).await?;
             let transferred = transfer(source, &spare, &running, dm, settle).await;
             // Whatever happened, what we paused must not stay paused.
             for subtask in &running {
@@ -429,6 +443,11 @@ async fn transfer(
         }
     })
     .await
+}
+
+/// DM knows nothing of leases: who lost the cluster meanwhile must not tell it anything.
+async fn ours(fleet: &Fleet) -> Result<(), Failure> {
+    fleet.still_ours().await.map_err(effect)
 }
 
 fn effect(error: EffectError) -> Failure {

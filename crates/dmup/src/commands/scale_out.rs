@@ -108,34 +108,38 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
         progress.say(&format!("+ {text}"));
         progress.under_way(text);
     };
-    if let Some((first, login)) = &first {
-        let user = &known.meta.user;
-        if !(matches!(reach, Reach::Local { .. }) && *user == login.user) {
-            step("Initialize target hosts");
-            let key = known.cluster.ensure_keys().map_err(state_failure)?;
-            laying_out::prepare_hosts(first, &merged, user, &login.user, &key.public).await?;
+    let work = async {
+        if let Some((first, login)) = &first {
+            let user = &known.meta.user;
+            if !(matches!(reach, Reach::Local { .. }) && *user == login.user) {
+                step("Initialize target hosts");
+                let key = known.cluster.ensure_keys().map_err(state_failure)?;
+                laying_out::prepare_hosts(first, &merged, user, &login.user, &key.public).await?;
+            }
+            first.disconnect().await;
         }
-        first.disconnect().await;
-    }
-    step("Deploy the new instances");
-    laying_out::lay_out(&fleet, laid, &packages, &hotfixes).await?;
-    step("Enable the services at boot");
-    let refs: Vec<&Instance> = instances.iter().collect();
-    units::order(&fleet, &refs, UnitAction::Enable, context).await?;
-    let meta = Meta { topology: merged.clone(), ..known.meta.clone() };
-    known.cluster.save_meta(&meta, &jiff::Zoned::now()).map_err(state_failure)?;
+        step("Deploy the new instances");
+        laying_out::lay_out(&fleet, laid, &packages, &hotfixes).await?;
+        step("Enable the services at boot");
+        let refs: Vec<&Instance> = instances.iter().collect();
+        units::order(&fleet, &refs, UnitAction::Enable, context).await?;
+        let meta = Meta { topology: merged.clone(), ..known.meta.clone() };
+        known.cluster.save_meta(&meta, &jiff::Zoned::now()).map_err(state_failure)?;
 
-    step("Start the new instances");
-    start(&instances, &fleet, &known, &dm, context).await.map_err(|failure| {
-        failure
-            .hint(format_args!("they are part of {0} now: `dmup start {0} -N …`", known.name))
-            .hint(format_args!("or take them off again: `dmup scale-in {} -N …`", known.name))
-    })?;
-    step("Refresh the configuration of the others");
-    let before = known.meta.instances();
-    for note in refresh(&before, &known.name, &merged, &fleet, context).await {
-        context.printer.talk(format_args!("note: {note}"));
-    }
+        step("Start the new instances");
+        start(&instances, &fleet, &known, &dm, context).await.map_err(|failure| {
+            failure
+                .hint(format_args!("they are part of {0} now: `dmup start {0} -N …`", known.name))
+                .hint(format_args!("or take them off again: `dmup scale-in {} -N …`", known.name))
+        })?;
+        step("Refresh the configuration of the others");
+        let before = known.meta.instances();
+        for note in refresh(&before, &known.name, &merged, &fleet, context).await {
+            context.printer.talk(format_args!("note: {note}"));
+        }
+        Ok::<_, Failure>(())
+    };
+    context.with_lease(&known.name, "scale-out", &fleet, work).await?;
     progress.end();
     context.printer.talk(format_args!("Scaled cluster `{}` out successfully", known.name));
     Ok(())

@@ -23,8 +23,9 @@ use crate::progress::{Progress, span};
 pub(crate) async fn start(args: &SelectedArgs, context: &Context) -> Result<(), Failure> {
     let (known, selected) = known_and_selected(args, context)?;
     let _lock = known.lock("start")?;
-    let fleet = known.fleet(context, &selected)?;
-    bring_up(&fleet, &known, &selected, context).await?;
+    let fleet = known.fleet(context, &known.meta.instances())?;
+    let work = bring_up(&fleet, &known, &selected, context);
+    context.with_lease(&known.name, "start", &fleet, work).await?;
     context.printer.talk(format_args!("Started cluster `{}` successfully", known.name));
     Ok(())
 }
@@ -35,8 +36,9 @@ pub(crate) async fn stop(args: &SelectedArgs, context: &Context) -> Result<(), F
         ask::confirm(&format!("Will stop the cluster {}: {}.", known.name, named(&selected)))?;
     }
     let _lock = known.lock("stop")?;
-    let fleet = known.fleet(context, &selected)?;
-    bring_down(&fleet, &selected, context).await?;
+    let fleet = known.fleet(context, &known.meta.instances())?;
+    let work = bring_down(&fleet, &selected, context);
+    context.with_lease(&known.name, "stop", &fleet, work).await?;
     context.printer.talk(format_args!("Stopped cluster `{}` successfully", known.name));
     Ok(())
 }
@@ -51,9 +53,12 @@ pub(crate) async fn restart(args: &SelectedArgs, context: &Context) -> Result<()
         ))?;
     }
     let _lock = known.lock("restart")?;
-    let fleet = known.fleet(context, &selected)?;
-    bring_down(&fleet, &selected, context).await?;
-    bring_up(&fleet, &known, &selected, context).await?;
+    let fleet = known.fleet(context, &known.meta.instances())?;
+    let work = async {
+        bring_down(&fleet, &selected, context).await?;
+        bring_up(&fleet, &known, &selected, context).await
+    };
+    context.with_lease(&known.name, "restart", &fleet, work).await?;
     context.printer.talk(format_args!("Restarted cluster `{}` successfully", known.name));
     Ok(())
 }
@@ -74,9 +79,10 @@ async fn at_boot(
 ) -> Result<(), Failure> {
     let (known, selected) = known_and_selected(args, context)?;
     let _lock = known.lock(&done.to_lowercase())?;
-    let fleet = known.fleet(context, &selected)?;
+    let fleet = known.fleet(context, &known.meta.instances())?;
     let all: Vec<&Instance> = selected.iter().collect();
-    order(&fleet, &all, action, context).await?;
+    let work = order(&fleet, &all, action, context);
+    context.with_lease(&known.name, &done.to_lowercase(), &fleet, work).await?;
     context.printer.talk(format_args!("{done} cluster `{}` successfully", known.name));
     Ok(())
 }

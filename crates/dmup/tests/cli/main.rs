@@ -6,6 +6,7 @@
 mod deploying;
 mod desk;
 mod help;
+mod locking;
 mod own_commands;
 mod refusals;
 mod replaying;

@@ -1,0 +1,93 @@
+//! TiUP at work on the same cluster at the same time, as far as it shows on this machine.
+//!
+//! TiUP 1.16.5 locks nothing but a scale-out (`.scale-out.yaml`, which `Cluster::refuse_pending_scale_out` sees). What shows
+//! otherwise is its process: `tiup dm …` runs `tiup-dm` with the same words. On hosts TiUP leaves no trace of
+//! a command under way, so one that runs on another machine cannot be noticed.
+
+use camino::Utf8Path;
+use dmup_core::ids::ClusterName;
+
+/// Commands of `tiup-dm` that change a cluster; the others may run beside us.
+const CHANGING: [&str; 14] = [
+    "start",
+    "stop",
+    "restart",
+    "scale-in",
+    "scale-out",
+    "destroy",
+    "prune",
+    "upgrade",
+    "patch",
+    "reload",
+    "enable",
+    "disable",
+    "edit-config",
+    "replay",
+];
+
+/// TiUP's name for its component's folder, which we have as profile.
+const PROFILE: &str = "TIUP_COMPONENT_DATA_DIR=";
+
+/// A process of TiUP that changes this cluster: its number and words.
+pub(crate) fn at_work(cluster: &ClusterName, profile: &Utf8Path) -> Option<(u32, String)> {
+    fs_err::read_dir("/proc").ok()?.find_map(|entry| {
+        let folder = entry.ok()?.path();
+        let pid: u32 = folder.file_name()?.to_str()?.parse().ok()?;
+        // A process that ends meanwhile, or is somebody else's, has nothing to read.
+        let words = words(&fs_err::read(folder.join("cmdline")).ok()?);
+        if !changes(&words, cluster) {
+            return None;
+        }
+        let around = self::words(&fs_err::read(folder.join("environ")).unwrap_or_default());
+        is_of(&around, profile).then(|| (pid, words.join(" ")))
+    })
+}
+
+fn words(bytes: &[u8]) -> Vec<String> {
+    bytes
+        .split(|byte| *byte == 0)
+        .filter(|word| !word.is_empty())
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect()
+}
+
+fn changes(words: &[String], cluster: &ClusterName) -> bool {
+    let Some((program, words)) = words.split_first() else { return false };
+    let is_tiup = Utf8Path::new(program).file_name() == Some("tiup-dm");
+    let command = words.iter().position(|word| CHANGING.contains(&word.as_str()));
+    is_tiup && command.is_some_and(|at| words[at + 1..].iter().any(|word| word == cluster.as_str()))
+}
+
+/// Whether it works with the same state as we do; not known counts as yes.
+fn is_of(surroundings: &[String], profile: &Utf8Path) -> bool {
+    let mut others = surroundings.iter().filter_map(|line| line.strip_prefix(PROFILE));
+    others.next().is_none_or(|other| Utf8Path::new(other) == profile)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_noticed(line: &str) -> bool {
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        changes(&words, &ClusterName::new("prod").unwrap())
+    }
+
+    #[test]
+    fn only_a_command_of_tiup_that_changes_this_cluster_is_noticed() {
+        assert!(is_noticed("/root/.tiup/components/dm/v1.16.5/tiup-dm reload prod -R dm-worker"));
+        assert!(is_noticed("tiup-dm --yes scale-in prod -N 10.0.1.1:8262"));
+        assert!(!is_noticed("tiup-dm display prod"));
+        assert!(!is_noticed("tiup-dm reload test"));
+        assert!(!is_noticed("tiup-dm deploy"));
+        assert!(!is_noticed("vi tiup-dm reload prod"));
+    }
+
+    #[test]
+    fn tiup_with_another_home_works_on_another_cluster() {
+        let around = [format!("{PROFILE}/root/.tiup/storage/dm"), "HOME=/root".to_owned()];
+        assert!(is_of(&around, "/root/.tiup/storage/dm".into()));
+        assert!(!is_of(&around, "/home/ada/.tiup/storage/dm".into()));
+        assert!(is_of(&[], "/home/ada/.tiup/storage/dm".into()));
+    }
+}
