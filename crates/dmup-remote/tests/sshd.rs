@@ -164,7 +164,7 @@ async fn scenarios(say: &dyn Fn(&str)) {
     signal(session, "-KILL");
     say(&format!("a dead line is noticed after {:?}: {cut}", began.elapsed()));
 
-    let system = Reach::SystemSsh { program: place.ssh_program() };
+    let system = Reach::SystemSsh { program: place.ssh_program(), given_keys_only: false };
     let fleet = place.fleet(system.clone(), key("id_ed25519"), UnknownHostKeys::Accept, sshd.port);
     let began = Instant::now();
     match fleet.hello(&host).await {

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::files::{make_dir, read_text, sync_dir, write_whole};
+use crate::keys::{Rotation, RotationFiles};
 use crate::{ClusterLock, KeyPair, StateError, keys, patch};
 
 /// Largest `meta.yaml` that is read; 10 000 instances take less.
@@ -152,6 +153,48 @@ impl Cluster {
     /// When the folder cannot be written, or half a pair lies there.
     pub fn ensure_keys(&self) -> Result<KeyPair, StateError> {
         keys::ensure(&self.private_key_path(), &self.public_key_path())
+    }
+
+    /// The pair that a rotation is about to bring.
+    pub fn next_private_key_path(&self) -> Utf8PathBuf {
+        self.dir.join("ssh").join("new")
+    }
+
+    /// Begins to change the keys, or finds out how far a change that was begun has come.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be read or written, or half a pair lies there.
+    pub fn rotation(&self) -> Result<Rotation, StateError> {
+        self.rotation_files().rotation()
+    }
+
+    /// Puts the next pair into use, which every host has let in. Returns the line that they must forget.
+    ///
+    /// # Errors
+    ///
+    /// When files cannot be written; [`Self::rotation`] says then how far it came.
+    pub fn promote_keys(&self) -> Result<String, StateError> {
+        self.rotation_files().promote()
+    }
+
+    /// Every host has forgotten the former key: the rotation is done.
+    ///
+    /// # Errors
+    ///
+    /// When our note of it cannot be removed.
+    pub fn end_rotation(&self) -> Result<(), StateError> {
+        self.rotation_files().end()
+    }
+
+    fn rotation_files(&self) -> RotationFiles {
+        RotationFiles {
+            private: self.private_key_path(),
+            public: self.public_key_path(),
+            next_private: self.next_private_key_path(),
+            next_public: self.dir.join("ssh").join("new.pub"),
+            former: self.own_dir().join("former_key.pub"),
+        }
     }
 
     /// Takes the cluster for this process; `holder` is what others are told.

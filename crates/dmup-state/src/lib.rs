@@ -32,6 +32,6 @@ pub use audit::{AuditEntry, AuditLog};
 pub use backup::Backup;
 pub use cluster::Cluster;
 pub use error::StateError;
-pub use keys::KeyPair;
+pub use keys::{KeyPair, Rotation};
 pub use lock::ClusterLock;
 pub use profile::{ListedCluster, Profile};

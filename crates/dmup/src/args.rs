@@ -149,6 +149,8 @@ pub enum Command {
     Template(TemplateArgs),
     /// Keep what this machine knows of a cluster in a file, or bring it back
     Meta(MetaArgs),
+    /// Change the key that opens the hosts of a DM cluster
+    Rotatessh(RotatesshArgs),
     /// Print a completion script for a shell
     #[command(
         after_help = "Examples:\n  dmup completion bash > /etc/bash_completion.d/dmup\n  source <(dmup completion bash)"
@@ -715,6 +717,20 @@ pub enum MetaCommand {
         #[arg(value_name = "BACKUP")]
         file: Utf8PathBuf,
     },
+}
+
+/// Arguments of `rotatessh`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  dmup rotatessh prod
+
+A new key is made and given to every host. Only when it has logged in on every host it takes the old one's place,
+and the hosts forget that. Cut off in the middle, the same command goes on where it was.")]
+pub struct RotatesshArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
 }
 
 /// Arguments of the agent; parsed by itself.

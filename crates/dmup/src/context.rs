@@ -150,7 +150,9 @@ impl Context {
         });
         match kind {
             SshKind::Builtin => Reach::Russh,
-            SshKind::System => Reach::SystemSsh { program: Utf8PathBuf::from("ssh") },
+            SshKind::System => {
+                Reach::SystemSsh { program: Utf8PathBuf::from("ssh"), given_keys_only: false }
+            }
             SshKind::None => Reach::Local { playground: self.surroundings.supervised.clone() },
         }
     }
@@ -188,6 +190,7 @@ impl Context {
             | Command::Resume(_)
             | Command::Rollback(_)
             | Command::Unlock(_)
+            | Command::Rotatessh(_)
             | Command::Runs(_) => {}
         }
         let words: Vec<String> =
@@ -227,11 +230,22 @@ impl Known {
         context: &Context,
         instances: &[Instance],
     ) -> Result<Fleet, Failure> {
+        let reach = context.reach(self.meta.topology.global.ssh_type.as_str());
+        self.fleet_by(&[self.cluster.private_key_path()], reach, context, instances)
+    }
+
+    /// All hosts of these instances, by the cluster's own user and the first of these keys that is let in.
+    pub(crate) fn fleet_by(
+        &self,
+        keys: &[Utf8PathBuf],
+        reach: Reach,
+        context: &Context,
+        instances: &[Instance],
+    ) -> Result<Fleet, Failure> {
         let login = Login {
             user: self.meta.user.clone(),
-            auth: vec![AuthMethod::key_file(self.cluster.private_key_path())],
+            auth: keys.iter().map(AuthMethod::key_file).collect(),
         };
-        let reach = context.reach(self.meta.topology.global.ssh_type.as_str());
         let hosts = HostAddress::of_instances(instances);
         Ok(context.fleet(login, reach, &self.host_keys(), hosts))
     }

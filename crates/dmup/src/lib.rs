@@ -89,6 +89,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Resume(args) => in_runtime(commands::resume::run(args, context)),
         Command::Rollback(args) => in_runtime(commands::rollback::run(args, context)),
         Command::Unlock(args) => in_runtime(commands::unlock::run(args, context)),
+        Command::Rotatessh(args) => in_runtime(commands::rotate_ssh::run(args, context)),
         Command::Replay(_) => Err(Failure::refused("a replay of a replay is none")),
         Command::Agent(_) => {
             Err(Failure::new(Kind::Usage, "`agent` takes no flags of other commands"))

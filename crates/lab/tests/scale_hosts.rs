@@ -1,9 +1,10 @@
-//! `scale-out`, `scale-in` and `prune` on real hosts while rows flow.
+//! `scale-out`, `scale-in`, `prune`, `exec` and `rotatessh` on real hosts while rows flow.
 //!
 //! Three masters, three workers and monitoring on three hosts; a fourth that nobody knows yet (block 13).
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +33,54 @@ fn id_of(member: &str) -> String {
     format!("{host}:{port}")
 }
 
+/// `rotatessh`, whole and cut off in the middle.
+fn keys_are_changed(scene: &Scene) {
+    let folder = scene.operator.tiup_home().join("storage/dm/clusters").join(CLUSTER);
+    let read = |name: &str| fs_err::read_to_string(folder.join(name)).unwrap();
+    let allowed = |key: &str| {
+        let key = key.split_whitespace().nth(1).unwrap().to_owned();
+        let texts = (1..=3).map(|number| {
+            let file = "/home/tidb/.ssh/authorized_keys";
+            scene.hosts.run_on(number, &["cat", file]).unwrap()
+        });
+        texts.filter(|text| text.contains(&key)).count()
+    };
+    let put = |name: &str, text: &str| {
+        let path = folder.join(name);
+        fs_err::write(&path, text).unwrap();
+        fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    let rotate = || scene.dmup(&["rotatessh", CLUSTER, "--yes"]).well();
+    let (old, old_private) = (read("ssh/id_rsa.pub"), read("ssh/id_rsa"));
+    assert_eq!(allowed(&old), 3);
+    let said = rotate();
+    let (new, new_private) = (read("ssh/id_rsa.pub"), read("ssh/id_rsa"));
+    assert!(new != old && (allowed(&old), allowed(&new)) == (0, 3), "{said}");
+    assert!(!folder.join("ssh/new").exists(), "{said}");
+
+    // As if dmup had died before the hosts forgot the old key.
+    put("dmup/former_key.pub", &old);
+    let line = format!("echo '{}' >> .ssh/authorized_keys", old.trim());
+    scene.dmup(&["exec", CLUSTER, "--command", &line]).well();
+    assert_eq!(allowed(&old), 3);
+    let said = rotate();
+    assert!(said.stderr.contains("in use already"), "{said}");
+    assert_eq!((allowed(&old), allowed(&new)), (0, 3), "{said}");
+    assert_eq!(read("ssh/id_rsa.pub"), new, "{said}");
+
+    // As a rotation of TiUP's leaves it when it fails: hosts know the next key alone.
+    for (name, text) in [
+        ("ssh/new", &new_private),
+        ("ssh/new.pub", &new),
+        ("ssh/id_rsa", &old_private),
+        ("ssh/id_rsa.pub", &old),
+    ] {
+        put(name, text);
+    }
+    let said = rotate();
+    assert_eq!((read("ssh/id_rsa"), allowed(&new)), (new_private, 3), "{said}");
+}
+
 /// Below v6.5.0 two workers would write at once if DM moved a source by itself (reference: DM's scheduler).
 #[test]
 #[ignore = "needs root and systemd-nspawn"]
@@ -44,6 +93,13 @@ fn a_bound_worker_of_an_old_version_goes_after_its_source_was_transferred() {
     let said = scene.dmup(&["scale-in", CLUSTER, "-N", &id_of(&bound), "--yes"]).well();
     assert_eq!(scene.dm.workers().len(), 2, "{said}");
     rows_are_whole(&scene);
+
+    // The operator's own command, as the cluster's user and as root.
+    let said = scene.dmup(&["exec", CLUSTER, "-R", "dm-master", "--command", "whoami; pwd"]).well();
+    assert!(said.stdout.contains("stdout:\ntidb\n/home/tidb\n"), "{said}");
+    let said = scene.dmup(&["exec", CLUSTER, "--sudo", "--command", "id -u"]).well();
+    assert_eq!(said.stdout.matches("stdout:\n0\n").count(), 3, "{said}");
+    keys_are_changed(&scene);
 
     // A host that is gone for good: refused, and done with --force. The other worker has its source already.
     let (lost, _, _) = scene.dm.workers().pop().unwrap();

@@ -23,6 +23,8 @@ pub enum Reach {
     SystemSsh {
         /// `ssh`, or a path.
         program: Utf8PathBuf,
+        /// Offer the login's keys alone: none of an agent, none that ssh tries by itself.
+        given_keys_only: bool,
     },
     /// `none`: every host is this machine. The agent is started directly, by `sudo -n -u` if the login user is somebody else.
     Local {
@@ -86,7 +88,7 @@ pub struct Connection {
 #[derive(Clone)]
 enum Way {
     Session(Arc<Session>),
-    SystemSsh { program: Utf8PathBuf, accept_new: bool, limits: ReachLimits },
+    SystemSsh { program: Utf8PathBuf, accept_new: bool, given_keys_only: bool, limits: ReachLimits },
     Local { arguments: Vec<String> },
 }
 
@@ -108,8 +110,9 @@ impl Connection {
                 let session = in_process::connect(target, &host_keys.all_files(), limits).await?;
                 Way::Session(Arc::new(session))
             }
-            Reach::SystemSsh { program } => Way::SystemSsh {
+            Reach::SystemSsh { program, given_keys_only } => Way::SystemSsh {
                 program: program.clone(),
+                given_keys_only: *given_keys_only,
                 accept_new: matches!(host_keys.unknown, super::UnknownHostKeys::Accept),
                 limits: *limits,
             },
@@ -145,8 +148,10 @@ impl Connection {
     pub(crate) async fn run_line(&self, line: &str) -> Result<ByteStream, ReachError> {
         match &self.way {
             Way::Session(session) => in_process::run_line(session, &self.target, line).await,
-            Way::SystemSsh { program, accept_new, limits } => {
-                spawned::ssh(program, &self.target, *accept_new, limits, line)
+            Way::SystemSsh { program, accept_new, given_keys_only, limits } => {
+                let extent =
+                    spawned::Extent { accept_new: *accept_new, given_keys_only: *given_keys_only };
+                spawned::ssh(program, &self.target, extent, limits, line)
             }
             Way::Local { .. } => Err(ReachError::Channel {
                 address: self.address(),

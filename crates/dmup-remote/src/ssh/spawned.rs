@@ -11,31 +11,44 @@ use super::connection::{ReachLimits, Target};
 use super::error::ReachError;
 use super::stream::ByteStream;
 
+/// How far ssh may go.
+#[derive(Clone, Copy)]
+pub(crate) struct Extent {
+    /// Trust host keys that are met for the first time.
+    pub(crate) accept_new: bool,
+    /// Offer no key of the operator's own (but those that ssh_config names for the host).
+    pub(crate) given_keys_only: bool,
+}
+
 /// `ssh … -- host line`. Options checked on OpenSSH 9.2; port 22 is left to ssh_config.
 pub(crate) fn ssh(
     program: &Utf8Path,
     target: &Target,
-    accept_new: bool,
+    extent: Extent,
     limits: &ReachLimits,
     line: &str,
 ) -> Result<ByteStream, ReachError> {
     let mut command = Command::new(program);
-    command.args(ssh_arguments(target, accept_new, limits)).arg("--").arg(&target.host).arg(line);
+    command.args(ssh_arguments(target, extent, limits)).arg("--").arg(&target.host).arg(line);
     spawn(command).map_err(|observed| ReachError::SystemSsh {
         address: target.address(),
         observed: format!("{program}: {observed}"),
     })
 }
 
-fn ssh_arguments(target: &Target, accept_new: bool, limits: &ReachLimits) -> Vec<String> {
+fn ssh_arguments(target: &Target, extent: Extent, limits: &ReachLimits) -> Vec<String> {
     let mut arguments = vec!["-T".to_owned()];
     let mut option = |text: String| arguments.extend(["-o".to_owned(), text]);
     option("BatchMode=yes".to_owned());
     option(format!("ConnectTimeout={}", limits.connect.as_secs().max(1)));
     option(format!("ServerAliveInterval={}", limits.keepalive.as_secs().max(1)));
     option("ServerAliveCountMax=3".to_owned());
-    if accept_new {
+    if extent.accept_new {
         option("StrictHostKeyChecking=accept-new".to_owned());
+    }
+    if extent.given_keys_only {
+        option("IdentitiesOnly=yes".to_owned());
+        option("IdentityAgent=none".to_owned());
     }
     arguments.extend(["-l".to_owned(), target.login.user.as_str().to_owned()]);
     if target.port != 22 {
@@ -115,12 +128,15 @@ mod tests {
                 ],
             },
         };
-        let text = ssh_arguments(&target, true, &ReachLimits::default()).join(" ");
+        let extent = |given_keys_only| Extent { accept_new: true, given_keys_only };
+        let text = ssh_arguments(&target, extent(false), &ReachLimits::default()).join(" ");
         assert_eq!(
             text,
             "-T -o BatchMode=yes -o ConnectTimeout=5 -o ServerAliveInterval=5 -o ServerAliveCountMax=3 \
              -o StrictHostKeyChecking=accept-new -l tidb -p 2222 -i /c/ssh/id_rsa"
         );
+        let text = ssh_arguments(&target, extent(true), &ReachLimits::default()).join(" ");
+        assert!(text.contains("-o IdentitiesOnly=yes -o IdentityAgent=none -l tidb"), "{text}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub(crate) mod refreshing;
 pub(crate) mod replay;
 pub(crate) mod resume;
 pub(crate) mod rollback;
+pub(crate) mod rotate_ssh;
 pub(crate) mod run;
 pub(crate) mod runs;
 pub(crate) mod scale_in;

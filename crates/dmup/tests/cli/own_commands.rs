@@ -1,4 +1,4 @@
-//! `exec`, on this machine: `--ssh none`, and hosts that nobody answers on.
+//! `exec` on this machine (`--ssh none`) and on hosts that nobody answers on; refusals of `rotatessh`.
 
 use crate::desk::{Desk, SILENT, me};
 
@@ -72,4 +72,12 @@ fn a_command_for_nobody_is_given_to_nobody() {
     refuses(&[], &["not every host can be reached", "127.0.0.77:9", "nothing was touched"]);
     refuses(&["--ssh", "none", "-N", "10.9.9.9"], &["10.9.9.9", "known nodes"]);
     refuses(&["--ssh", "none", "-R", "tikv"], &["tikv"]);
+}
+
+#[test]
+fn no_key_is_made_for_a_cluster_that_cannot_learn_it() {
+    let desk = desk();
+    desk.refuses(&["rotatessh", "prod"], 3, &["aborted by the operator"]);
+    desk.refuses(&["rotatessh", "prod", "--yes"], 3, &["127.0.0.77:9", "nothing was touched"]);
+    desk.refuses(&["rotatessh", "prod", "--yes", "--ssh", "none"], 3, &["reached without SSH"]);
 }
