@@ -1,8 +1,10 @@
-//! What a build comes in: hotfix packages and TiUP's component packages.
+//! What a build comes in, and who vouches for it: hotfix packages, TiUP's component packages, and the mirrors that sign them.
 //!
 //! In: a file that somebody gave us. Out: a [`package::Package`], of which
 //! every file has been looked at, and a canonical parcel of it to send to
 //! hosts; or a [`package::PackageError`] that says which rule it breaks.
-//! Nothing here decides what is replaced where, and nothing goes to a network.
+//! [`trust`] does the same for manifests. Nothing here decides what is
+//! replaced where, and nothing goes to a network.
 
 pub mod package;
+pub mod trust;

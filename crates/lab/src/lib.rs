@@ -8,6 +8,7 @@
 //! - [`build`]: builds the workspace's programs and says where they are
 //! - [`dm`]: DM as its users see it; [`operator`]: somebody at a keyboard with `dmup`
 //! - [`packages`], [`writer`], [`witness`]: packages of the stand-in, rows that go in, rows that come out
+//! - [`mirror`]: a signed mirror as TiUP's clients know it
 //! - [`playground`]: the main job without hosts, for machines that cannot boot any
 //! - [`scene`]: a cluster on hosts with rows flowing, for tests; [`demo`]: the main job, told from outside
 //! - [`faults_matrix`]: a hotfix with every fault in every phase; [`soak`]: one that is killed again and again; both with
@@ -27,6 +28,7 @@ pub mod dm;
 pub mod faults_matrix;
 pub mod hosts;
 pub mod local_hosts;
+pub mod mirror;
 pub mod operator;
 pub mod outside;
 pub mod packages;
