@@ -3,8 +3,11 @@
 //! Facts: tiup components/dm/command (1.16.5). Flags keep TiUP's names, short
 //! forms and defaults, `--identity_file` with its underscore among them.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+
 use camino::Utf8PathBuf;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use dmup_core::policy::BatchSize;
 
 const EXAMPLES: &str = "\
@@ -21,7 +24,7 @@ Exit codes: 0 done, 1 failed (cluster as described), 2 usage, 3 refused (nothing
 
 /// Manages DM clusters: deploys them, and replaces the binaries of a running one with a hotfix, online.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "dmup", version, after_help = EXAMPLES, max_term_width = 110)]
+#[command(name = "dmup", version, disable_version_flag = true, after_help = EXAMPLES, max_term_width = 110)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -29,6 +32,50 @@ pub struct Cli {
     /// Flags of every command.
     #[command(flatten)]
     pub global: Global,
+    /// Print version
+    #[arg(short = 'V', short_alias = 'v', long, action = ArgAction::Version)]
+    version: Option<bool>,
+}
+
+impl Cli {
+    /// Reads a command line, the program's name first.
+    ///
+    /// # Errors
+    ///
+    /// clap's, which are help as well as mistakes.
+    pub fn of_words(words: &[OsString]) -> Result<Self, clap::Error> {
+        Self::try_parse_from(plain_switches(words))
+    }
+}
+
+/// TiUP's manual lets switches have a value, `--overwrite=true`: clap does not.
+fn plain_switches(words: &[OsString]) -> Vec<OsString> {
+    fn collect(command: &clap::Command, names: &mut BTreeSet<String>) {
+        let switches =
+            command.get_arguments().filter(|it| matches!(it.get_action(), ArgAction::SetTrue));
+        names.extend(switches.filter_map(clap::Arg::get_long).map(ToOwned::to_owned));
+        command.get_subcommands().for_each(|below| collect(below, names));
+    }
+    let mut names = BTreeSet::new();
+    collect(&Cli::command(), &mut names);
+    let end = words.iter().position(|word| word == "--").unwrap_or(words.len());
+    let mut plain = Vec::with_capacity(words.len());
+    for (at, word) in words.iter().enumerate() {
+        let switch = word
+            .to_str()
+            .filter(|_| at < end)
+            .and_then(|text| text.strip_prefix("--")?.split_once('='))
+            .filter(|(name, _)| names.contains(*name));
+        // The words of Go's `strconv.ParseBool`.
+        match switch {
+            Some((name, "1" | "t" | "T" | "true" | "TRUE" | "True")) => {
+                plain.push(format!("--{name}").into());
+            }
+            Some((_, "0" | "f" | "F" | "false" | "FALSE" | "False")) => {}
+            _ => plain.push(word.clone()),
+        }
+    }
+    plain
 }
 
 /// Flags of every command.
@@ -53,9 +100,38 @@ pub struct Global {
     /// Form of the output
     #[arg(long, global = true, default_value = "default", value_name = "FORMAT")]
     pub format: Format,
+    /// Same as `--ssh system` (TiUP's older word)
+    #[arg(long, global = true, hide = true)]
+    pub native_ssh: bool,
+    /// A way through another host; refused with what to use instead
+    #[command(flatten)]
+    pub proxy: ProxyArgs,
     /// Trust the key of a host that is met for the first time (a changed key is refused all the same)
     #[arg(long, global = true)]
     pub accept_new_host_keys: bool,
+}
+
+/// TiUP's flags for a way through another host. They are read so that the refusal can say what to do instead.
+#[derive(Args, Clone, Debug)]
+pub struct ProxyArgs {
+    /// The host in between
+    #[arg(long, global = true, hide = true)]
+    pub ssh_proxy_host: Option<String>,
+    /// Who to log in there as
+    #[arg(long, global = true, hide = true)]
+    ssh_proxy_user: Option<String>,
+    /// Port of its sshd
+    #[arg(long, global = true, hide = true)]
+    ssh_proxy_port: Option<u16>,
+    /// Key to log in there with
+    #[arg(long, global = true, hide = true)]
+    ssh_proxy_identity_file: Option<Utf8PathBuf>,
+    /// Log in there with a password
+    #[arg(long, global = true, hide = true)]
+    ssh_proxy_use_password: bool,
+    /// Seconds to wait for it
+    #[arg(long, global = true, hide = true)]
+    ssh_proxy_timeout: Option<u64>,
 }
 
 /// Ways to reach hosts, TiUP's words.
@@ -739,4 +815,30 @@ pub struct AgentArgs {
     /// Passed on
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub rest: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn switches_may_have_a_value_as_in_the_manual() {
+        let plain = |line: &str| {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let plain: Vec<String> = plain_switches(&words)
+                .into_iter()
+                .map(|word| word.into_string().unwrap())
+                .collect();
+            plain.join(" ")
+        };
+        assert_eq!(
+            plain("dmup patch prod x --overwrite=true --yes=false -R dm-worker"),
+            "dmup patch prod x --overwrite -R dm-worker"
+        );
+        for line in
+            ["dmup patch prod x --overwrite=maybe", "dmup x --soak=1", "dmup x -- --yes=true"]
+        {
+            assert_eq!(plain(line), line);
+        }
+    }
 }

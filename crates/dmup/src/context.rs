@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::args::{Command, Global, SshKind};
 use crate::ask;
 use crate::failure::{Failure, Kind, chain};
+use crate::manner::Manner;
 use crate::printer::Printer;
 use crate::surroundings::Surroundings;
 use crate::tiup;
@@ -73,7 +74,9 @@ impl Context {
         cluster_keys: &Utf8Path,
         hosts: Vec<HostAddress>,
     ) -> Fleet {
-        let unknown = if self.global.accept_new_host_keys {
+        // TiUP looks at no host key, and its scripts answer no question: the first key is trusted, a changed one is not.
+        let is_tiup = self.printer.manner == Manner::TiupDm;
+        let unknown = if self.global.accept_new_host_keys || is_tiup {
             UnknownHostKeys::Accept
         } else if self.surroundings.stdin_is_terminal && !self.global.yes {
             UnknownHostKeys::Ask(Arc::new(|key: &NewHostKey| {
@@ -143,16 +146,19 @@ impl Context {
 
     /// The way to hosts that flags or the topology ask for.
     pub(crate) fn reach(&self, ssh_type: &str) -> Reach {
-        let kind = self.global.ssh.unwrap_or(match ssh_type {
-            "system" => SshKind::System,
-            "none" => SshKind::None,
-            _ => SshKind::Builtin,
-        });
+        let native = self.global.native_ssh || self.surroundings.native_ssh;
+        let kind =
+            self.global.ssh.or(native.then_some(SshKind::System)).unwrap_or(match ssh_type {
+                "system" => SshKind::System,
+                "none" => SshKind::None,
+                _ => SshKind::Builtin,
+            });
         match kind {
             SshKind::Builtin => Reach::Russh,
-            SshKind::System => {
-                Reach::SystemSsh { program: Utf8PathBuf::from("ssh"), given_keys_only: false }
-            }
+            SshKind::System => Reach::SystemSsh {
+                program: self.surroundings.ssh_program.clone(),
+                given_keys_only: false,
+            },
             SshKind::None => Reach::Local { playground: self.surroundings.supervised.clone() },
         }
     }
@@ -197,7 +203,9 @@ impl Context {
             words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
         let text = match outcome {
             Ok(()) => "ended with 0\n".to_owned(),
-            Err(failure) => format!("{failure}\nended with {}\n", failure.kind.code()),
+            Err(failure) => {
+                format!("{failure}\nended with {}\n", self.printer.exit_code(failure))
+            }
         };
         self.profile
             .audit()

@@ -2,13 +2,14 @@
 //!
 //! A command is `Args` + one `run`; it loads (topology, state), has others look
 //! and plan, shows, asks, has others execute, and prints. Exit codes are those
-//! of [`failure::Kind`], 0 for a good end.
+//! of [`failure::Kind`], 0 for a good end; 0 and 1 alone in TiUP's [`manner`].
 
 pub mod args;
 mod ask;
 mod commands;
 mod context;
 pub mod failure;
+pub mod manner;
 mod pointing;
 mod printer;
 mod progress;
@@ -18,11 +19,10 @@ mod tiup;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, Format};
 use crate::context::Context;
 use crate::failure::{Failure, Kind};
+use crate::manner::Manner;
 use crate::printer::Printer;
 use crate::surroundings::Surroundings;
 
@@ -32,15 +32,19 @@ pub fn run(words: Vec<OsString>, surroundings: Surroundings) -> ExitCode {
     if words.get(1).is_some_and(|word| word == "agent") {
         return dmup_agent::main_of_agent(words.into_iter().skip(2));
     }
-    let cli = match Cli::try_parse_from(&words) {
-        Ok(cli) => cli,
-        Err(error) => {
-            let asked_for = !error.use_stderr();
-            drop(error.print());
-            return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(Kind::Usage.code()) };
+    let (manner, words) = match Manner::of(words) {
+        Ok(known) => known,
+        Err(not_dm) => {
+            let printer = Printer { format: Format::Default, manner: Manner::TiupDm };
+            printer.failure(&Failure::new(Kind::Usage, not_dm));
+            return ExitCode::FAILURE;
         }
     };
-    let printer = Printer { format: cli.global.format };
+    let cli = match Cli::of_words(&words) {
+        Ok(cli) => cli,
+        Err(error) => return not_parsed(&error, manner, &words, &surroundings),
+    };
+    let printer = Printer { format: cli.global.format, manner };
     let context = Context::new(surroundings, cli.global.clone(), printer);
     let outcome = obey(&cli.command, &context);
     // Why the command itself failed is worth more than why that could not be recorded.
@@ -48,19 +52,72 @@ pub fn run(words: Vec<OsString>, surroundings: Surroundings) -> ExitCode {
     match outcome.and(recorded) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            printer.failure(&failure);
-            ExitCode::from(&failure)
+            end_badly(&failure, printer, &words, &context.surroundings);
+            ExitCode::from(printer.exit_code(&failure))
         }
+    }
+}
+
+/// Words that make no command: help where it was asked for or where TiUP prints it, else an error.
+fn not_parsed(
+    error: &clap::Error,
+    manner: Manner,
+    words: &[OsString],
+    surroundings: &Surroundings,
+) -> ExitCode {
+    let printer = Printer { format: Format::Default, manner };
+    if let Some(help) = manner.help_instead(error, words) {
+        printer.data(help.trim_end());
+        return ExitCode::SUCCESS;
+    }
+    if !error.use_stderr() {
+        drop(error.print());
+        return ExitCode::SUCCESS;
+    }
+    match manner {
+        Manner::Dmup => {
+            drop(error.print());
+            ExitCode::from(Kind::Usage.code())
+        }
+        Manner::TiupDm => {
+            let failure = Failure::new(Kind::Usage, manner::words_of(error));
+            end_badly(&failure, printer, words, surroundings);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says why; in TiUP's manner also where the log of it lies.
+fn end_badly(failure: &Failure, printer: Printer, words: &[OsString], around: &Surroundings) {
+    printer.failure(failure);
+    if printer.manner == Manner::TiupDm
+        && printer.format == Format::Default
+        && let Some(log) = manner::write_debug_log(&around.logs, jiff::Zoned::now(), words, failure)
+    {
+        printer.after_failure(format_args!("Verbose debug logs has been written to {log}."));
     }
 }
 
 /// Carries a command out; one that is replayed, with its own flags.
 fn obey(command: &Command, context: &Context) -> Result<(), Failure> {
+    if context.global.proxy.ssh_proxy_host.is_some() {
+        return Err(Failure::new(Kind::Usage, "dmup has no SSH proxy of its own").hint(
+            "name the host in between with `ProxyJump` in ~/.ssh/config, and use `--ssh system`",
+        ));
+    }
+    if let (Manner::TiupDm, Command::Patch(args)) = (context.printer.manner, command)
+        && args.selection.nodes.is_empty()
+        && args.selection.roles.is_empty()
+    {
+        // What a script for TiUP does not select, it does not expect to be touched.
+        return Err(Failure::new(Kind::Usage, "the flag -R or -N must be specified at least one"));
+    }
     let Command::Replay(args) = command else { return dispatch(command, context) };
     let again = commands::replay::recorded(args, context)?;
-    let printer = Printer { format: again.global.format };
+    let printer = Printer { format: again.global.format, ..context.printer };
     let context = Context::new(context.surroundings.clone(), again.global, printer);
-    dispatch(&again.command, &context)
+    // `recorded` has refused a replay: this goes one level deep.
+    obey(&again.command, &context)
 }
 
 fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {

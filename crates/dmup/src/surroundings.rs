@@ -29,6 +29,12 @@ pub struct Surroundings {
     pub stdin_is_terminal: bool,
     /// `DMUP_SUPERVISED`: with `--ssh none`, services are plain processes kept in this folder (playgrounds without systemd).
     pub supervised: Option<Utf8PathBuf>,
+    /// `TIUP_NATIVE_SSH` is `true`, `1` or `enable`: hosts are reached with the system's ssh.
+    pub native_ssh: bool,
+    /// `TIUP_SSH_PATH`: the system's ssh; `ssh` when it is not set.
+    pub ssh_program: Utf8PathBuf,
+    /// `TIUP_LOG_PATH`, else `<TIUP_HOME>/logs`: debug logs of TiUP's manner.
+    pub logs: Utf8PathBuf,
     /// Our own executable: sent to hosts as their agent.
     pub executable: Utf8PathBuf,
 }
@@ -46,7 +52,14 @@ impl Surroundings {
             .ok()
             .and_then(|path| Utf8PathBuf::from_path_buf(path).ok())
             .unwrap_or_else(|| Utf8PathBuf::from("/proc/self/exe"));
+        let logs =
+            variable("TIUP_LOG_PATH").map_or_else(|| tiup_home.join("logs"), Utf8PathBuf::from);
+        let native_ssh = variable("TIUP_NATIVE_SSH")
+            .is_some_and(|value| matches!(value.to_lowercase().as_str(), "true" | "1" | "enable"));
         Self {
+            native_ssh,
+            ssh_program: variable("TIUP_SSH_PATH").unwrap_or_else(|| "ssh".to_owned()).into(),
+            logs,
             tiup_home,
             profile,
             home,

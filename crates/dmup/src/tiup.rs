@@ -4,6 +4,9 @@
 //! otherwise is its process: `tiup dm …` runs `tiup-dm` with the same words. On hosts TiUP leaves no trace of
 //! a command under way, so one that runs on another machine cannot be noticed.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use camino::Utf8Path;
 use dmup_core::ids::ClusterName;
 
@@ -35,12 +38,21 @@ pub(crate) fn at_work(cluster: &ClusterName, profile: &Utf8Path) -> Option<(u32,
         let pid: u32 = folder.file_name()?.to_str()?.parse().ok()?;
         // A process that ends meanwhile, or is somebody else's, has nothing to read.
         let words = words(&fs_err::read(folder.join("cmdline")).ok()?);
-        if !changes(&words, cluster) {
+        if !changes(&words, cluster) || is_ourselves(&folder) {
             return None;
         }
         let around = self::words(&fs_err::read(folder.join("environ")).unwrap_or_default());
         is_of(&around, profile).then(|| (pid, words.join(" ")))
     })
+}
+
+/// dmup answers to TiUP's name as well; against another dmup there is the lock.
+fn is_ourselves(process: &Path) -> bool {
+    let file = |path: &Path| {
+        let meta = fs_err::metadata(path).ok()?;
+        Some((meta.dev(), meta.ino()))
+    };
+    file(&process.join("exe")).is_some_and(|it| Some(it) == file(Path::new("/proc/self/exe")))
 }
 
 fn words(bytes: &[u8]) -> Vec<String> {

@@ -75,6 +75,20 @@ impl Operator {
         if copied.success() { Ok(twin) } else { Err(std::io::Error::other("cp failed")) }
     }
 
+    /// The same desk, where dmup is called by another name.
+    ///
+    /// # Errors
+    /// The link could not be made.
+    pub fn calling_it(&self, name: &str) -> std::io::Result<Self> {
+        let folder = self.home.join("bin");
+        fs_err::create_dir_all(&folder)?;
+        let link = folder.join(name);
+        if !link.exists() {
+            fs_err::os::unix::fs::symlink(&self.dmup, &link)?;
+        }
+        Ok(Self { dmup: link, ..self.clone() })
+    }
+
     /// From now on, with `--ssh none`, services are plain processes kept below this folder (`DMUP_SUPERVISED`).
     #[must_use]
     pub fn in_playground(mut self, folder: &Utf8Path) -> Self {
@@ -104,7 +118,8 @@ impl Operator {
 
     /// The same, with answers to its questions.
     pub fn run_with_input(&self, words: &[&str], input: &str) -> Said {
-        let line = format!("dmup {}", words.join(" "));
+        let name = self.dmup.file_name().unwrap_or("dmup");
+        let line = format!("{name} {}", words.join(" "));
         let mut child = match self.command(words).spawn() {
             Ok(child) => child,
             Err(error) => {

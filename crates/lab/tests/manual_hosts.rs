@@ -1,4 +1,4 @@
-//! The manual's own cluster: everything once, on one host, DM v5.3.0. Its commands, its tables, and `destroy`.
+//! The manual's own cluster: everything once, on one host, DM v5.3.0. Its commands (also as `tiup dm`), its tables, and `destroy`.
 //!
 //! Block 5. One master and one worker: patching them needs consent, which `--yes` gives.
 
@@ -78,11 +78,15 @@ fn the_manual_as_it_is_written() {
     // Without --yes it asks, and no answer is no.
     let asked = scene.dmup(&["patch", CLUSTER, master.as_str(), "-R", "dm-master"]).with_code(3);
     assert!(asked.stderr.contains("DM can neither schedule nor fail over"), "{asked}");
+    // As the manual types it: `tiup dm patch …`, its questions answered by `yes |`.
+    let tiup = scene.operator.calling_it("tiup").unwrap();
     let node = format!("{host}:8261");
-    scene.dmup(&["patch", CLUSTER, master.as_str(), "-N", &node, "--yes"]).well();
-    scene
-        .dmup(&["patch", CLUSTER, worker.as_str(), "-R", "dm-worker", "--overwrite", "--yes"])
-        .well();
+    let yes = "y\n".repeat(1000);
+    let words = ["dm", "patch", CLUSTER, master.as_str(), "-N", &node];
+    tiup.run_with_input(&words, &yes).well();
+    let words = ["dm", "patch", CLUSTER, worker.as_str(), "-R", "dm-worker", "--overwrite=true"];
+    tiup.run_with_input(&words, &yes).well();
+    assert_eq!(tiup.run(&["dm", "display", CLUSTER]).well().stdout.matches("(patched)").count(), 2);
     let after = wait_up();
     assert_eq!(normal(&after.stdout, &host.to_string()), MANUAL_AFTER.trim_start(), "{after}");
 

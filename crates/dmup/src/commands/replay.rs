@@ -3,7 +3,7 @@
 //! TiUP skips the steps that its log calls done. Ours needs no such log: every command looks at the
 //! hosts first and does what is missing.
 
-use clap::Parser;
+use std::ffi::OsString;
 
 use crate::args::{Cli, Command, ReplayArgs};
 use crate::ask;
@@ -18,7 +18,8 @@ pub(crate) fn recorded(args: &ReplayArgs, context: &Context) -> Result<Cli, Fail
         .words(&args.id)
         .map_err(|error| state_failure(error).hint("`dmup audit` lists all entries"))?;
     let line = words.join(" ");
-    let mut cli = Cli::try_parse_from(&words).map_err(|error| {
+    let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+    let mut cli = Cli::of_words(&words).map_err(|error| {
         let text = error.to_string();
         let why = text.lines().next().unwrap_or_default();
         Failure::refused(format_args!("read the recorded command `{line}` again"))

@@ -71,7 +71,21 @@ impl Desk {
 
     /// The program, to be given more surroundings or an answer.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::cargo_bin("dmup").unwrap();
+        self.with_surroundings(Command::cargo_bin("dmup").unwrap(), words)
+    }
+
+    /// The program by another name, as a link.
+    pub(crate) fn called(&self, name: &str, words: &[&str]) -> Command {
+        let link = self.path(&format!("bin/{name}"));
+        if std::fs::symlink_metadata(&link).is_err() {
+            std::fs::create_dir_all(self.path("bin")).unwrap();
+            let program = Command::cargo_bin("dmup").unwrap();
+            std::os::unix::fs::symlink(program.get_program(), &link).unwrap();
+        }
+        self.with_surroundings(Command::new(link), words)
+    }
+
+    fn with_surroundings(&self, mut command: Command, words: &[&str]) -> Command {
         command
             .args(words)
             .env_clear()

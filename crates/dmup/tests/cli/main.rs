@@ -3,6 +3,7 @@
 //! Runs no cluster; hosts are refused before they are asked, silent, or this machine with folders of a test's own.
 #![allow(clippy::unwrap_used, reason = "the whole program is a test, its desk as well")]
 
+mod as_tiup;
 mod deploying;
 mod desk;
 mod help;
