@@ -13,6 +13,8 @@ pub struct Surroundings {
     pub tiup_home: Utf8PathBuf,
     /// `TIUP_COMPONENT_DATA_DIR`, else `<TIUP_HOME>/storage/dm`.
     pub profile: Utf8PathBuf,
+    /// `TIUP_MIRRORS`: another mirror than the one of `tiup.toml`.
+    pub mirror: Option<String>,
     /// `HOME`.
     pub home: Utf8PathBuf,
     /// `USER` or `LOGNAME`; `root` when neither is set, as in a bare container.
@@ -62,6 +64,7 @@ impl Surroundings {
             logs,
             tiup_home,
             profile,
+            mirror: variable("TIUP_MIRRORS"),
             home,
             user: variable("USER")
                 .or_else(|| variable("LOGNAME"))

@@ -115,6 +115,9 @@ pub enum ManifestRefusal {
         /// What it says.
         offered: u64,
     },
+    /// Roots without end.
+    #[error("more than {0} new roots at once")]
+    TooManyRoots(usize),
     /// Other bytes than those that were promised.
     #[error("its SHA-256 is {found}, {by} promises {promised}")]
     OtherHash {

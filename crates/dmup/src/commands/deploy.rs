@@ -49,7 +49,8 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
 
     progress.under_way("open the packages");
     let scratch = context.scratch()?;
-    let packages = laying_out::open_packages(&instances, &version, scratch.path(), context)?;
+    let packages =
+        laying_out::open_packages(&instances, &version, scratch.path(), &progress, context).await?;
     progress.under_way("look at the hosts");
     let findings = laying_out::look(&first, &instances, &packages).await;
     if !findings.is_empty() {

@@ -24,11 +24,13 @@ use dmup_state::Cluster;
 use dmup_wire::message::{EnsureUser, MakeDir, Probe, PutFile};
 use futures::future::join_all;
 
+use super::obtaining::Obtaining;
 use super::own_files::OwnFiles;
 use crate::args::LoginArgs;
 use crate::ask;
 use crate::context::{Context, checked_user, state_failure};
 use crate::failure::{Failure, chain};
+use crate::progress::Progress;
 
 /// Less free space than this and instances are refused: one with its logs needs more.
 const FREE_BYTES: u64 = 64 << 20;
@@ -148,22 +150,28 @@ fn hint_of(error: &ReachError) -> Option<&'static str> {
 /// The official packages, by component and architecture.
 pub(crate) type Packages = BTreeMap<(Role, String), ComponentPackage>;
 
-/// One package per component and architecture, all opened and checked before anything is sent.
-pub(crate) fn open_packages(
+/// One package per component and architecture, all obtained, opened and checked before anything is sent.
+pub(crate) async fn open_packages(
     instances: &[Instance],
     version: &DmVersion,
     scratch: &Utf8Path,
+    progress: &Progress,
     context: &Context,
 ) -> Result<Packages, Failure> {
-    let needed: BTreeSet<(Role, String, String)> =
-        instances.iter().map(|it| (it.role, it.os.clone(), it.arch.clone())).collect();
+    let mut needed: BTreeMap<(Role, String, String), BTreeSet<&HostId>> = BTreeMap::new();
+    for instance in instances {
+        let package = (instance.role, instance.os.clone(), instance.arch.clone());
+        needed.entry(package).or_default().insert(&instance.host);
+    }
+    let mut obtaining = Obtaining::new(context);
     let mut packages = Packages::new();
     let mut wrong = Vec::new();
-    for (role, os, arch) in needed {
-        let path = match package_path(role, version, &os, &arch, context) {
+    for ((role, os, arch), hosts) in needed {
+        let path = match obtaining.package(role, version, &os, &arch, progress).await {
             Ok(path) => path,
             Err(why) => {
-                wrong.push(why);
+                let hosts: Vec<&str> = hosts.iter().map(|it| it.as_str()).collect();
+                wrong.push(format!("{why} (needed on {})", hosts.join(", ")));
                 continue;
             }
         };
@@ -174,13 +182,14 @@ pub(crate) fn open_packages(
             Err(error) => wrong.push(chain(&error)),
         }
     }
+    obtaining.say_warnings();
     if wrong.is_empty() {
-        Ok(packages)
-    } else {
-        Err(Failure::refused("not every package is there").because(wrong).hint(
-            "put the official packages there, named <component>-<version>-<os>-<arch>.tar.gz",
-        ))
+        return Ok(packages);
     }
+    let failure = Failure::refused("not every package is there")
+        .because(wrong)
+        .hint("put the official packages there, named <component>-<version>-<os>-<arch>.tar.gz");
+    Err(obtaining.hints.into_iter().fold(failure, Failure::hint))
 }
 
 /// What `patch --overwrite` kept for the components of these instances.
@@ -204,34 +213,6 @@ pub(crate) fn open_hotfixes(
         hotfixes.insert(role, hotfix);
     }
     Ok(hotfixes)
-}
-
-/// All components have the cluster's version but Alertmanager, whose newest is taken (TiUP's rule).
-fn package_path(
-    role: Role,
-    version: &DmVersion,
-    os: &str,
-    arch: &str,
-    context: &Context,
-) -> Result<Utf8PathBuf, String> {
-    let exact = context.profile.package_path(role.as_str(), version.as_str(), os, arch);
-    if exact.exists() || role != Role::Alertmanager {
-        return if exact.exists() { Ok(exact) } else { Err(format!("{role}: looked for {exact}")) };
-    }
-    let folder = exact.parent().map(Utf8Path::to_owned).unwrap_or_default();
-    let ending = format!("-{os}-{arch}.tar.gz");
-    let newest = fs_err::read_dir(&folder)
-        .map_err(|error| format!("{role}: {error}"))?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter_map(|file| {
-            let text = file.strip_prefix("alertmanager-")?.strip_suffix(&ending)?;
-            let version: DmVersion = text.parse().ok()?;
-            Some((version.numbers()?, file.clone()))
-        })
-        .max();
-    newest
-        .map(|(_, file)| folder.join(file))
-        .ok_or_else(|| format!("{role}: looked for {folder}/alertmanager-<version>{ending}"))
 }
 
 /// Everything that would be in the way on the hosts.

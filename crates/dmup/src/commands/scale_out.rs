@@ -63,7 +63,8 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
     let scratch = context.scratch()?;
     let instances = new.instances();
     let version = &known.meta.version;
-    let packages = laying_out::open_packages(&instances, version, scratch.path(), context)?;
+    let packages =
+        laying_out::open_packages(&instances, version, scratch.path(), &progress, context).await?;
     let hotfixes = laying_out::open_hotfixes(&known.cluster, &instances, scratch.path())?;
     let patched: Vec<&str> = instances
         .iter()

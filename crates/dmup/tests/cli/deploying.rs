@@ -2,6 +2,8 @@
 
 use std::process::{Command, Output};
 
+use lab::mirror::MadeMirror;
+
 use crate::desk::{Desk, archive_of, elf, me, this_machine};
 
 const RULES: &str = r#"groups:
@@ -36,16 +38,24 @@ fn topology(desk: &Desk, more: &[(&str, &str)]) -> String {
 }
 
 fn put_packages(desk: &Desk) {
-    let (machine, arch) = this_machine();
+    let (_, arch) = this_machine();
+    for (component, version, bytes) in official_packages() {
+        let name = format!("{component}-{version}-linux-{arch}.tar.gz");
+        desk.put(&format!("tiup/storage/dm/packages/{name}"), &bytes);
+    }
+}
+
+/// Component, version, package.
+fn official_packages() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let (machine, _) = this_machine();
     let binary = elf(machine, b"x");
-    let put = |name: &str, files: &[(&str, u32, &[u8])]| {
-        desk.put(
-            &format!("tiup/storage/dm/packages/{name}-linux-{arch}.tar.gz"),
-            &archive_of(files),
-        );
+    let mut all = Vec::new();
+    let mut put = |component, version, files: &[(&str, u32, &[u8])]| {
+        all.push((component, version, archive_of(files)));
     };
     put(
-        "dm-master-v8.1.0",
+        "dm-master",
+        "v8.1.0",
         &[
             ("dm-master/dm-master", 0o755, &binary),
             ("dm-master/conf/dm_worker.rules.yml", 0o644, RULES.as_bytes()),
@@ -53,17 +63,34 @@ fn put_packages(desk: &Desk) {
             ("dm-master/scripts/dm.json", 0o644, b"{\"title\": \"Test-Cluster-DM\"}"),
         ],
     );
-    put("dm-worker-v8.1.0", &[("dm-worker/dm-worker", 0o755, &binary)]);
-    put("prometheus-v8.1.0", &[("prometheus/prometheus", 0o755, &binary)]);
-    put("grafana-v8.1.0", &[("bin/grafana-server", 0o755, &binary)]);
-    put("alertmanager-v0.26.0", &[("alertmanager/alertmanager", 0o755, &binary)]);
+    put("dm-worker", "v8.1.0", &[("dm-worker/dm-worker", 0o755, &binary)]);
+    put("prometheus", "v8.1.0", &[("prometheus/prometheus", 0o755, &binary)]);
+    put("grafana", "v8.1.0", &[("bin/grafana-server", 0o755, &binary)]);
+    put("alertmanager", "v0.26.0", &[("alertmanager/alertmanager", 0o755, &binary)]);
+    all
+}
+
+/// The same as a mirror in a folder, trusted by `TIUP_HOME`.
+fn put_mirror(desk: &Desk, arch: &str) -> String {
+    let mut mirror = MadeMirror::default();
+    for (component, version, bytes) in official_packages() {
+        mirror = mirror.with(component, version, &format!("linux/{arch}"), &bytes);
+    }
+    let folder = desk.path("mirror");
+    mirror.write_to(folder.as_str().into()).unwrap();
+    desk.put("tiup/bin/root.json", &mirror.files()["root.json"]);
+    folder
 }
 
 fn deploy(desk: &Desk, topology: &str) -> Output {
-    desk.command(&["deploy", "prod", "v8.1.0", topology, "-u", &me(), "--ssh", "none", "--yes"])
-        .env("DMUP_SUPERVISED", desk.path("services"))
-        .output()
-        .unwrap()
+    deploy_command(desk, topology).output().unwrap()
+}
+
+fn deploy_command(desk: &Desk, topology: &str) -> assert_cmd::Command {
+    let words = ["deploy", "prod", "v8.1.0", topology, "-u", &me(), "--ssh", "none", "--yes"];
+    let mut command = desk.command(&words);
+    command.env("DMUP_SUPERVISED", desk.path("services"));
+    command
 }
 
 fn read(desk: &Desk, path: &str) -> String {
@@ -176,6 +203,66 @@ fn a_deploy_without_its_packages_or_files_writes_nothing() {
     assert!(said.contains("read the rules of 127.0.0.77:4 from /no/such/folder"), "{said}");
     assert_eq!(desk.state(), before);
     for folder in ["m", "w", "p", "g", "a", "services/units"] {
+        assert!(!std::fs::exists(desk.path(folder)).unwrap(), "{folder}");
+    }
+}
+
+#[test]
+fn packages_that_are_not_at_hand_come_from_the_mirror() {
+    let desk = Desk::empty();
+    let (_, arch) = this_machine();
+    let mirror = put_mirror(&desk, arch);
+    let file = topology(&desk, &[]);
+    let output = deploy_command(&desk, &file).env("TIUP_MIRRORS", &mirror).output().unwrap();
+    let said = desk.told(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains(&format!("+ Downloaded dm-master-v8.1.0-linux-{arch}.tar.gz (")),
+        "{said}"
+    );
+    assert!(!said.contains("warning"), "{said}");
+    for (component, version, bytes) in official_packages() {
+        let name = format!("{component}-{version}-linux-{arch}.tar.gz");
+        let kept = std::fs::read(desk.path(&format!("tiup/storage/dm/packages/{name}"))).unwrap();
+        assert_eq!(kept, bytes, "{name}");
+    }
+}
+
+#[test]
+fn packages_at_hand_do_when_the_mirror_is_away() {
+    let desk = Desk::empty();
+    let (_, arch) = this_machine();
+    let mirror = put_mirror(&desk, arch);
+    std::fs::remove_dir_all(&mirror).unwrap();
+    put_packages(&desk);
+    let file = topology(&desk, &[]);
+    let output = deploy_command(&desk, &file).env("TIUP_MIRRORS", &mirror).output().unwrap();
+    let said = desk.told(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let warnings: Vec<&str> = said.lines().filter(|line| line.starts_with("warning: ")).collect();
+    assert_eq!(warnings.len(), 1, "one for all packages:\n{said}");
+    assert!(
+        warnings[0]
+            .contains("used as it is, compared with nothing: fetch 2.root.json from DESK/mirror"),
+        "{said}"
+    );
+}
+
+#[test]
+fn an_architecture_that_a_mirror_has_no_package_for_is_named_with_its_hosts() {
+    let desk = Desk::empty();
+    let (_, arch) = this_machine();
+    let other = if arch == "amd64" { "arm64" } else { "amd64" };
+    let mirror = put_mirror(&desk, other);
+    let file = topology(&desk, &[]);
+    let output = deploy_command(&desk, &file).env("TIUP_MIRRORS", &mirror).output().unwrap();
+    let said = desk.told(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    let named = format!(
+        "does not list dm-worker v8.1.0 for linux/{arch} (but for linux/{other}) (needed on 127.0.0.77)"
+    );
+    assert!(said.contains(&named), "{said}");
+    for folder in ["m", "w", "p", "g", "a"] {
         assert!(!std::fs::exists(desk.path(folder)).unwrap(), "{folder}");
     }
 }

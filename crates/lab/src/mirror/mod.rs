@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::io;
-use std::sync::LazyLock;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{LazyLock, Mutex};
 
 use camino::Utf8Path;
 use fs_err as fs;
@@ -77,14 +78,23 @@ pub fn sign(signed: &Value, by: &[Signer]) -> Vec<u8> {
     let bytes = signed.to_string();
     let signatures: Vec<Value> = by
         .iter()
-        .map(|signer| {
-            let key = key(*signer);
-            let signature = key.signing.sign_with_rng(&mut Salt(1), bytes.as_bytes()).to_bytes();
-            json!({"keyid": key.id, "sig": base64(&signature)})
-        })
+        .map(|signer| json!({"keyid": key(*signer).id, "sig": signature(*signer, &bytes)}))
         .collect();
     // By hand: the bytes that were signed must stay as they are.
     format!(r#"{{"signatures":{},"signed":{bytes}}}"#, Value::from(signatures)).into_bytes()
+}
+
+/// Kept, for without optimisation a signature takes longer than most tests.
+fn signature(signer: Signer, bytes: &str) -> String {
+    static MADE: Mutex<BTreeMap<(usize, String), String>> = Mutex::new(BTreeMap::new());
+    let name = (signer as usize, bytes.to_owned());
+    if let Some(made) = MADE.lock().expect("nobody panics with it").get(&name) {
+        return made.clone();
+    }
+    let made = key(signer).signing.sign_with_rng(&mut Salt(1), bytes.as_bytes()).to_bytes();
+    let made = base64(&made);
+    MADE.lock().expect("nobody panics with it").insert(name, made.clone());
+    made
 }
 
 /// The content of a manifest file.
@@ -93,6 +103,40 @@ pub fn sign(signed: &Value, by: &[Signer]) -> Vec<u8> {
 /// If it is none.
 pub fn signed(file: &[u8]) -> Value {
     serde_json::from_slice::<Value>(file).expect("a manifest")["signed"].clone()
+}
+
+/// Serves files over HTTP until the process ends; the address.
+///
+/// # Errors
+/// If there is no port.
+pub fn serve(files: BTreeMap<String, Vec<u8>>) -> io::Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = format!("http://{}", listener.local_addr()?);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            // A client that goes away is its own affair.
+            drop(answer(stream, &files));
+        }
+    });
+    Ok(address)
+}
+
+fn answer(stream: TcpStream, files: &BTreeMap<String, Vec<u8>>) -> io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    let mut request = String::new();
+    while !request.ends_with("\r\n\r\n") && reader.read_line(&mut request)? > 0 {}
+    let name = request.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
+    let (status, body) = match files.get(name) {
+        Some(body) => ("200 OK", body.as_slice()),
+        None => ("404 Not Found", &b"no such file"[..]),
+    };
+    let mut stream = reader.into_inner();
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    )?;
+    stream.write_all(body)
 }
 
 fn base64(bytes: &[u8]) -> String {
