@@ -13,8 +13,17 @@ use futures::{StreamExt, stream};
 use crate::args::{ExecArgs, Format};
 use crate::context::{Context, bad_selection};
 use crate::failure::{Failure, Kind};
+use crate::manner::Manner;
 
 pub(crate) async fn run(args: &ExecArgs, context: &Context) -> Result<(), Failure> {
+    if context.printer.manner == Manner::TiupDm && args.command.contains("{{") {
+        // TiUP would put a value there: a script that counts on it must not have something else run.
+        return Err(Failure::new(
+            Kind::Usage,
+            "dmup puts nothing into the command where it has `{{`",
+        )
+        .hint("`dmup exec` gives it to the shell as it is"));
+    }
     let known = context.cluster(&args.cluster)?;
     let selected = on_hosts_of(args, &known.meta.instances())?;
     let fleet = known.fleet(context, &selected)?;

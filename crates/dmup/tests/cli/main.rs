@@ -12,4 +12,5 @@ mod own_commands;
 mod refusals;
 mod replaying;
 mod showing;
+mod side_by_side;
 mod state;
