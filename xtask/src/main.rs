@@ -5,6 +5,7 @@ mod demo;
 mod failure;
 mod faults;
 mod hosts;
+mod reference;
 mod set_up;
 mod tests;
 
@@ -37,7 +38,9 @@ enum Command {
     Faults(faults::FaultsArgs),
     /// Hotfixes, resumes and rollbacks that are killed at random moments (needs root)
     Soak(faults::SoakArgs),
-    /// Formatting, lints and documentation, as continuous integration checks them
+    /// Write docs/reference.md from the help of every command
+    Reference,
+    /// Formatting, lints, documentation and the page of commands, as continuous integration checks them
     CiChecks,
 }
 
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Faults(args) => faults::faults(&args),
         Command::Soak(args) => faults::soak(&args),
+        Command::Reference => reference::write(),
         Command::CiChecks => checks::run(),
     };
     match result {

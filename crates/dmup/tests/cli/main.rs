@@ -9,6 +9,7 @@ mod desk;
 mod help;
 mod locking;
 mod own_commands;
+mod reference;
 mod refusals;
 mod replaying;
 mod showing;
