@@ -86,7 +86,21 @@ impl Agent {
             Request::Switch(order) => {
                 let here = || switch(&*self.services, &self.hashes, order);
                 if order.restart {
-                    self.by_root(&request, || self.in_turn(&order.instance).and_then(|()| here()))
+                    self.by_root(&request, || {
+                        self.in_turn(&order.instance)?;
+                        // None armed, or one that has acted: fine, too.
+                        let put_off = |by_s: u32| {
+                            guard::renew(&self.places, &order.instance, by_s).ok();
+                        };
+                        let stop_s = u32::try_from(order.stop_within_ms / 1000).unwrap_or(u32::MAX);
+                        if let Some(guard_s) = order.guard_s {
+                            put_off(guard_s.saturating_add(stop_s));
+                        }
+                        let done = here();
+                        // Also after a window that failed half-way.
+                        order.guard_s.map(put_off);
+                        done
+                    })
                 } else {
                     self.or_root(&request, here)
                 }
@@ -319,7 +333,10 @@ fn check(request: &Request) -> Result<(), Refusal> {
             at_most("replaced files", order.replace.len(), 4096)?;
             at_most("version arguments", order.version_arguments.as_ref().map_or(0, Vec::len), 16)
         }
-        Request::Switch(order) => within_a_day("the stop", order.stop_within_ms),
+        Request::Switch(order) => {
+            order.guard_s.map_or(Ok(()), check_guard_time)?;
+            within_a_day("the stop", order.stop_within_ms)
+        }
         Request::Unit(order) => {
             at_most("units", order.units.len(), 64)?;
             within_a_day("the order", order.within_ms)
@@ -360,10 +377,7 @@ fn check(request: &Request) -> Result<(), Refusal> {
         }
         Request::JournalTail { lines, .. } => at_most("lines", *lines as usize, 1000),
         Request::ArmGuard(Guard { after_s, .. }) | Request::RenewGuard { after_s, .. } => {
-            if (1..=86_400).contains(after_s) {
-                return Ok(());
-            }
-            Err(bad("arm a guard", format!("it may act after 1 to 86400 s, not {after_s}")))
+            check_guard_time(*after_s)
         }
         Request::Shell(order) => within_a_day("the command", order.within_ms),
         Request::CheckSudo
@@ -379,6 +393,13 @@ fn at_most(what: &str, given: usize, most: usize) -> Result<(), Refusal> {
         return Ok(());
     }
     Err(bad("take the request", format!("{given} {what}, at most {most} are allowed")))
+}
+
+fn check_guard_time(after_s: u32) -> Result<(), Refusal> {
+    if (1..=86_400).contains(&after_s) {
+        return Ok(());
+    }
+    Err(bad("arm a guard", format!("it may act after 1 to 86400 s, not {after_s}")))
 }
 
 fn within_a_day(what: &str, ms: u64) -> Result<(), Refusal> {

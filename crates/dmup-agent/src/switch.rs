@@ -307,6 +307,7 @@ pub(crate) fn undo(
         restart,
         even_if_running: true,
         stop_within_ms: millis(stop_within),
+        guard_s: None,
     }
 }
 
@@ -406,6 +407,7 @@ pub(crate) mod tests {
             restart: true,
             even_if_running: false,
             stop_within_ms: 1000,
+            guard_s: None,
         };
         (keep, order)
     }

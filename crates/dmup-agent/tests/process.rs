@@ -234,6 +234,7 @@ fn playground() -> (Playground, Talk) {
         restart: true,
         even_if_running: false,
         stop_within_ms: 60_000,
+        guard_s: None,
     };
     (Playground { _keep: keep, dir, window }, talk)
 }
@@ -304,9 +305,9 @@ fn a_guard_that_nobody_disarms_brings_the_old_build_back() {
     assert!(playground.probe(&mut talk).leftovers.is_empty());
     let back = Switch { from: window.to.clone(), to: window.from.clone(), ..window.clone() };
     talk.done(&Request::Switch(back));
-    // Not confirmed: the controller goes, the guard stays.
-    talk.done(&guard(&window, 2));
-    talk.done(&Request::Switch(window.clone()));
+    // Not confirmed: the controller goes, the guard stays. From the end of the window it has the time that this names.
+    talk.done(&guard(&window, 600));
+    talk.done(&Request::Switch(Switch { guard_s: Some(2), ..window.clone() }));
     talk.end();
     let mut talk = Talk::playground(&playground.dir.join("playground"));
     poll("the guard", || {
@@ -324,13 +325,16 @@ fn a_guard_that_nobody_disarms_brings_the_old_build_back() {
 fn what_is_under_way_is_finished_when_the_controller_goes() {
     let (playground, mut talk) = playground();
     let window = playground.window.clone();
-    talk.begin(&Request::Switch(window.clone()));
+    talk.done(&guard(&window, 600));
+    talk.begin(&Request::Switch(Switch { guard_s: Some(4), ..window.clone() }));
     // Both directions break at once, as with a cut cable.
     drop(talk.child.stdout.take());
     drop(talk.child.stdin.take());
     assert!(talk.child.wait().expect("it ends").success());
     let mut talk = Talk::playground(&playground.dir.join("playground"));
     poll("the new build", || playground.running(&mut talk) == Some(window.to.clone()));
+    // So is what belongs to it: the guard acts so long after the window, not when it would have without one.
+    poll("the guard", || playground.running(&mut talk) == Some(window.from.clone()));
     playground.clear(talk);
 }
 

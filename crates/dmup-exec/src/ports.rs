@@ -121,7 +121,8 @@ pub trait Hosts: Send + Sync {
         build: &Build,
     ) -> Result<Option<String>, EffectError>;
 
-    /// Stops, exchanges, starts: one remote program, no round trip within. `from` and `to` are checked first.
+    /// Stops, exchanges, starts: one remote program, no round trip within. `from` and `to` are checked first. An armed
+    /// guard waits for the window's end, and acts `guard` after it, whatever has become of us.
     async fn switch(
         &self,
         instance: &Instance,
@@ -129,6 +130,7 @@ pub trait Hosts: Send + Sync {
         to: &Digest,
         around: Around,
         stop_within: Duration,
+        guard: Option<Duration>,
     ) -> Result<Window, EffectError>;
 
     /// Arms the guard: the host goes back to `from` by itself unless disarmed in time.

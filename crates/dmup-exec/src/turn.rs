@@ -35,8 +35,6 @@ pub(crate) struct Stage {
     is_kept: bool,
     /// When the guard was armed or put off last; none: it is not armed.
     armed_at: Option<Duration>,
-    /// It was armed for the length of a window, not for that of a word from us.
-    has_long_guard: bool,
     /// When the window ended.
     window_ended: Option<Duration>,
 }
@@ -90,7 +88,6 @@ impl Run<'_> {
             is_exchanged: false,
             is_kept: has(|step| matches!(step, Step::DisarmGuard { .. })),
             armed_at: None,
-            has_long_guard: false,
             window_ended: None,
         };
         let process = match self.look_while_it_helps_itself(&stage.instance).await {
@@ -193,7 +190,6 @@ impl Run<'_> {
             is_exchanged: false,
             is_kept: false,
             armed_at: None,
-            has_long_guard: false,
             window_ended: None,
         };
         Ok((stage, steps))
@@ -322,7 +318,6 @@ impl Run<'_> {
                 let instance = &stage.instance;
                 attempt(reach.clock, || reach.hosts.arm_guard(instance, from, to, after)).await?;
                 stage.armed_at = Some(reach.clock.elapsed());
-                stage.has_long_guard = true;
                 Ok(Taken::Done(None))
             }
             Step::Window { from, to, .. } => self.open_window(stage, step, from, to).await,
@@ -498,10 +493,16 @@ impl Run<'_> {
             Around::OfflineEvenIfRunning => ports::Around::OfflineEvenIfRunning,
         };
         let stop_within = Duration::from_secs(self.plan.policy.stop_within_s.into());
+        let guard = stage.armed_at.map(|_| Duration::from_secs(self.plan.policy.guard_s.into()));
+        let instance = &stage.instance.clone();
         let mut last = String::new();
         for _ in 0..4 {
-            match reach.hosts.switch(&stage.instance, from, to, around, stop_within).await {
-                Ok(window) => return Ok(window),
+            match reach.hosts.switch(instance, from, to, around, stop_within, guard).await {
+                Ok(window) => {
+                    // The host has put it off.
+                    stage.armed_at = guard.map(|_| reach.clock.elapsed());
+                    return Ok(window);
+                }
                 Err(error) => match error.certainty {
                     Certainty::Refused => return Err(Halt::Failed(error.to_string())),
                     Certainty::Superseded => return Err(Halt::superseded(&error)),
@@ -526,7 +527,6 @@ impl Run<'_> {
         let (instance, from, to) = (&stage.instance, &stage.from, &stage.to);
         attempt(reach.clock, || reach.hosts.arm_guard(instance, from, to, after)).await?;
         stage.armed_at = Some(reach.clock.elapsed());
-        stage.has_long_guard = true;
         Ok(())
     }
 
@@ -537,7 +537,7 @@ impl Run<'_> {
         let guard_s = self.plan.policy.guard_s;
         // Often: after a cut of the connection nearly all of its time is left to come back.
         let interval = Duration::from_secs(u64::from(guard_s)) / 10;
-        let is_due = stage.has_long_guard || now.saturating_sub(armed_at) >= interval;
+        let is_due = now.saturating_sub(armed_at) >= interval;
         if stage.window_ended.is_none() || !is_due {
             return;
         }
@@ -545,7 +545,6 @@ impl Run<'_> {
         // If it cannot be put off, it acts, and the gate sees the old build: no reason to stop here.
         if self.reach.hosts.renew_guard(&stage.instance, after).await.is_ok() {
             stage.armed_at = Some(now);
-            stage.has_long_guard = false;
         }
     }
 
@@ -613,12 +612,16 @@ impl Run<'_> {
             }
             Err(Halt::Run(error)) => Err(error),
             Err(Halt::Failed(error)) => {
-                let is_back = self.has_old_build_for_good(stage).await;
+                let old = self.old_build_for_good(stage).await;
                 let undone = self.undo(stage).await?;
-                let (end, words) = if is_back {
-                    (TurnEnd::RolledBack, "it runs the build from before again, but")
-                } else {
-                    (TurnEnd::Left, "and putting it back failed:")
+                let (end, words) = match old {
+                    Some(Old::Runs) => {
+                        (TurnEnd::RolledBack, "it runs the build from before again, but")
+                    }
+                    Some(Old::Lies) => {
+                        (TurnEnd::Left, "the build from before lies there again, but does not run:")
+                    }
+                    None => (TurnEnd::Left, "and putting it back failed:"),
                 };
                 let why = join(format!("{why}; {words} {error}"), undone);
                 self.end_turn(stage, end, Some(why))
@@ -634,20 +637,22 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the node runs the old build although something is still missing: mostly in the cluster around it,
-    /// where its own way back cannot mend it. Its guard has nothing left to do then.
-    async fn has_old_build_for_good(&mut self, stage: &mut Stage) -> bool {
+    /// Whether the node has the old build although something is still missing: mostly in the cluster around it,
+    /// or it cannot start for a reason of its host's (a full disk), where its own way back cannot mend it. Its guard has
+    /// nothing left to do then: systemd goes on starting it.
+    async fn old_build_for_good(&mut self, stage: &mut Stage) -> Option<Old> {
         let reach = self.reach;
-        match self.look_until_known(&stage.instance).await {
-            Ok(process) if runs_only(&process, &stage.from) => {}
-            Ok(_) | Err(_) => return false,
-        }
+        let old = match self.look_until_known(&stage.instance).await {
+            Ok(process) if runs_only(&process, &stage.from) => Old::Runs,
+            Ok(process) if lies_only(&process, &stage.from) => Old::Lies,
+            Ok(_) | Err(_) => return None,
+        };
         let instance = &stage.instance;
         match attempt(reach.clock, || reach.hosts.disarm_guard(instance)).await {
             Ok(()) | Err(Halt::Failed(_)) => stage.armed_at = None,
             Err(Halt::Unknown(_) | Halt::Run(_)) => {}
         }
-        true
+        Some(old)
     }
 
     async fn put_back(&mut self, stage: &mut Stage) -> Result<(), Halt> {
@@ -655,8 +660,7 @@ impl Run<'_> {
         let process = self.look_while_it_helps_itself(&stage.instance).await?;
         if !runs_only(&process, &stage.from) {
             // Our own exchange and the guard's must not meet. If the guard has acted, there is nothing to put off.
-            let after = self.plan.policy.guard_s + self.plan.policy.stop_within_s;
-            match self.arm_anew(stage, after).await {
+            match self.arm_anew(stage, self.plan.policy.guard_s).await {
                 Ok(()) | Err(Halt::Failed(_)) => {}
                 Err(halt) => return Err(halt),
             }
@@ -784,6 +788,18 @@ enum Taken {
 }
 
 /// A build lies there, runs, and nothing else does.
+/// How a node has the build from before.
+enum Old {
+    Runs,
+    /// In `bin`, and no process has another.
+    Lies,
+}
+
+fn lies_only(process: &ProcessSeen, build: &Digest) -> bool {
+    process.on_disk.as_ref() == Some(build)
+        && process.running.as_ref().is_none_or(|running| running == build)
+}
+
 fn runs_only(process: &ProcessSeen, build: &Digest) -> bool {
     process.on_disk.as_ref() == Some(build)
         && process.active == UnitActive::Active

@@ -135,6 +135,7 @@ impl Hosts for Fleet {
         to: &Digest,
         around: Around,
         stop_within: Duration,
+        guard: Option<Duration>,
     ) -> Result<Window, EffectError> {
         let attempted = format!("switch {} to {to}", instance.id);
         let (restart, even_if_running) = match around {
@@ -153,6 +154,7 @@ impl Hosts for Fleet {
             restart,
             even_if_running,
             stop_within_ms: u64::try_from(stop_within.as_millis()).unwrap_or(u64::MAX),
+            guard_s: guard.map(|span| u32::try_from(span.as_secs()).unwrap_or(u32::MAX)),
         });
         let within = stop_within + AROUND_A_WINDOW;
         let outcome = self.request(&instance.host, &attempted, &request, within).await?;

@@ -214,6 +214,9 @@ pub struct Switch {
     pub even_if_running: bool,
     /// How long the stop may take; systemd's own limit ends it in the end.
     pub stop_within_ms: u64,
+    /// After the window an armed guard acts so soon, 1 to 86400 s; while it is open it is put off by the stop's
+    /// time more. The host sees to both, since whoever ordered the window may be gone. None: it keeps its time.
+    pub guard_s: Option<u32>,
 }
 
 /// What a unit can be told.

@@ -489,8 +489,8 @@ pub struct PatchArgs {
     /// What to do when a node is not healthy on the new build
     #[arg(long, default_value = "rollback-node", value_name = "POLICY")]
     pub on_failure: OnFailureArg,
-    /// Seconds in which the host goes back by itself when dmup is gone; while a node is being stopped and started, up to
-    /// 90 more
+    /// Seconds in which the host goes back by itself when dmup is gone; while a node is being stopped and started they do
+    /// not run
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(10..=86400), value_name = "SECONDS")]
     pub guard: u32,
     /// Sizes of the first batches of nodes, e.g. `1,10%,50%`; the last batch is the rest. Nodes are changed one after the

@@ -232,6 +232,55 @@ async fn a_run_killed_before_or_after_any_effect_resumes_to_the_same_end() {
 }
 
 #[tokio::test]
+async fn a_node_that_has_its_old_build_again_but_cannot_start_keeps_no_guard() {
+    let sim = Sim::new(&SMALL, 1);
+    {
+        let mut state = sim.state.lock().unwrap();
+        state.behaviours.insert(new(Role::DmWorker), Behaviour::NeverJoins);
+        // As on a full disk: what runs goes on, what was stopped does not come up again.
+        state.behaviours.insert(old(), Behaviour::ExitsAtStart);
+    }
+    let plan = plan(&sim, &SMALL).await;
+    let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+    assert_eq!(report.exit_code(), 6, "{:?}", report.end);
+    let (left, _) =
+        report.instances.iter().find(|(_, part)| part.end == InstanceEnd::Left).unwrap();
+    assert_eq!(sim.builds()[left], (old(), None));
+    assert!(
+        sim.is_settled().iter().all(|wrong| !wrong.contains("armed")),
+        "{:?}",
+        sim.is_settled()
+    );
+}
+
+#[tokio::test]
+async fn a_node_whose_controller_died_serves_again_a_guards_time_after_its_window() {
+    let guard = Duration::from_secs(Policy::default().guard_s.into());
+    let prepared = || {
+        let sim = Sim::new(&SMALL, 3);
+        sim.state.lock().unwrap().behaviours.insert(new(Role::DmWorker), Behaviour::NeverJoins);
+        sim
+    };
+    let undisturbed = prepared();
+    let plan = plan(&undisturbed, &SMALL).await;
+    let mut journal = MemoryJournal::default();
+    go(&plan, &undisturbed, &mut journal).await.unwrap();
+    let mut left = 0;
+    for limit in 0..journal.entries.len() {
+        let sim = prepared();
+        let mut journal = MemoryJournal { killed_at: Some(limit), ..MemoryJournal::default() };
+        go(&plan, &sim, &mut journal).await.unwrap_err();
+        left += usize::from(!sim.armed().is_empty());
+        let stop = sim.state.lock().unwrap().stop_takes.0;
+        sim.pass(guard + stop + Duration::from_secs(1));
+        for id in sim.armed() {
+            assert_eq!(sim.builds()[&id].1, Some(old()), "killed at {limit}: {id}");
+        }
+    }
+    assert!(left > 1, "no kill fell into a window");
+}
+
+#[tokio::test]
 async fn a_run_with_a_bad_build_killed_anywhere_resumes_to_the_same_end() {
     for absent_s in [0, 300] {
         for shape in [SMALL, old_version(), Shape { sources: 3, ..old_version() }] {

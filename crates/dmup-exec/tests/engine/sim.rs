@@ -337,6 +337,13 @@ impl Sim {
         wrong
     }
 
+    /// Nodes that run a new build and have a guard, or whose guard has acted.
+    pub(crate) fn armed(&self) -> Vec<InstanceId> {
+        let state = self.state.lock().unwrap();
+        let is_watched = |node: &&Node| node.fired || (node.guard.is_some() && node.live != old());
+        state.nodes.values().filter(is_watched).map(|node| node.instance.id.clone()).collect()
+    }
+
     pub(crate) fn violations(&self) -> Vec<String> {
         self.state.lock().unwrap().violations.clone()
     }
@@ -487,6 +494,15 @@ fn superseded(place: &str) -> EffectError {
 impl State {
     fn is_taken_over(&self) -> bool {
         self.taken_over_at.is_some_and(|limit| self.effects >= limit)
+    }
+
+    /// The host itself does so at the end of a window.
+    fn put_guard_off(&mut self, id: &InstanceId, by: Option<Duration>) {
+        let now = self.now;
+        let node = self.nodes.get_mut(id).expect("it was just looked at");
+        if let (Some((due, ..)), Some(by)) = (&mut node.guard, by) {
+            *due = now + by;
+        }
     }
 
     fn advance(&mut self, span: Duration) {
@@ -802,7 +818,8 @@ impl Hosts for Sim {
         from: &Digest,
         to: &Digest,
         around: Around,
-        _: Duration,
+        within: Duration,
+        guard: Option<Duration>,
     ) -> Result<Window, EffectError> {
         let id = &instance.id;
         self.check_reachable(&instance.host)?;
@@ -820,6 +837,8 @@ impl Hosts for Sim {
                 if has_old && *from == old() && node.guard.is_none() {
                     state.violations.push(format!("the window of {id} has no guard"));
                 }
+                let whole = guard.map(|span| span + within);
+                state.put_guard_off(id, whole);
                 state.stop(id);
                 state.advance(state.stop_takes.0);
             } else if node.is_up() && around == Around::Offline {
@@ -831,6 +850,7 @@ impl Hosts for Sim {
             }
             if around == Around::Restart {
                 state.start(id);
+                state.put_guard_off(id, guard);
                 if state.nodes[id].is_looping && state.dice.roll(2) == 0 {
                     return Err("the unit failed; the new build lies in bin".into());
                 }

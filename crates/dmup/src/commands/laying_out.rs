@@ -494,7 +494,7 @@ async fn put_hotfix_over(
     if *from != build.digest {
         fleet.prepare(instance, &parcel, &build).await?;
         let around = Around::Offline;
-        fleet.switch(instance, from, &build.digest, around, Duration::from_secs(10)).await?;
+        fleet.switch(instance, from, &build.digest, around, Duration::from_secs(10), None).await?;
     }
     // Best effort: a copy in the store is only in nobody's way.
     if let Ok(hello) = fleet.hello(&instance.host).await {
