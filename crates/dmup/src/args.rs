@@ -219,7 +219,7 @@ pub enum Command {
     Unlock(UnlockArgs),
     /// List the runs of a cluster, or show one
     Runs(RunsArgs),
-    /// Look into hotfix packages
+    /// Make hotfix packages, and look into them
     Package(PackageArgs),
     /// Print a topology to begin with
     Template(TemplateArgs),
@@ -635,7 +635,9 @@ pub struct RunsArgs {
 
 /// Arguments of `package`.
 #[derive(Args, Clone, Debug)]
-#[command(after_help = "Examples:\n  dmup package show dm-hotfix.tar.gz")]
+#[command(
+    after_help = "Examples:\n  dmup package make dm-worker --base v8.1.0 --replace dm-worker/dm-worker=./dm-worker -o fix.tar.gz\n  dmup package show dm-hotfix.tar.gz"
+)]
 pub struct PackageArgs {
     /// What to do with packages
     #[command(subcommand)]
@@ -652,6 +654,35 @@ pub enum PackageCommand {
         #[arg(value_name = "PACKAGE")]
         package: Utf8PathBuf,
     },
+    /// Make a hotfix package: the official one with some of its files replaced
+    Make(PackageMakeArgs),
+}
+
+/// Arguments of `package make`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+The same input makes the same bytes. Beside the package lies a manifest (PACKAGE.json): what it is
+made of, hashes, what the executable says of itself, who made it and when.
+
+Examples:
+  dmup package make dm-worker --base v8.1.0 --replace dm-worker/dm-worker=./dm-worker -o fix.tar.gz
+  dmup package make dm-master --base ./old.tar.gz --replace dm-master/dm-master=new -o fix.tar.gz")]
+pub struct PackageMakeArgs {
+    /// The component, e.g. dm-worker
+    #[arg(value_name = "COMPONENT")]
+    pub component: String,
+    /// What it is made of: a version, from the packages at hand or the mirror, or a package file
+    #[arg(long, value_name = "VERSION|PACKAGE")]
+    pub base: String,
+    /// Put FILE in the place of PATH in the package; may be repeated
+    #[arg(long, value_name = "PATH=FILE", required = true)]
+    pub replace: Vec<String>,
+    /// Where to write it; what exists is never written over
+    #[arg(short, long, value_name = "PACKAGE")]
+    pub output: Utf8PathBuf,
+    /// Architecture of the base: amd64 or arm64. Default for a version: this machine's
+    #[arg(long, value_name = "ARCH", value_parser = ["amd64", "arm64"])]
+    pub arch: Option<String>,
 }
 
 /// Arguments of `template`.

@@ -125,7 +125,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::List => commands::list::run(context),
         Command::Audit(args) => commands::audit::run(args, context),
         Command::Completion { shell } => commands::completion::run(*shell),
-        Command::Package(args) => commands::package::run(args, context),
+        Command::Package(args) => in_runtime(commands::package::run(args, context)),
         Command::Runs(args) => commands::runs::run(args, context),
         Command::Template(args) => commands::template::run(args, context),
         Command::Meta(args) => commands::meta::run(args, context),

@@ -20,6 +20,7 @@
 mod elf;
 mod layout;
 pub mod limits;
+mod make;
 mod open;
 mod parcel;
 mod refusal;
@@ -28,6 +29,7 @@ mod unpack;
 #[cfg(test)]
 mod tests;
 
+pub use make::{Made, MakeError, Making, Replaced};
 pub use open::{
     ComponentPackage, Package, PackagedComponent, Wanted, component_package,
     component_package_path, open,

@@ -197,7 +197,7 @@ fn texts_of(tree: &Tree) -> BTreeMap<Utf8PathBuf, String> {
         .collect()
 }
 
-fn open_file(path: &Utf8Path) -> Result<fs::File, Refusal> {
+pub(super) fn open_file(path: &Utf8Path) -> Result<fs::File, Refusal> {
     let told = |error: std::io::Error| {
         if error.kind() == std::io::ErrorKind::NotFound {
             Refusal::NotFound
@@ -212,14 +212,14 @@ fn open_file(path: &Utf8Path) -> Result<fs::File, Refusal> {
     fs::File::open(path).map_err(told)
 }
 
-fn as_utf8(path: &std::path::Path) -> Result<&Utf8Path, Refusal> {
+pub(super) fn as_utf8(path: &std::path::Path) -> Result<&Utf8Path, Refusal> {
     Utf8Path::from_path(path).ok_or_else(|| {
         Refusal::Scratch(std::io::Error::other("the scratch folder's path is not UTF-8"))
     })
 }
 
 /// Looks at the executable itself.
-fn check(
+pub(super) fn check(
     tree: &Tree,
     role: Role,
     found: Found,

@@ -41,13 +41,6 @@ pub(super) fn pack<'a>(
     files: impl IntoIterator<Item = (&'a Utf8Path, &'a PackedFile)>,
     scratch: &Utf8Path,
 ) -> io::Result<Parcel> {
-    let mut files: Vec<_> = files.into_iter().collect();
-    files.sort_by_key(|(path, _)| *path);
-    let folders: BTreeSet<&Utf8Path> = files
-        .iter()
-        .flat_map(|(path, _)| path.ancestors().skip(1))
-        .filter(|above| !above.as_str().is_empty())
-        .collect();
     let target =
         tempfile::Builder::new().prefix("parcel-").suffix(".tar.zst").tempfile_in(scratch)?;
     let (file, kept) = target.into_parts();
@@ -57,6 +50,35 @@ pub(super) fn pack<'a>(
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     encoder.multithread(u32::try_from(workers.min(WORKERS)).unwrap_or(1))?;
     let mut tar = tar::Builder::new(encoder);
+    let unpacked_bytes = append_sorted(&mut tar, files)?;
+    let mut file =
+        tar.into_inner()?.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.seek(SeekFrom::Start(0))?;
+    let mut hasher = Sha256::new();
+    let compressed_bytes = io::copy(&mut file, &mut hasher)?;
+    let path = Utf8PathBuf::from_path_buf(kept.to_path_buf())
+        .map_err(|path| io::Error::other(format!("{} is not UTF-8", path.display())))?;
+    Ok(Parcel {
+        path,
+        digest: Digest::from_bytes(hasher.finalize().into()),
+        compressed_bytes,
+        unpacked_bytes,
+        file: kept,
+    })
+}
+
+/// Sorted, without dates and owners, folders before what is in them; the bytes of all files.
+pub(super) fn append_sorted<'a>(
+    tar: &mut tar::Builder<impl io::Write>,
+    files: impl IntoIterator<Item = (&'a Utf8Path, &'a PackedFile)>,
+) -> io::Result<u64> {
+    let mut files: Vec<_> = files.into_iter().collect();
+    files.sort_by_key(|(path, _)| *path);
+    let folders: BTreeSet<&Utf8Path> = files
+        .iter()
+        .flat_map(|(path, _)| path.ancestors().skip(1))
+        .filter(|above| !above.as_str().is_empty())
+        .collect();
     for folder in folders {
         let mut header = plain_header(tar::EntryType::Directory, 0o755, 0);
         tar.append_data(&mut header, format!("{folder}/"), io::empty())?;
@@ -72,20 +94,7 @@ pub(super) fn pack<'a>(
         )?;
         unpacked_bytes += file.size;
     }
-    let mut file =
-        tar.into_inner()?.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.seek(SeekFrom::Start(0))?;
-    let mut hasher = Sha256::new();
-    let compressed_bytes = io::copy(&mut file, &mut hasher)?;
-    let path = Utf8PathBuf::from_path_buf(kept.to_path_buf())
-        .map_err(|path| io::Error::other(format!("{} is not UTF-8", path.display())))?;
-    Ok(Parcel {
-        path,
-        digest: Digest::from_bytes(hasher.finalize().into()),
-        compressed_bytes,
-        unpacked_bytes,
-        file: kept,
-    })
+    Ok(unpacked_bytes)
 }
 
 fn plain_header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {

@@ -9,7 +9,8 @@ use dmup_core::instance::Role;
 use proptest::prelude::*;
 
 use super::{
-    Package, PackageError, Refusal, Wanted, component_package, component_package_path, open,
+    MakeError, Making, Package, PackageError, Refusal, Wanted, component_package,
+    component_package_path, open,
 };
 
 struct Room {
@@ -754,4 +755,126 @@ proptest! {
         drop(result);
         prop_assert_eq!(before, snapshot(&room.path));
     }
+}
+
+/// An official package of dm-worker, as a file.
+fn official(room: &Room) -> Utf8PathBuf {
+    let binary = elf(X86_64, b"official");
+    room.put(
+        "official.tar.gz",
+        &gzip(&tar_of(&[
+            ("dm-worker/", 0o755, b""),
+            ("dm-worker/dm-worker", 0o775, &binary),
+            ("dm-worker/conf/task.yaml", 0o664, b"name: x"),
+        ])),
+    )
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn making(room: &Room, replace: &[(&str, &Utf8Path)]) -> Result<Making, MakeError> {
+    let replace: Vec<_> =
+        replace.iter().map(|(path, file)| (Utf8PathBuf::from(*path), (*file).to_owned())).collect();
+    Making::begin(&official(room), Role::DmWorker, None, &replace, &room.scratch)
+}
+
+#[test]
+fn a_package_that_is_made_has_the_new_file_and_all_others_of_the_base() {
+    let room = Room::new();
+    let new = elf(X86_64, b"the hotfix");
+    let file = room.put("built", &new);
+    let made = making(&room, &[("dm-worker/dm-worker", &file)]).unwrap();
+    let out = room.path.join("out.tar.gz");
+    let written = made.write(&out).unwrap();
+    assert_eq!(made.binary, Digest::of(&new));
+    assert_eq!(written.digest, Digest::of(&std::fs::read(&out).unwrap()));
+    let package = open(&out, &Wanted::new(), &room.scratch).unwrap();
+    assert_eq!(package.components[&Role::DmWorker].binary, Digest::of(&new));
+    let files: Vec<String> = package.components[&Role::DmWorker]
+        .replace
+        .iter()
+        .map(|(path, _)| path.to_string())
+        .collect();
+    assert_eq!(files, ["dm-worker/conf/task.yaml", "dm-worker/dm-worker"]);
+    drop((made, package));
+    assert!(room.leftovers().is_empty(), "{:?}", room.leftovers());
+}
+
+#[test]
+fn the_same_input_makes_the_same_package_whatever_its_dates_and_names() {
+    let mut all = Vec::new();
+    for name in ["built", "built elsewhere"] {
+        let room = Room::new();
+        let file = room.put(name, &elf(X86_64, b"the hotfix"));
+        std::fs::File::open(&file)
+            .unwrap()
+            .set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(all.len() as u64))
+            .unwrap();
+        let out = room.path.join(format!("{name}.tar.gz"));
+        making(&room, &[("dm-worker/dm-worker", &file)]).unwrap().write(&out).unwrap();
+        all.push(std::fs::read(&out).unwrap());
+    }
+    assert_eq!(all[0], all[1]);
+    assert_eq!(all[0][4..8], [0; 4], "gzip has no date");
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(&all[0][..]));
+    for entry in archive.entries().unwrap() {
+        let entry = entry.unwrap();
+        let header = entry.header();
+        let (time, owner) = (header.mtime().unwrap(), header.uid().unwrap());
+        assert_eq!((time, owner, header.gid().unwrap()), (0, 0, 0));
+        assert!(matches!(header.mode().unwrap(), 0o755 | 0o644));
+    }
+}
+
+#[test]
+fn what_makes_no_package_is_refused_by_name() {
+    let room = Room::new();
+    let good = room.put("good", &elf(X86_64, b"good"));
+    let text = room.put("text", b"#!/bin/sh\n");
+    let arm = room.put("arm", &elf(AARCH64, b"arm"));
+    let other = room.put("other", &go_elf("github.com/pingcap/tiflow/cmd/dm-master"));
+    let none = room.path.join("none");
+    let says = |replace: &[(&str, &Utf8Path)]| making(&room, replace).unwrap_err().to_string();
+    assert!(
+        says(&[("dm-worker", &good)])
+            .ends_with("the base has no `dm-worker`; it has `dm-worker/dm-worker`")
+    );
+    assert!(says(&[("dm-worker/dm-worker", &text)]).contains("no ELF executable"));
+    assert!(
+        says(&[("dm-worker/dm-worker", &arm)]).contains("built for arm64, what is there for amd64")
+    );
+    assert!(says(&[("dm-worker/dm-worker", &none)]).contains("no such file"));
+    assert!(says(&[("dm-worker/dm-worker", &room.path)]).contains("not a regular file"));
+    let twice = [("dm-worker/dm-worker", good.as_path()), ("dm-worker/dm-worker", good.as_path())];
+    assert!(says(&twice).contains("replaced twice"));
+    let wrong = making(&room, &[("dm-worker/dm-worker", &other)]).unwrap_err();
+    assert!(
+        matches!(&wrong, MakeError::Result { refusal: Refusal::OtherComponent { .. }, .. }),
+        "{wrong}"
+    );
+    let bare = room.put("bare", &elf(X86_64, b""));
+    let bare = Making::begin(&bare, Role::DmWorker, None, &[], &room.scratch).unwrap_err();
+    assert!(bare.to_string().contains("a bare executable"), "{bare}");
+    let base = official(&room);
+    let arm_wanted = Making::begin(&base, Role::DmWorker, Some("arm64"), &[], &room.scratch);
+    assert!(arm_wanted.unwrap_err().to_string().contains("there are targets of arm64"));
+    let no_master = Making::begin(&base, Role::DmMaster, None, &[], &room.scratch).unwrap_err();
+    assert!(no_master.to_string().contains("no dm-master in it"), "{no_master}");
+    assert!(room.leftovers().is_empty(), "{:?}", room.leftovers());
+}
+
+#[test]
+fn a_package_is_never_written_over_another_file() {
+    let room = Room::new();
+    let file = room.put("built", &elf(X86_64, b"new"));
+    let made = making(&room, &[("dm-worker/dm-worker", &file)]).unwrap();
+    let out = room.put("out.tar.gz", b"precious");
+    assert!(matches!(made.write(&out), Err(MakeError::Exists(_))));
+    assert_eq!(std::fs::read(&out).unwrap(), b"precious");
+    let nowhere = room.path.join("no/such/folder/out.tar.gz");
+    assert!(matches!(made.write(&nowhere), Err(MakeError::Write { .. })));
 }

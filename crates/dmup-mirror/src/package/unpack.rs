@@ -83,13 +83,13 @@ fn unpack_plain(stream: impl Read, scratch: &Utf8Path) -> Result<Content, Refusa
     if tree.is_empty() { Err(Refusal::Empty) } else { Ok(Content::Archive(tree)) }
 }
 
-enum Fault {
+pub(super) enum Fault {
     Refused(Refusal),
     Stream(io::Error),
 }
 
 impl Fault {
-    fn told(self, ended: bool) -> Refusal {
+    pub(super) fn told(self, ended: bool) -> Refusal {
         match self {
             Self::Refused(refusal) => refusal,
             Self::Stream(error) => broken(&error, ended),
@@ -328,7 +328,7 @@ fn extend(extensions: &mut Extensions, bytes: &[u8]) -> Result<(), Fault> {
 }
 
 /// Writes a content to its numbered file; `size` is what was announced.
-fn store(
+pub(super) fn store(
     from: &mut impl Read,
     size: Option<u64>,
     mode: u32,

@@ -13,6 +13,7 @@ pub(crate) mod meta;
 pub(crate) mod obtaining;
 mod own_files;
 pub(crate) mod package;
+mod package_make;
 pub(crate) mod patch;
 pub(crate) mod prune;
 pub(crate) mod refreshing;

@@ -4,13 +4,15 @@ use dmup_core::display::table_text;
 use dmup_core::instance::Role;
 use dmup_mirror::package::{Wanted, open};
 
+use super::package_make;
 use crate::args::{Format, PackageArgs, PackageCommand};
 use crate::context::Context;
 use crate::failure::{Failure, chain};
 
-pub(crate) fn run(args: &PackageArgs, context: &Context) -> Result<(), Failure> {
+pub(crate) async fn run(args: &PackageArgs, context: &Context) -> Result<(), Failure> {
     match &args.command {
         PackageCommand::Show { package } => show(package, context),
+        PackageCommand::Make(args) => package_make::run(args, context).await,
     }
 }
 

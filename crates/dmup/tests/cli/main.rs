@@ -8,6 +8,7 @@ mod deploying;
 mod desk;
 mod help;
 mod locking;
+mod making;
 mod own_commands;
 mod reference;
 mod refusals;
