@@ -11,7 +11,7 @@ use dmup_core::plan::{
 use dmup_core::policy::{OnFailure, Policy};
 use dmup_core::report::RunEnd;
 use dmup_core::selection::select;
-use dmup_mirror::package::{Package, Wanted, open};
+use dmup_mirror::package::{Package, Refusal, Wanted, open};
 
 use super::run;
 use crate::args::{Format, OnFailureArg, PatchArgs};
@@ -153,8 +153,20 @@ fn open_package(
         wanted.entry(instance.role).or_default().insert(instance.arch.clone());
     }
     open(&args.package, &wanted, scratch).map_err(|error| {
-        Failure::refused(chain(&error))
-            .hint(format_args!("`dmup package show {}` lists what is inside", args.package))
+        let failure = Failure::refused(chain(&error))
+            .hint(format_args!("`dmup package show {}` lists what is inside", args.package));
+        let Refusal::OtherArchitecture { arch, .. } = &error.refusal else { return failure };
+        let (fit, strange): (Vec<_>, Vec<_>) = meant.iter().partition(|it| it.arch == *arch);
+        let strange = strange.iter().map(|it| format!("{} runs on {}", it.id, it.arch));
+        let failure = failure.because(strange);
+        if fit.is_empty() {
+            return failure;
+        }
+        let fit: Vec<&str> = fit.iter().map(|it| it.id.as_str()).collect();
+        failure.hint(format_args!(
+            "one package for each architecture: give this one to `-N {}`, and make another for the others",
+            fit.join(",")
+        ))
     })
 }
 

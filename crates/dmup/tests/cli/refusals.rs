@@ -172,6 +172,25 @@ fn several_errors_of_a_topology_are_found_one_after_the_other() {
 }
 
 #[test]
+fn a_package_for_a_part_of_a_mixed_cluster_names_who_runs_on_what() {
+    let worker =
+        "  - {host: 127.0.0.78, port: 5, deploy_dir: /nowhere/x, arch: arm64, os: linux}\n";
+    let mixed = SILENT.replace("  grafana_servers:", &format!("  {worker}  grafana_servers:"));
+    let desk = Desk::with_cluster("mixed", &mixed);
+    let package =
+        desk.put("p.tar.gz", &archive_of(&[("dm-worker/dm-worker", 0o755, &elf(62, b"w"))]));
+    desk.refuses(
+        &["patch", "mixed", &package, "-R", "dm-worker", "--yes"],
+        3,
+        &[
+            "is built for amd64, but there are targets of amd64 and arm64",
+            "127.0.0.78:5 runs on arm64",
+            "one package for each architecture: give this one to `-N 127.0.0.77:3`",
+        ],
+    );
+}
+
+#[test]
 fn an_executable_for_another_machine_or_without_its_bit_is_refused() {
     let desk = Desk::new();
     let refuses = |name: &str, bytes: &[u8], says: &[&str]| {
