@@ -319,6 +319,56 @@ async fn an_answer_without_end_is_cut_off() {
     tokio::task::spawn_blocking(|| server.join().unwrap()).await.unwrap();
 }
 
+/// Answers one request after the other, each with its own answer, and each on a connection of its own.
+fn serve_in_turn(answers: Vec<Vec<u8>>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for answer in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).unwrap();
+            stream.write_all(&answer).unwrap();
+        }
+    });
+    url
+}
+
+fn http(status: &str, announced: usize, body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status}\r\nContent-Length: {announced}\r\nConnection: close\r\n\r\n{body}")
+        .into_bytes()
+}
+
+#[tokio::test]
+async fn what_may_pass_is_tried_again_from_the_beginning() {
+    let url = serve_in_turn(vec![
+        http("503 Service Unavailable", 0, ""),
+        http("200 OK", 10, "the w"),
+        http("200 OK", 10, "the worker"),
+    ]);
+    let mut to = fs_err::File::from_parts(tempfile::tempfile().unwrap(), "package");
+    let file = FileName::new(WORKER).unwrap();
+    Source::at(&url).unwrap().download(&file, 10, &mut to, &mut |_| {}).await.unwrap();
+    let mut whole = String::new();
+    std::io::Seek::rewind(&mut to).unwrap();
+    to.read_to_string(&mut whole).unwrap();
+    assert_eq!(whole, "the worker");
+}
+
+#[tokio::test]
+async fn what_does_not_pass_is_not_tried_again_or_given_up() {
+    let file = FileName::new("timestamp.json").unwrap();
+    let once = serve_in_turn(vec![http("403 Forbidden", 0, "")]);
+    let error = Source::at(&once).unwrap().fetch(&file, 100).await.unwrap_err();
+    assert!(matches!(error.problem, SourceProblem::Status(403)), "{error}");
+    let thrice = serve_in_turn(vec![http("502 Bad Gateway", 0, ""); 3]);
+    let error = Source::at(&thrice).unwrap().fetch(&file, 100).await.unwrap_err();
+    assert!(matches!(error.problem, SourceProblem::Status(502)), "{error}");
+    let long = serve_in_turn(vec![http("200 OK", 101, "")]);
+    let error = Source::at(&long).unwrap().fetch(&file, 100).await.unwrap_err();
+    assert!(matches!(error.problem, SourceProblem::TooLarge { limit: 100 }), "{error}");
+}
+
 #[test]
 fn a_password_in_the_address_is_never_shown() {
     let source = Source::at("https://me:secret@mirror.example/dm?token=secret").unwrap();

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use jiff::Timestamp;
 use lab::mirror::{MadeMirror, Signer, public_keys, sign, signed};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
@@ -406,5 +407,34 @@ fn no_bytes_make_it_panic() {
         &[b'['; 100_000],
     ] {
         assert!(Root::known(bytes).is_err());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
+
+    /// Whatever happens to a file on its way: it is refused, or says what its owner signed.
+    #[test]
+    fn damage_is_refused_or_makes_no_difference(
+        kind in 0_usize..5, at in any::<prop::sample::Index>(), cut in any::<bool>(), byte in any::<u8>(),
+    ) {
+        let files = first();
+        let root = Root::known(&files["root.json"]).unwrap();
+        let index = root.known_index(&files["1.index.json"]).unwrap();
+        let name = ["root.json", "timestamp.json", "snapshot.json", "1.index.json", "1.dm-master.json"][kind];
+        let whole = &files[name];
+        let mut bytes = whole.clone();
+        let at = at.index(bytes.len());
+        if cut { bytes.truncate(at) } else { bytes[at] = byte }
+        let is_believed = match kind {
+            0 => Root::known(&bytes).is_ok(),
+            1 => root.known_timestamp(&bytes).is_ok(),
+            2 => root.known_snapshot(&bytes).is_ok(),
+            3 => root.known_index(&bytes).is_ok(),
+            _ => index.known_component(&master(), &bytes).is_ok(),
+        };
+        if is_believed {
+            prop_assert_eq!(signed(&bytes), signed(whole));
+        }
     }
 }
