@@ -1,13 +1,18 @@
 //! One look at a whole cluster: all hosts at once, and DM.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use dmup_core::ids::HostId;
 use dmup_core::instance::Instance;
 use dmup_core::inventory::Inventory;
 use futures::{StreamExt as _, stream};
 
-use crate::ports::{Clock, Dm, Hosts};
+use crate::ports::{Certainty, Clock, Dm, Hosts};
+
+/// How long a host may refuse connections, or break them, before that is what was seen.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// Looks at every host of the instances given, and at DM if `with_dm`.
 ///
@@ -26,8 +31,19 @@ pub async fn look(
     let looks = stream::iter(names.into_iter().map(|host| async move {
         let own: Vec<Instance> =
             instances.iter().filter(|instance| instance.host == host).cloned().collect();
-        let seen = hosts.look(&host, &own, hashes).await;
-        (host, seen)
+        let begun = clock.elapsed();
+        loop {
+            let seen = hosts.look(&host, &own, hashes).await;
+            // The connection broke while we looked, or sshd is being restarted: that says little of the host.
+            let may_pass = seen.as_ref().is_err_and(|error| match error.certainty {
+                Certainty::Unknown | Certainty::NotSent => true,
+                Certainty::Refused | Certainty::Superseded => false,
+            });
+            if !may_pass || clock.elapsed().saturating_sub(begun) >= PATIENCE {
+                return (host, seen);
+            }
+            clock.sleep(PAUSE).await;
+        }
     }))
     .buffer_unordered(concurrency.max(1))
     .collect::<Vec<_>>();

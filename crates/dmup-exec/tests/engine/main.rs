@@ -254,6 +254,15 @@ async fn a_node_that_has_its_old_build_again_but_cannot_start_keeps_no_guard() {
 }
 
 #[tokio::test]
+async fn a_connection_that_breaks_during_the_first_look_is_made_anew() {
+    let sim = Sim::new(&SMALL, 1);
+    sim.state.lock().unwrap().breaks_once = Some("h2".into());
+    let inventory = look(&sim.instances(), &sim, &sim, &sim, true, true, 4).await;
+    assert!(inventory.hosts.values().all(Result::is_ok), "{:?}", inventory.hosts);
+    assert_eq!(sim.state.lock().unwrap().breaks_once, None);
+}
+
+#[tokio::test]
 async fn a_node_whose_controller_died_serves_again_a_guards_time_after_its_window() {
     let guard = Duration::from_secs(Policy::default().guard_s.into());
     let prepared = || {
@@ -547,6 +556,59 @@ async fn a_run_killed_before_or_after_any_effect_can_be_taken_back_wholly() {
             assert_eq!(back.exit_code(), 5, "{context}");
             assert!(all_old(&sim), "{context}");
             assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+        }
+    }
+}
+
+/// What `rollback` does with an unfinished run.
+async fn back(plan: &Plan, sim: &Sim, journal: &mut MemoryJournal) -> Result<Report, RunError> {
+    let past = lines(&journal.entries);
+    let cancel = CancellationToken::new();
+    let why = "the operator said so";
+    dmup_exec::take_back(plan, &past, why, reach(sim), journal, &mut |_| {}, &cancel).await
+}
+
+#[tokio::test]
+async fn a_way_back_that_was_killed_anywhere_is_finished_by_the_next_and_left_sound_by_resume() {
+    let undisturbed = Sim::new(&SMALL, 3);
+    let plan = plan(&undisturbed, &SMALL).await;
+    let mut whole = MemoryJournal::default();
+    go(&plan, &undisturbed, &mut whole).await.unwrap();
+    // In the middle of a turn, with turns that have ended before it.
+    let killed = whole.entries.len() / 2;
+    let half_done = async || {
+        let sim = Sim::new(&SMALL, 3);
+        let mut journal = MemoryJournal { killed_at: Some(killed), ..MemoryJournal::default() };
+        go(&plan, &sim, &mut journal).await.unwrap_err();
+        journal.killed_at = None;
+        (sim, journal)
+    };
+    let (sim, mut journal) = half_done().await;
+    back(&plan, &sim, &mut journal).await.unwrap();
+    for limit in killed..journal.entries.len() {
+        for resumes in [false, true] {
+            let (sim, mut journal) = half_done().await;
+            journal.killed_at = Some(limit);
+            back(&plan, &sim, &mut journal).await.unwrap_err();
+            journal.killed_at = None;
+            let context = format!("killed at {limit}, {resumes}");
+            if resumes {
+                let report = go_on(&plan, &sim, &mut journal).await.unwrap();
+                assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}: {:?}", report.end);
+                let code = if all_old(&sim) {
+                    5
+                } else if all_new(&sim) {
+                    0
+                } else {
+                    6
+                };
+                assert_eq!(report.exit_code(), code, "{context}: {:?}", report.end);
+            } else {
+                let report = back(&plan, &sim, &mut journal).await.unwrap();
+                assert!(all_old(&sim), "{context}: {:?}", report.end);
+                assert_eq!(report.exit_code(), 5, "{context}: {:?}", report.end);
+                assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+            }
         }
     }
 }

@@ -81,6 +81,8 @@ pub(crate) struct State {
     dice: Dice,
     /// One answer in so many is lost.
     pub(crate) lose_one_in: u64,
+    /// The next talk with this place breaks.
+    pub(crate) breaks_once: Option<String>,
     /// One effect in so many is done twice, as when a message was delivered twice.
     pub(crate) repeat_one_in: u64,
     /// Effects so far.
@@ -251,6 +253,7 @@ impl Sim {
                 stored: BTreeSet::new(),
                 dice: Dice(seed ^ 0xabcd),
                 lose_one_in: 0,
+                breaks_once: None,
                 repeat_one_in: 0,
                 effects: 0,
                 dies_at: None,
@@ -432,7 +435,8 @@ impl Sim {
     fn lose(&self, place: &str) -> Option<EffectError> {
         let mut state = self.state.lock().unwrap();
         let sides = state.lose_one_in;
-        (state.is_dead || sides > 0 && state.dice.roll(sides) == 0).then(|| EffectError {
+        let breaks = state.breaks_once.take_if(|broken| broken == place).is_some();
+        (state.is_dead || breaks || sides > 0 && state.dice.roll(sides) == 0).then(|| EffectError {
             attempted: "talk".into(),
             place: place.into(),
             observed: "the stream broke".into(),
