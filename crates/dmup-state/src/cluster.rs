@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::files::{make_dir, read_text, sync_dir, write_whole};
 use crate::keys::{Rotation, RotationFiles};
-use crate::{ClusterLock, KeyPair, StateError, keys, patch};
+use crate::{Authority, ClusterLock, KeyPair, StateError, certificates, keys, patch};
 
 /// Largest `meta.yaml` that is read; 10 000 instances take less.
 const META_BYTES: u64 = 4 << 20;
@@ -195,6 +195,16 @@ impl Cluster {
             next_public: self.dir.join("ssh").join("new.pub"),
             former: self.own_dir().join("former_key.pub"),
         }
+    }
+
+    /// Makes what a cluster with TLS needs on this machine, or reads what is there: an authority, and the client's
+    /// certificate signed by it, in [`tls_dir`](Self::tls_dir).
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be written, or half a pair or something else lies there.
+    pub fn ensure_authority(&self, now: &Zoned) -> Result<Authority, StateError> {
+        certificates::ensure(&self.tls_dir(), self.name.as_str(), now)
     }
 
     /// Takes the cluster for this process; `holder` is what others are told.

@@ -20,6 +20,7 @@
 mod audit;
 mod backup;
 mod base52;
+mod certificates;
 mod cluster;
 mod error;
 mod files;
@@ -30,6 +31,7 @@ mod profile;
 
 pub use audit::{AuditEntry, AuditLog};
 pub use backup::Backup;
+pub use certificates::{Authority, Credentials};
 pub use cluster::Cluster;
 pub use error::StateError;
 pub use keys::{KeyPair, Rotation};

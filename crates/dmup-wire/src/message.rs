@@ -3,6 +3,8 @@
 //! All times are Unix milliseconds by the host's clock, all sizes bytes, all
 //! paths absolute. Limits on collections are checked by the agent before it begins.
 
+use std::fmt;
+
 use camino::Utf8PathBuf;
 use dmup_core::digest::Digest;
 use dmup_core::ids::{InstanceId, UnitName, UserName};
@@ -246,8 +248,8 @@ pub struct UnitOrder {
     pub within_ms: u64,
 }
 
-/// A small file.
-#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+/// A small file. Its content may be a key or have a password in it, and is not part of its debug text.
+#[derive(Clone, Eq, PartialEq, Deserialize, Serialize)]
 pub struct PutFile {
     /// Where; its folder must exist.
     pub path: Utf8PathBuf,
@@ -259,6 +261,17 @@ pub struct PutFile {
     pub owner: Option<UserName>,
     /// At most 512 KiB.
     pub content: String,
+}
+
+impl fmt::Debug for PutFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PutFile")
+            .field("path", &self.path)
+            .field("mode", &self.mode)
+            .field("root", &self.root)
+            .field("owner", &self.owner)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A folder.

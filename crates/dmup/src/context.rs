@@ -15,7 +15,7 @@ use dmup_core::journal::{Folded, RunState, TurnEnd, fold};
 use dmup_core::plan::{Kind as RunKind, ParcelSpec, Plan};
 use dmup_core::report::{Report, RunEnd};
 use dmup_core::selection::BadSelection;
-use dmup_core::topology::{Meta, Topology};
+use dmup_core::topology::Meta;
 use dmup_exec::RunFolder;
 use dmup_exec::ports::{Clock, Records};
 use dmup_mirror::package::Package;
@@ -609,17 +609,6 @@ fn read_small(path: &Utf8Path) -> Result<Vec<u8>, std::io::Error> {
         return Err(std::io::Error::other(format!("it has more than {LONGEST} bytes")));
     }
     Ok(bytes)
-}
-
-/// Certificates of new instances cannot be made yet.
-pub(crate) fn refuse_tls(topology: &Topology, what: &str) -> Result<(), Failure> {
-    if topology.global.enable_tls {
-        return Err(Failure::refused(format_args!(
-            "{what}: `enable_tls: true` is not supported yet, certificates cannot be made"
-        ))
-        .hint("leave `enable_tls` out, or use `tiup dm` for this; what it lays out can be patched here"));
-    }
-    Ok(())
 }
 
 pub(crate) fn checked_name(name: &str) -> Result<ClusterName, Failure> {

@@ -3,15 +3,21 @@
 //! Independent of dmup's own client: tests must not check dmup with dmup. Facts:
 //! DM's REST `v1alpha1`, the same on the stand-in and on a real DM.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
+use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
 /// A DM cluster, by the addresses (`host:port`) of its masters.
 #[derive(Clone, Debug)]
 pub struct DmCluster {
     masters: Vec<String>,
-    agent: ureq::Agent,
+    patience: Duration,
+    /// The folder of the client's certificate, with TLS. Read when DM is first asked: it is made by `deploy`.
+    certificates: Option<Utf8PathBuf>,
+    agent: OnceLock<ureq::Agent>,
 }
 
 /// What DM did not do.
@@ -27,20 +33,30 @@ pub struct DmRefusal {
 impl DmCluster {
     /// A cluster with these masters.
     pub fn new(masters: impl IntoIterator<Item = String>) -> Self {
-        Self { masters: masters.into_iter().collect(), agent: agent(Duration::from_secs(20)) }
+        Self {
+            masters: masters.into_iter().collect(),
+            patience: Duration::from_secs(20),
+            certificates: None,
+            agent: OnceLock::new(),
+        }
+    }
+
+    /// The same over TLS, with `ca.crt`, `client.crt` and `client.pem` of this folder.
+    #[must_use]
+    pub fn over_tls(self, folder: Utf8PathBuf) -> Self {
+        Self { certificates: Some(folder), ..self }
     }
 
     /// The same, asked with little patience: a master that is silent for 2 s is passed over.
     #[must_use]
     pub fn impatient(self) -> Self {
-        Self { agent: agent(Duration::from_secs(2)), ..self }
+        Self { patience: Duration::from_secs(2), agent: OnceLock::new(), ..self }
     }
 
     /// Name of the leader by the first master that knows one.
     pub fn leader(&self) -> Option<String> {
         self.masters.iter().find_map(|master| {
-            let url = format!("http://{master}/apis/v1alpha1/members?leader=true");
-            let answer: Value = self.get(&url).ok()?;
+            let answer: Value = self.get(master, "members?leader=true").ok()?;
             let name = answer.pointer("/members/0/leader/name")?.as_str()?;
             (!name.is_empty()).then(|| name.to_owned())
         })
@@ -52,8 +68,7 @@ impl DmCluster {
         self.masters
             .iter()
             .find_map(|master| {
-                let url = format!("http://{master}/apis/v1alpha1/members?worker=true");
-                let answer = self.get(&url).ok()?;
+                let answer = self.get(master, "members?worker=true").ok()?;
                 let workers = answer.pointer("/members/0/worker/workers")?.as_array()?.clone();
                 Some(
                     workers
@@ -70,8 +85,7 @@ impl DmCluster {
         self.masters
             .iter()
             .find_map(|master| {
-                let answer =
-                    self.get(&format!("http://{master}/apis/v1alpha1/status/{task}")).ok()?;
+                let answer = self.get(master, &format!("status/{task}")).ok()?;
                 let sources = answer.get("sources")?.as_array()?.clone();
                 Some(
                     sources
@@ -198,8 +212,22 @@ impl DmCluster {
         })
     }
 
-    fn get(&self, url: &str) -> Result<Value, String> {
-        let mut answer = self.agent.get(url).call().map_err(|error| error.to_string())?;
+    fn url(&self, master: &str, path: &str) -> String {
+        let scheme = if self.certificates.is_some() { "https" } else { "http" };
+        format!("{scheme}://{master}/apis/v1alpha1/{path}")
+    }
+
+    fn agent(&self) -> Result<&ureq::Agent, String> {
+        if let Some(agent) = self.agent.get() {
+            return Ok(agent);
+        }
+        let tls = self.certificates.as_deref().map(tls_of).transpose()?;
+        Ok(self.agent.get_or_init(|| agent(self.patience, tls)))
+    }
+
+    fn get(&self, master: &str, path: &str) -> Result<Value, String> {
+        let url = self.url(master, path);
+        let mut answer = self.agent()?.get(url).call().map_err(|error| error.to_string())?;
         answer.body_mut().read_json().map_err(|error| error.to_string())
     }
 
@@ -211,10 +239,12 @@ impl DmCluster {
         attempted: &str,
     ) -> Result<(), DmRefusal> {
         let mut observed = "no master answered".to_owned();
+        let agent = self
+            .agent()
+            .map_err(|observed| DmRefusal { attempted: attempted.to_owned(), observed })?;
         for master in &self.masters {
-            let url = format!("http://{master}/apis/v1alpha1/{path}");
-            let request =
-                if method == "POST" { self.agent.post(&url) } else { self.agent.put(&url) };
+            let url = self.url(master, path);
+            let request = if method == "POST" { agent.post(&url) } else { agent.put(&url) };
             match request.send_json(body) {
                 Ok(mut answer) => {
                     let text = answer.body_mut().read_to_string().unwrap_or_default();
@@ -236,11 +266,24 @@ impl DmCluster {
     }
 }
 
-fn agent(patience: Duration) -> ureq::Agent {
+fn agent(patience: Duration, tls: Option<TlsConfig>) -> ureq::Agent {
     ureq::Agent::config_builder()
+        .tls_config(tls.unwrap_or_default())
         .timeout_global(Some(patience))
         .http_status_as_error(false)
         .proxy(None)
         .build()
         .into()
+}
+
+fn tls_of(folder: &Utf8Path) -> Result<TlsConfig, String> {
+    let file = |name: &str| fs_err::read(folder.join(name)).map_err(|error| error.to_string());
+    let told = |error: ureq::Error| format!("use the certificates in {folder}: {error}");
+    let authority = Certificate::from_pem(&file("ca.crt")?).map_err(told)?;
+    let certificate = Certificate::from_pem(&file("client.crt")?).map_err(told)?;
+    let key = PrivateKey::from_pem(&file("client.pem")?).map_err(told)?;
+    Ok(TlsConfig::builder()
+        .root_certs(RootCerts::new_with_certs(&[authority]))
+        .client_cert(Some(ClientCert::new_with_certs(&[certificate], key)))
+        .build())
 }

@@ -111,6 +111,11 @@ impl Operator {
         self.tiup_home().join("storage/dm/packages")
     }
 
+    /// Where dmup keeps the certificates of a cluster with TLS.
+    pub fn certificates(&self, cluster: &str) -> Utf8PathBuf {
+        self.tiup_home().join(format!("storage/dm/clusters/{cluster}/tls"))
+    }
+
     /// Types a command and waits for its end.
     pub fn run(&self, words: &[&str]) -> Said {
         self.run_with_input(words, "")

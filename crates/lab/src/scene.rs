@@ -40,6 +40,8 @@ pub struct Shape {
     pub monitoring: Option<u8>,
     /// How fast the deployed workers apply rows; none: as fast as they can. Slow ones make a transaction last.
     pub rows_per_s: Option<u32>,
+    /// `enable_tls`.
+    pub tls: bool,
 }
 
 impl Shape {
@@ -51,6 +53,7 @@ impl Shape {
             workers: 3,
             monitoring: None,
             rows_per_s: None,
+            tls: false,
         }
     }
 
@@ -67,6 +70,7 @@ impl Shape {
             workers: 1,
             monitoring: Some(1),
             rows_per_s: None,
+            tls: false,
         }
     }
 
@@ -223,16 +227,11 @@ impl Scene {
             .iter()
             .map(|host| format!("{}:8261", host.address))
             .collect::<Vec<_>>();
-        let scene = Self {
-            rows: None,
-            has_real_dm,
-            dm: DmCluster::new(masters),
-            hosts,
-            operator,
-            packer,
-            shape,
-            folder,
-        };
+        let mut dm = DmCluster::new(masters);
+        if shape.tls {
+            dm = dm.over_tls(operator.certificates(CLUSTER));
+        }
+        let scene = Self { rows: None, has_real_dm, dm, hosts, operator, packer, shape, folder };
         fs_err::write(scene.topology(), scene.topology_text())
             .map_err(|error| broken("write the topology")(&error))?;
         Ok(scene)
@@ -436,6 +435,9 @@ impl Scene {
         if self.shape.version == "v5.3.0" {
             "global:\n  user: tidb\n  deploy_dir: /home/tidb/dm/deploy\n  data_dir: /home/tidb/dm/data\n"
                 .clone_into(&mut text);
+        }
+        if self.shape.tls {
+            text.push_str("  enable_tls: true\n");
         }
         let mut section = |name: &str, hosts: &[Host]| {
             text.push_str(&format!("{name}:\n"));

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::flags::Flags;
 use crate::log;
 use crate::stamp::{Fault, Stamp, read_stamp};
-use crate::{grafana, master, worker};
+use crate::{grafana, master, tls, worker};
 
 /// DM's exit code for everything that goes wrong before a service runs.
 pub(crate) const CANNOT_START: u8 = 2;
@@ -124,10 +124,7 @@ where
             Err(error) => fail(1, &format!("print the version: {error}")),
         };
     }
-    if flags.value("ssl-ca").is_some() {
-        return fail(CANNOT_START, "ssl-ca: TLS is not imitated");
-    }
-    if let Err(error) = log::open(flags.value("log-file")) {
+    if let Err(error) = tls::open(&flags).and_then(|()| log::open(flags.value("log-file"))) {
         return fail(CANNOT_START, &error);
     }
     log::info!(

@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use prost::{Message, Oneof};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
+
+use crate::tls;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
@@ -239,15 +241,15 @@ pub(crate) struct Etcd {
     preferred: Arc<AtomicUsize>,
 }
 
-/// `http://host:port` of etcd's client interface behind a dm-master's address `host:port`.
+/// `http://host:port` (`https` with TLS) of etcd's client interface behind a dm-master's address `host:port`.
 ///
 /// The real dm-master serves etcd on its own port; here etcd is a process of its own, 10 000 ports further.
 pub(crate) fn client_url(master: &str) -> Option<String> {
-    let bare = master.trim_start_matches("http://").trim_end_matches('/');
+    let bare = tls::bare(master).trim_end_matches('/');
     let (host, port) = bare.rsplit_once(':')?;
     let port: u16 = port.parse().ok()?;
     let port = port.checked_add(10_000).unwrap_or_else(|| port - 10_000);
-    Some(format!("http://{host}:{port}"))
+    Some(format!("{}://{host}:{port}", tls::scheme()))
 }
 
 impl Etcd {
@@ -263,7 +265,7 @@ impl Etcd {
     /// Adds the etcd of one more master, if it is not known.
     pub(crate) fn add_master(&self, master: &str) {
         let Some(url) = client_url(master) else { return };
-        let Ok(endpoint) = Endpoint::from_shared(url.clone()) else { return };
+        let Ok(endpoint) = tls::endpoint(&url) else { return };
         let mut channels = self.channels.lock().expect("no panic under this lock");
         if channels.iter().all(|(known, _)| *known != url) {
             channels.push((url, endpoint.connect_timeout(CONNECT_WITHIN).connect_lazy()));

@@ -20,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 
+use crate::{log, tls};
+
 pub(crate) type Request = hyper::Request<Incoming>;
 pub(crate) type Response = hyper::Response<tonic::body::Body>;
 
@@ -68,10 +70,20 @@ where
                 async move { Ok::<_, Infallible>(answer.await) }
             });
             let builder = auto::Builder::new(TokioExecutor::new());
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            let connection = async {
+                match tls::acceptor() {
+                    None => drop(builder.serve_connection(TokioIo::new(stream), service).await),
+                    Some(acceptor) => match acceptor.accept(stream).await {
+                        Ok(stream) => {
+                            drop(builder.serve_connection(TokioIo::new(stream), service).await);
+                        }
+                        Err(error) => log::warning!("rejected connection: {error}"),
+                    },
+                }
+            };
             tokio::select! {
                 () = closed.cancelled() => {}
-                ended = connection => drop(ended),
+                () = connection => {}
             }
         });
     }

@@ -11,7 +11,7 @@
 //! Facts come from recordings of DM v8.1.0 and v5.3.0 (tests/fixtures) and from reading and measuring DM; no code
 //! of DM is in here.
 //!
-//! Not imitated: TLS; OpenAPI (`/api/v1` answers 404, as with `openapi` off); etcd's own API on the master's port (it
+//! Not imitated: `cert-allowed-cn`; OpenAPI (`/api/v1` answers 404, as with `openapi` off); etcd's own API on the master's port (it
 //! is 10 000 ports further); relay logs and the stage `relay`; DDL and its locks (always none); validators; dump and load
 //! as work (a task can be told to stay in that unit: `lookalike-unit: Load`); block lists and routes; `GetCfg`, schema
 //! and error handling; task configuration updates; DM's sentences, where no program reads them; most metrics; the
@@ -29,6 +29,7 @@ mod proto;
 mod row_client;
 pub mod rows;
 pub mod stamp;
+mod tls;
 mod worker;
 
 pub use cli::run;

@@ -15,7 +15,10 @@ mod grafana;
 mod prometheus;
 mod script;
 mod settings;
+mod tls;
 mod unit;
+
+use std::fmt;
 
 use camino::Utf8PathBuf;
 
@@ -27,9 +30,10 @@ pub use configs::{dashboard_for, rules_for};
 pub use dirs::{directories, host_directories};
 pub use exporters::{exporter_directories, exporter_files};
 pub use settings::BadSettings;
+pub use tls::tls_files;
 
-/// A file and where it belongs.
-#[derive(Clone, Debug, Eq, PartialEq)]
+/// A file and where it belongs. Its content may be a key or have a password in it, and is not part of its debug text.
+#[derive(Clone, Eq, PartialEq)]
 pub struct PlacedFile {
     /// Absolute, on the host.
     pub path: Utf8PathBuf,
@@ -41,6 +45,16 @@ pub struct PlacedFile {
     pub content: String,
     /// Name of TiUP's copy in `config-cache` on the control machine.
     pub cache_name: String,
+}
+
+impl fmt::Debug for PlacedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PlacedFile")
+            .field("path", &self.path)
+            .field("mode", &self.mode)
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A folder and how it must be. Missing parents are made for the same owner.

@@ -17,7 +17,7 @@ use dmup_wire::message::UnitAction;
 use super::laying_out::{self, Hotfixes};
 use super::units;
 use crate::args::DeployArgs;
-use crate::context::{Context, checked_name, checked_user, refuse_tls, state_failure};
+use crate::context::{Context, checked_name, checked_user, state_failure};
 use crate::failure::{Failure, Kind};
 use crate::pointing;
 use crate::progress::Progress;
@@ -28,8 +28,8 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     let cluster = context.profile.cluster(&name);
     cluster.refuse_existing().map_err(state_failure)?;
     let mut topology = read_topology(&args.topology)?;
-    refuse_tls(&topology, &format!("deploy {name} from {}", args.topology))?;
     topology.expand_dirs();
+    topology.set_tls_paths();
     laying_out::refuse_conflicts(&topology, &args.topology, None, context)?;
     let user = checked_user(topology.global.user.as_str())?;
     let login = laying_out::login(&args.login, context)?;
@@ -73,6 +73,10 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     };
     step("Generate SSH keys");
     let key = cluster.ensure_keys().map_err(state_failure)?;
+    if topology.global.enable_tls {
+        step("Generate TLS certificates");
+        laying_out::add_certificates(&mut laid, &cluster)?;
+    }
     // On this very machine, as the user who is logged in already, there is nobody to make.
     if !(matches!(reach, Reach::Local { .. }) && user == login.user) {
         step("Initialize target hosts");

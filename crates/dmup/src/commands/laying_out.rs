@@ -11,7 +11,7 @@ use dmup_core::digest::Digest;
 use dmup_core::display::table_text;
 use dmup_core::ids::{ClusterName, HostId, UserName};
 use dmup_core::instance::{Instance, Role};
-use dmup_core::layout::{self, Deployment};
+use dmup_core::layout::{self, Deployment, PlacedFile};
 use dmup_core::topology::{Neighbour, Topology};
 use dmup_core::version::DmVersion;
 use dmup_exec::ports::{Around, Build, EffectError, Hosts, Parcel};
@@ -365,13 +365,7 @@ pub(crate) fn render(
                         .because([chain(&bad)])
                 })?
                 .into_iter()
-                .map(|file| PutFile {
-                    path: file.path,
-                    mode: file.mode,
-                    root: file.root,
-                    owner: None,
-                    content: file.content,
-                })
+                .map(put)
                 .collect();
             let has_dashboards = own.dashboards.is_some();
             files.extend(
@@ -415,6 +409,35 @@ pub(crate) fn add_monitoring(laid: &mut [Laid], packages: &Packages, cluster: &C
             };
             part.files.push(small_file(path, content));
         }
+    }
+}
+
+/// Gives every instance a certificate and a key of its own, signed by the cluster's authority, which is made if there
+/// is none yet. A copy stays on the hosts alone.
+pub(crate) fn add_certificates(laid: &mut [Laid], cluster: &Cluster) -> Result<(), Failure> {
+    let now = jiff::Zoned::now();
+    let authority = cluster.ensure_authority(&now).map_err(state_failure)?;
+    for part in laid {
+        let instance = &part.instance;
+        let own = authority
+            .sign_for_instance(instance.role.as_str(), instance.host.as_str(), &now)
+            .map_err(Failure::failed)?;
+        part.files.extend(
+            layout::tls_files(instance, authority.certificate(), &own.certificate, &own.key)
+                .into_iter()
+                .map(put),
+        );
+    }
+    Ok(())
+}
+
+fn put(file: PlacedFile) -> PutFile {
+    PutFile {
+        path: file.path,
+        mode: file.mode,
+        root: file.root,
+        owner: None,
+        content: file.content,
     }
 }
 

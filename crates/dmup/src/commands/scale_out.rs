@@ -24,7 +24,7 @@ use super::laying_out;
 use super::refreshing::{POLL, refresh};
 use super::units;
 use crate::args::ScaleOutArgs;
-use crate::context::{Context, Known, refuse_tls, state_failure};
+use crate::context::{Context, Known, state_failure};
 use crate::failure::Failure;
 use crate::pointing;
 use crate::progress::Progress;
@@ -36,7 +36,6 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
     known.refuse_unfinished_scale_out(false)?;
     known.refuse_unfinished_runs()?;
     let old = &known.meta.topology;
-    refuse_tls(old, &format!("scale out {}", known.name))?;
     let mut new = read_new(args, old)?;
     laying_out::refuse_conflicts(&old.merged(&new), &args.topology, Some(&known.name), context)?;
 
@@ -73,7 +72,8 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
         .collect();
     new.mark_patched(&patched, true);
     let instances = new.instances();
-    let merged = old.merged(&new);
+    let mut merged = old.merged(&new);
+    merged.set_tls_paths();
     let all = merged.instances();
 
     progress.under_way("look at the hosts");
@@ -109,6 +109,10 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
         progress.say(&format!("+ {text}"));
         progress.under_way(text);
     };
+    if merged.global.enable_tls {
+        step("Generate TLS certificates");
+        laying_out::add_certificates(&mut laid, &known.cluster)?;
+    }
     let work = async {
         if let Some((first, login)) = &first {
             let user = &known.meta.user;

@@ -165,10 +165,6 @@ fn several_errors_of_a_topology_are_found_one_after_the_other() {
     );
     // Of another cluster on this desk.
     deploy("master_servers:\n  - host: 198.18.0.11\n", &["topology.yaml", "prod", "198.18.0.11"]);
-    deploy(
-        "global:\n  enable_tls: true\nmaster_servers:\n  - host: 10.9.0.1\n",
-        &["`enable_tls: true` is not supported yet", "nothing was touched"],
-    );
 }
 
 #[test]
@@ -333,10 +329,4 @@ fn a_cluster_with_tls_needs_its_certificates() {
     desk.put(&format!("{folder}/client.pem"), made.signing_key.serialize_pem().as_bytes());
     let shown = desk.ok(&["display", "prod"]);
     assert!(shown.contains("TLS encryption:     enabled"), "{shown}");
-    let topology = desk.put("more.yaml", b"worker_servers:\n  - host: 127.0.0.79\n");
-    desk.refuses(
-        &["scale-out", "prod", &topology, "--yes"],
-        3,
-        &["scale out prod", "not supported yet"],
-    );
 }

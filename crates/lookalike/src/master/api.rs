@@ -11,7 +11,6 @@ use hyper::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tonic::Status;
-use tonic::transport::Endpoint;
 
 use crate::etcd::{client_url, unary};
 use crate::http::{
@@ -23,6 +22,7 @@ use crate::proto::{
     OperateTaskRequest, QueryStatusListRequest, RegisterWorkerRequest, ShowDdlLocksRequest,
     StartTaskRequest, TransferSourceRequest,
 };
+use crate::tls;
 
 use super::Master;
 use super::operations::{MasterRpc, dm_error};
@@ -170,10 +170,9 @@ impl Master {
             Some(_) if view.own_key.is_some() => request.run(self).await,
             Some(leader) => {
                 tokio::time::sleep(FORWARD_AFTER).await;
-                let endpoint =
-                    Endpoint::from_shared(format!("http://{}", leader.addr)).map_err(|error| {
-                        Status::unknown(format!("leader's address {:?}: {error}", leader.addr))
-                    })?;
+                let endpoint = tls::endpoint(&leader.addr).map_err(|error| {
+                    Status::unknown(format!("leader's address {:?}: {error}", leader.addr))
+                })?;
                 let channel = endpoint.connect_timeout(Duration::from_secs(3)).connect_lazy();
                 // The code is lost on the way, as with DM's own forwarding.
                 let answer = unary(channel, R::PATH, request, FORWARD_WITHIN).await;

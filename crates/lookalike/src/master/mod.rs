@@ -27,6 +27,7 @@ use crate::http;
 use crate::keys::{Candidate, LEADER, ROOT, Snapshot, to_json};
 use crate::log;
 use crate::stamp::{Fault, Stamp};
+use crate::tls;
 
 /// Name under which this program becomes etcd.
 pub(crate) const ETCD_CHILD: &str = "lookalike-etcd";
@@ -137,7 +138,7 @@ pub(crate) async fn serve(
         advertise: config.advertise.clone(),
         etcd: Etcd::of_masters(own),
         others: Etcd::of_masters(None),
-        client: reqwest::Client::new(),
+        client: tls::http_client(),
         view: watch::Sender::new(View::default()),
         wake: Notify::new(),
         evicted: AtomicBool::new(false),
@@ -369,12 +370,10 @@ struct Config {
 impl Config {
     fn from_flags(flags: &Flags) -> Result<Self, String> {
         let owned = |name: &str| flags.value(name).map(str::to_owned);
-        let listen = owned("master-addr")
-            .ok_or("master-addr is not set")?
-            .trim_start_matches("http://")
-            .to_owned();
+        let listen =
+            tls::bare(flags.value("master-addr").ok_or("master-addr is not set")?).to_owned();
         let advertise = owned("advertise-addr").unwrap_or_else(|| listen.clone());
-        let advertise = advertise.trim_start_matches("http://").to_owned();
+        let advertise = tls::bare(&advertise).to_owned();
         if advertise.starts_with(':') || advertise.starts_with("0.0.0.0") {
             return Err(format!(
                 "advertise-addr {advertise} must have a host that others can reach"
@@ -382,7 +381,8 @@ impl Config {
         }
         let listen = if listen.starts_with(':') { format!("0.0.0.0{listen}") } else { listen };
         let name = owned("name").unwrap_or_else(|| format!("dm-master-{advertise}"));
-        let peer_urls = owned("peer-urls").unwrap_or_else(|| "http://127.0.0.1:8291".to_owned());
+        let peer_urls =
+            owned("peer-urls").unwrap_or_else(|| format!("{}://127.0.0.1:8291", tls::scheme()));
         Ok(Self {
             advertise_peer_urls: owned("advertise-peer-urls").unwrap_or_else(|| peer_urls.clone()),
             data_dir: owned("data-dir").unwrap_or_else(|| format!("default.{name}")),
@@ -472,7 +472,7 @@ impl Config {
             ("listen-peer-urls", &self.peer_urls),
             ("initial-advertise-peer-urls", &self.advertise_peer_urls),
             ("listen-client-urls", &client),
-            ("advertise-client-urls", &format!("http://{}", self.advertise)),
+            ("advertise-client-urls", &format!("{}://{}", tls::scheme(), self.advertise)),
             ("initial-cluster", cluster),
             ("initial-cluster-state", state),
             ("logger", "zap"),
@@ -480,6 +480,8 @@ impl Config {
         ] {
             command.arg(format!("--{flag}={value}"));
         }
+        command
+            .args(tls::etcd_flags().into_iter().map(|(flag, value)| format!("--{flag}={value}")));
         tokio::process::Command::from(command)
             .kill_on_drop(true)
             .spawn()

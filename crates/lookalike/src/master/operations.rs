@@ -11,7 +11,6 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 use tonic::Status;
-use tonic::transport::Endpoint;
 
 use crate::etcd::{EtcdError, Write, unary};
 use crate::http::Rpc;
@@ -30,6 +29,7 @@ use crate::proto::{
     TaskOp, TransferSourceRequest, UnitType,
 };
 use crate::row_client;
+use crate::tls;
 
 use super::Master;
 use super::scheduler::bind;
@@ -145,7 +145,7 @@ impl Master {
 
 /// Asks a worker for its subtasks; an empty task means all.
 async fn query_worker(address: &str, task: &str) -> Result<QueryStatusResponse, Status> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+    let endpoint = tls::endpoint(address)
         .map_err(|error| Status::unknown(format!("worker address {address:?}: {error}")))?;
     let channel = endpoint.connect_timeout(Duration::from_secs(3)).connect_lazy();
     let request = QueryStatusRequest { name: task.to_owned() };

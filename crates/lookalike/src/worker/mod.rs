@@ -16,7 +16,6 @@ use std::time::Duration;
 use tokio::sync::RwLock;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Endpoint;
 
 use crate::cli::{CANNOT_START, fail};
 use crate::etcd::{Etcd, EtcdError, unary};
@@ -30,6 +29,7 @@ use crate::proto::{
 };
 use crate::row_client;
 use crate::stamp::{Fault, Stamp};
+use crate::tls;
 
 use self::subtask::{Stop, SubtaskRun};
 
@@ -136,7 +136,7 @@ pub(crate) async fn serve(flags: Flags, stamp: &Stamp, closed: CancellationToken
 
 impl Worker {
     fn from_flags(flags: &Flags, stamp: &Stamp) -> Result<(String, Self), String> {
-        let bare = |text: &str| text.trim().trim_start_matches("http://").to_owned();
+        let bare = |text: &str| tls::bare(text).to_owned();
         let listen = flags.value("worker-addr").map(bare).ok_or("worker-addr is not set")?;
         let advertise = flags.value("advertise-addr").map_or_else(|| listen.clone(), bare);
         let join: Vec<String> =
@@ -173,7 +173,7 @@ impl Worker {
                 sleep(Duration::from_secs(1)).await;
             }
             for master in &self.join {
-                let endpoint = match Endpoint::from_shared(format!("http://{master}")) {
+                let endpoint = match tls::endpoint(master) {
                     Ok(endpoint) => endpoint.connect_timeout(DIAL_WITHIN),
                     Err(error) => {
                         last = error.to_string();

@@ -1,0 +1,57 @@
+//! A cluster with `enable_tls` on real hosts: laid out, made larger, hotfixed, while rows flow (block 16).
+
+use std::time::Duration;
+
+use lab::dm::DmCluster;
+use lab::scene::{CLUSTER, Scene, Shape, TASK};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[test]
+#[ignore = "needs root and systemd-nspawn"]
+fn a_cluster_with_tls_is_deployed_made_larger_and_hotfixed() {
+    let shape = Shape { workers: 2, monitoring: Some(1), tls: true, ..Shape::three() };
+    let scene = Scene::running("tls", 16, shape, 50).unwrap();
+    let hosts = scene.hosts.hosts();
+
+    // Keys are their owner's, and nobody without a certificate is let in.
+    for (role, port) in [("dm-master", 8261), ("prometheus", 9090)] {
+        let key = format!("/home/tidb/deploy/{role}-{port}/tls/{role}.pem");
+        let mode = scene.hosts.run_on(1, &["stat", "-c", "%a %U", &key]).unwrap();
+        assert_eq!(mode.trim(), "600 tidb", "{key}");
+    }
+    let plain = DmCluster::new([format!("{}:8261", hosts[0].address)]).impatient();
+    assert_eq!(plain.leader(), None, "without TLS");
+    let display = scene.dmup(&["display", CLUSTER]).well();
+    assert!(display.stdout.contains("TLS encryption:     enabled"), "{display}");
+    assert_eq!(display.stdout.matches("Healthy").count(), 3, "{display}");
+
+    let more = scene.operator.folder().join("more.yaml");
+    fs_err::write(&more, format!("worker_servers:\n  - host: {}\n", hosts[2].address)).unwrap();
+    let said = scene.dmup(&["scale-out", CLUSTER, more.as_str(), "--yes"]).well();
+    assert_eq!(scene.dm.workers().len(), 3, "{said}");
+
+    let before = scene.running_hashes();
+    let fix = scene.hotfix("fix.tar.gz", &scene.fixed()).unwrap();
+    scene.dmup(&["patch", CLUSTER, fix.as_str(), "--soak", "0", "--yes"]).well();
+    let after = scene.running_hashes();
+    assert!(before.iter().zip(&after).all(|(old, new)| old != new && new.1 != "down"), "{after:?}");
+
+    // Prometheus has a certificate too: every member is scraped over TLS.
+    let promtool = "/home/tidb/deploy/prometheus-9090/bin/prometheus/promtool";
+    let up = "count(up{job=~\"dm_(master|worker)\"} == 1)";
+    scene
+        .dm
+        .wait_until("Prometheus sees six members up", PATIENCE, |_| {
+            let query = [promtool, "query", "instant", "http://127.0.0.1:9090", up];
+            let seen = scene.hosts.run_on(1, &query).map_err(|error| error.to_string())?;
+            if seen.contains("=> 6 @") { Ok(()) } else { Err(seen) }
+        })
+        .unwrap();
+
+    scene.dm.wait_running(TASK, 2, PATIENCE).unwrap();
+    let flow = scene.flow().expect("rows flow");
+    for (source, seen) in flow.witness.settle(&flow.writer, PATIENCE) {
+        assert!(seen.is_whole(), "{source}: {seen}");
+    }
+}
