@@ -28,6 +28,7 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     let cluster = context.profile.cluster(&name);
     cluster.refuse_existing().map_err(state_failure)?;
     let mut topology = read_topology(&args.topology)?;
+    laying_out::refuse_unsupported(&topology, &args.topology, true)?;
     topology.expand_dirs();
     topology.set_tls_paths();
     laying_out::refuse_conflicts(&topology, &args.topology, None, context)?;

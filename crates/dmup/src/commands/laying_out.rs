@@ -77,6 +77,30 @@ pub(crate) async fn meet(
     Ok(())
 }
 
+/// What a topology may ask for and `tiup dm` lays out, but we do not yet: better refused by name than left out in silence.
+pub(crate) fn refuse_unsupported(
+    topology: &Topology,
+    path: &Utf8Path,
+    has_new_hosts: bool,
+) -> Result<(), Failure> {
+    let mut asked = Vec::new();
+    // Once per host: those that the cluster has already have them.
+    if topology.monitored.is_some() && has_new_hosts {
+        asked.push(
+            "`monitored`: node_exporter and blackbox_exporter are not laid out yet".to_owned(),
+        );
+    }
+    if topology.global.systemd_mode == "user" {
+        asked.push("`global.systemd_mode: user`: units of users are not handled yet".to_owned());
+    }
+    if asked.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::refused(format_args!("{path} asks for what dmup cannot lay out yet"))
+        .because(asked)
+        .hint("leave it out, or use `tiup dm` for this; what it lays out can be patched here"))
+}
+
 /// Ports and folders of other clusters on the same hosts.
 pub(crate) fn refuse_conflicts(
     topology: &Topology,

@@ -46,6 +46,8 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
     let is_new = |it: &&Instance| !familiar.contains(&it.ssh_host);
     let instances = new.instances();
     let strange_hosts = HostAddress::of_instances(instances.iter().filter(is_new));
+    let has_new_hosts = !strange_hosts.is_empty();
+    laying_out::refuse_unsupported(old, &known.cluster.meta_path(), has_new_hosts)?;
     let reach = context.reach(old.global.ssh_type.as_str());
     // Hosts that have the cluster's key already need no other.
     let first = if strange_hosts.is_empty() {
