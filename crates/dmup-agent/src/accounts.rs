@@ -124,7 +124,6 @@ pub(crate) fn forget_key(order: &ForgetKey) -> Reply {
 
 fn take_line_away(path: &Utf8Path, blob: &str) -> Result<(), Refusal> {
     let attempted = || format!("take a login key out of {path}");
-    refuse_links(path, attempted)?;
     if !path.exists() {
         return Ok(());
     }
@@ -134,6 +133,7 @@ fn take_line_away(path: &Utf8Path, blob: &str) -> Result<(), Refusal> {
     if kept == before {
         return Ok(());
     }
+    refuse_links(path, attempted)?;
     let meta = fs::metadata(path).when(attempted)?;
     let owner = Owner { uid: meta.uid(), gid: meta.gid() };
     write_atomically(path, kept.as_bytes(), meta.mode() & 0o777, Some(owner)).when(attempted)

@@ -155,6 +155,15 @@ impl Cluster {
         keys::ensure(&self.private_key_path(), &self.public_key_path())
     }
 
+    /// What its hosts let in, as one line; none if that was never made.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn public_key(&self) -> Result<Option<String>, StateError> {
+        keys::public(&self.public_key_path())
+    }
+
     /// The pair that a rotation is about to bring.
     pub fn next_private_key_path(&self) -> Utf8PathBuf {
         self.dir.join("ssh").join("new")

@@ -69,6 +69,11 @@ pub(crate) fn ensure(
     }
 }
 
+/// The half that hosts must let in.
+pub(crate) fn public(path: &Utf8Path) -> Result<Option<String>, StateError> {
+    Ok(read_text(path, KEY_BYTES)?.map(|line| line.trim_end().to_owned()))
+}
+
 /// How far the change of a cluster's keys has come.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Rotation {

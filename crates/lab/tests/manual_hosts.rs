@@ -149,6 +149,8 @@ fn the_manual_as_it_is_written() {
         let seen = scene.hosts.hosts()[0].run(&["test", "-e", path]).unwrap();
         assert!(!seen.status.success(), "{path} is still there");
     }
+    let keys = scene.hosts.run_on(1, &["cat", "/home/tidb/.ssh/authorized_keys"]).unwrap();
+    assert!(!keys.contains("ssh-"), "{keys}");
     let units = scene.hosts.run_on(1, &["ls", "/etc/systemd/system"]).unwrap();
     assert!(!units.contains("dm-master"), "{units}");
     let gone = scene.dmup(&["display", CLUSTER]).with_code(3);

@@ -6,14 +6,14 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::HostId;
 use dmup_core::instance::{Instance, Role};
 use dmup_remote::Fleet;
-use dmup_wire::message::UnitAction;
+use dmup_wire::message::{ForgetKey, UnitAction};
 use futures::future::join_all;
 
 use super::units;
 use crate::args::DestroyArgs;
 use crate::ask;
-use crate::context::{Context, bad_selection, state_failure};
-use crate::failure::Failure;
+use crate::context::{Context, Known, bad_selection, state_failure};
+use crate::failure::{Failure, chain};
 use crate::progress::Progress;
 
 /// TiUP's sentence.
@@ -91,10 +91,33 @@ pub(crate) async fn run(args: &DestroyArgs, context: &Context) -> Result<(), Fai
     for text in failed {
         context.printer.talk(format_args!("note: {text}"));
     }
+    // Last: a destroy that is given again must still get in.
+    let hosts: Vec<HostId> = fleet.hosts().cloned().collect();
+    for text in lock_out(&fleet, hosts, &known).await {
+        context.printer.talk(format_args!("note: {text}"));
+    }
     known.cluster.remove().map_err(state_failure)?;
     drop(lock);
     context.printer.talk(format_args!("Destroyed cluster `{}` successfully", known.name));
     Ok(())
+}
+
+/// Takes the cluster's key away on hosts that it has left; answers with what did not work.
+pub(crate) async fn lock_out(fleet: &Fleet, hosts: Vec<HostId>, known: &Known) -> Vec<String> {
+    let public_key = match known.cluster.public_key() {
+        Ok(Some(key)) => key,
+        Ok(None) => return Vec::new(),
+        Err(error) => return vec![chain(&error)],
+    };
+    let work = hosts.iter().map(|host| {
+        let (user, public_key) = (known.meta.user.clone(), public_key.clone());
+        fleet.forget_key(host, ForgetKey { user, public_key })
+    });
+    join_all(work)
+        .await
+        .into_iter()
+        .filter_map(|it| it.err().map(|error| error.to_string()))
+        .collect()
 }
 
 /// Units, deploy, data and log folders; on hosts that nothing of the cluster is left on, our own folder in the home.

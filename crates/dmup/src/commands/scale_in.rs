@@ -264,6 +264,11 @@ impl Leave<'_> {
             Err(Failure::failed(format_args!("remove {}", instance.id)).because(failed))
         };
         self.bear(removed, context)?;
+        if !self.rest.iter().any(|it| it.host == instance.host) {
+            for note in destroy::lock_out(fleet, vec![instance.host.clone()], known).await {
+                context.printer.talk(format_args!("note: {note}"));
+            }
+        }
         Ok(())
     }
 
