@@ -20,6 +20,7 @@ mod answers;
 mod client;
 mod code;
 mod display;
+mod every_answer;
 mod grpc;
 mod http;
 mod look;
@@ -29,3 +30,5 @@ mod tests;
 
 pub use client::{DmClient, Timeouts, Tls, Unusable};
 pub use code::DmCode;
+#[doc(hidden)]
+pub use every_answer::read_as_every_answer;
