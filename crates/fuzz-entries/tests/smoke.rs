@@ -11,8 +11,8 @@ use fuzz_entries::{TARGETS, Target};
 /// Targets that write files take long for each.
 fn rounds(target: &Target) -> u32 {
     match target.name {
-        "package" | "audit" | "known_hosts" => 300,
-        _ => 2_000,
+        "package" | "audit" | "known_hosts" => 100,
+        _ => 500,
     }
 }
 
