@@ -1,7 +1,9 @@
-//! Everything that is read from outside, as functions from bytes: what `fuzz/` and the smoke test run.
+//! What is read from outside, as functions from bytes: what `fuzz/` and the smoke test run. `fuzz/README.md` says what is missing.
 //!
 //! In: any bytes. Out: nothing; a panic is what is looked for. What a parser accepts must survive what is done with it
 //! next: a topology is written and read again and laid out, a plan is checked and shown, a journal is folded.
+
+use std::io::Write as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::ClusterName;
@@ -10,10 +12,13 @@ use dmup_core::layout::{self, Deployment};
 use dmup_core::plan::{self, Plan};
 use dmup_core::topology::{Meta, Topology, check_edit};
 use dmup_mirror::package::{self, Wanted};
+use dmup_mirror::trust;
 use dmup_remote::{dm_api, known_hosts};
-use dmup_state::Profile;
+use dmup_state::{Cluster, Profile};
 use dmup_wire::frame::Decoder;
 use dmup_wire::message::{Answer, Hello, Request};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 
 /// A parser, and the name of its target and of the folder of its corpus.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +37,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "journal", run: journal },
     Target { name: "plan", run: plan },
     Target { name: "package", run: package },
+    Target { name: "backup", run: backup },
+    Target { name: "manifests", run: manifests },
     Target { name: "frames", run: frames },
     Target { name: "dm_answers", run: dm_answers },
     Target { name: "known_hosts", run: known_hosts },
@@ -122,12 +129,34 @@ pub fn plan(bytes: &[u8]) {
 
 /// A package archive or a bare executable.
 pub fn package(bytes: &[u8]) {
-    let folder = scratch();
-    let path = path_of(&folder);
-    let file = path.join("package");
-    if fs_err::write(file.as_std_path(), bytes).is_ok() {
-        drop(package::open(&file, &Wanted::new(), &path));
+    for bytes in [bytes, &with_good_check_sums(bytes)] {
+        let folder = scratch();
+        let path = path_of(&folder);
+        let file = path.join("package");
+        if fs_err::write(file.as_std_path(), bytes).is_ok() {
+            drop(package::open(&file, &Wanted::new(), &path));
+        }
     }
+}
+
+/// An archive for `meta restore`: a tar, packed here, for no change at random survives a packed one's check sum.
+pub fn backup(bytes: &[u8]) {
+    let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+    let written = packed.write_all(&with_good_check_sums(bytes));
+    let packed = written.and_then(|()| packed.finish()).expect("memory takes everything");
+    for bytes in [bytes, &packed] {
+        let folder = scratch();
+        let path = path_of(&folder);
+        let file = path.join("backup");
+        if fs_err::write(file.as_std_path(), bytes).is_ok() {
+            drop(Cluster::read_backup(&file, &path));
+        }
+    }
+}
+
+/// A mirror's manifests, one or several after one another.
+pub fn manifests(bytes: &[u8]) {
+    trust::read_as_every_manifest(bytes);
 }
 
 /// What comes over a connection to an agent, from either side, in pieces of any size.
@@ -168,6 +197,24 @@ pub fn known_hosts(bytes: &[u8]) {
             drop(known_hosts::known_types(&files, host, port));
         }
     }
+}
+
+/// Headers of a tar that were changed are believed only if their sum fits: here it is made to.
+fn with_good_check_sums(bytes: &[u8]) -> Vec<u8> {
+    const BLOCK: usize = 512;
+    let mut bytes = bytes.to_vec();
+    let mut at = 0;
+    while let Some(header) = bytes.get_mut(at..at + BLOCK) {
+        if header.iter().any(|byte| *byte != 0) {
+            header[148..156].fill(b' ');
+            let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+            header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+        let size = String::from_utf8_lossy(&header[124..135]).into_owned();
+        let size = usize::from_str_radix(size.trim_matches(['\0', ' ']), 8).unwrap_or(0);
+        at += BLOCK + size.next_multiple_of(BLOCK);
+    }
+    bytes
 }
 
 fn scratch() -> tempfile::TempDir {

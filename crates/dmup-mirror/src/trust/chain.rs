@@ -29,7 +29,7 @@ pub struct Root {
 }
 
 #[derive(Deserialize)]
-struct RootFile {
+pub(super) struct RootFile {
     version: u64,
     expires: String,
     roles: BTreeMap<String, RoleEntry>,
@@ -75,7 +75,12 @@ impl Root {
     ) -> Result<Self, ManifestRefusal> {
         let document = Document::parse(bytes, limits::ROOT_BYTES)?;
         vouched(&document)?;
-        let content: RootFile = document.content("root")?;
+        let root = Self::from_file(document.content("root")?)?;
+        document.check(&root.root)?;
+        Ok(root)
+    }
+
+    pub(super) fn from_file(content: RootFile) -> Result<Self, ManifestRefusal> {
         let signers = |role: &'static str| {
             let entry = content
                 .roles
@@ -83,16 +88,14 @@ impl Root {
                 .ok_or_else(|| ManifestRefusal::NotListed(format!("the role {role}")))?;
             Signers::new(role, &entry.keys, entry.threshold)
         };
-        let root = Self {
+        Ok(Self {
             version: content.version,
             expires: date(&content.expires)?,
             root: signers("root")?,
             timestamp: signers("timestamp")?,
             snapshot: signers("snapshot")?,
             index: signers("index")?,
-        };
-        document.check(&root.root)?;
-        Ok(root)
+        })
     }
 
     /// Its number.
@@ -252,7 +255,7 @@ pub struct TimestampManifest {
 }
 
 #[derive(Deserialize)]
-struct TimestampFile {
+pub(super) struct TimestampFile {
     version: u64,
     expires: String,
     meta: BTreeMap<String, HashedEntry>,
@@ -266,8 +269,10 @@ struct HashedEntry {
 
 impl TimestampManifest {
     fn parse(bytes: &[u8], signers: &Signers) -> Result<Self, ManifestRefusal> {
-        let content: TimestampFile =
-            Document::verified(bytes, limits::TIMESTAMP_BYTES, "timestamp", signers)?;
+        Self::from_file(Document::verified(bytes, limits::TIMESTAMP_BYTES, "timestamp", signers)?)
+    }
+
+    pub(super) fn from_file(content: TimestampFile) -> Result<Self, ManifestRefusal> {
         let entry = content
             .meta
             .get("/snapshot.json")
@@ -314,7 +319,7 @@ pub struct Snapshot {
 }
 
 #[derive(Deserialize)]
-struct SnapshotFile {
+pub(super) struct SnapshotFile {
     version: u64,
     expires: String,
     meta: BTreeMap<String, VersionedEntry>,
@@ -334,8 +339,10 @@ impl VersionedEntry {
 
 impl Snapshot {
     fn parse(bytes: &[u8], signers: &Signers) -> Result<Self, ManifestRefusal> {
-        let content: SnapshotFile =
-            Document::verified(bytes, limits::MANIFEST_BYTES, "snapshot", signers)?;
+        Self::from_file(Document::verified(bytes, limits::MANIFEST_BYTES, "snapshot", signers)?)
+    }
+
+    pub(super) fn from_file(content: SnapshotFile) -> Result<Self, ManifestRefusal> {
         Ok(Self { version: content.version, expires: date(&content.expires)?, files: content.meta })
     }
 
@@ -374,7 +381,7 @@ pub struct Index {
 }
 
 #[derive(Deserialize)]
-struct IndexFile {
+pub(super) struct IndexFile {
     version: u64,
     expires: String,
     owners: BTreeMap<String, OwnerEntry>,
@@ -397,7 +404,10 @@ struct ComponentEntry {
 
 impl Index {
     fn parse(bytes: &[u8], limit: u64, signers: &Signers) -> Result<Self, ManifestRefusal> {
-        let content: IndexFile = Document::verified(bytes, limit, "index", signers)?;
+        Self::from_file(Document::verified(bytes, limit, "index", signers)?)
+    }
+
+    pub(super) fn from_file(content: IndexFile) -> Result<Self, ManifestRefusal> {
         Ok(Self {
             version: content.version,
             expires: date(&content.expires)?,
@@ -430,6 +440,14 @@ impl Index {
         })?;
         let role = format!("{id}'s owner");
         Signers::new(role, &listed.keys, listed.threshold).map_err(|refusal| refusal.in_file(INDEX))
+    }
+
+    /// For tests with hostile input: each component's owner, and its file if there is a snapshot.
+    pub(super) fn ask_for_everything(&self, snapshot: Option<&Snapshot>) {
+        for id in self.components.keys().filter_map(|name| ComponentId::new(name).ok()) {
+            drop(self.signers(&id));
+            drop(snapshot.map(|it| self.component_file(&id, it)));
+        }
     }
 
     /// A component's manifest in this edition: version, name on the mirror, and how long it is at most.

@@ -60,6 +60,13 @@ pub struct ListedPackage {
     pub yanked: bool,
 }
 
+impl ComponentFile {
+    /// Whose it says it is; nothing of it is checked yet.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+}
+
 impl ComponentManifest {
     pub(super) fn from_file(
         id: &ComponentId,

@@ -19,6 +19,7 @@
 mod chain;
 mod component;
 mod document;
+mod every_manifest;
 mod keys;
 mod names;
 mod refusal;
@@ -29,5 +30,7 @@ mod tests;
 pub use chain::{Index, Root, Snapshot, TimestampManifest};
 pub use component::{ComponentManifest, ListedPackage};
 pub use document::limits;
+#[doc(hidden)]
+pub use every_manifest::read_as_every_manifest;
 pub use names::{ComponentId, FileName};
 pub use refusal::{ManifestError, ManifestRefusal};

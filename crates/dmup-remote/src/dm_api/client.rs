@@ -368,7 +368,7 @@ fn plain_http(timeouts: &Timeouts) -> reqwest::ClientBuilder {
 }
 
 /// Answers of a master that will be right soon.
-fn is_not_yet(words: &str) -> bool {
+pub(super) fn is_not_yet(words: &str) -> bool {
     match DmCode::of(words) {
         Some(
             DmCode::NoLeader

@@ -5,7 +5,10 @@ use prost::Message as _;
 use serde::de::DeserializeOwned;
 
 use super::answers::{Members, Outcome, PerSource, Status};
+use super::client::is_not_yet;
+use super::code::DmCode;
 use super::grpc;
+use super::http::{beginning, said};
 use super::seen::{Collected, assemble, build_in_status, health_in};
 
 /// Reads bytes as every answer that DM can give, and puts them together as a look does. A panic is what is looked for.
@@ -13,6 +16,11 @@ pub fn read_as_every_answer(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     build_in_status(&text);
     health_in(&text);
+    // Refusals: their code, and as much of their words as an error shows.
+    DmCode::of(&text);
+    is_not_yet(&text);
+    said(&text);
+    beginning(&text);
     json::<Outcome>(bytes);
     let members = json::<Members>(bytes);
     let shown = json::<PerSource>(bytes);

@@ -148,7 +148,7 @@ pub(super) async fn ask<T: DeserializeOwned>(
 }
 
 /// The `message` of a grpc-gateway error, or the text itself.
-fn said(body: &str) -> String {
+pub(super) fn said(body: &str) -> String {
     #[derive(serde::Deserialize)]
     struct Message {
         message: String,
