@@ -54,6 +54,8 @@ impl Dice {
 
 /// Of seeds whose every word is changed.
 const SMALL_BYTES: usize = 4096;
+/// Of seeds whose every word is also cut and spoiled.
+const TINY_BYTES: usize = 600;
 
 /// Marks that structure hangs on.
 const MARKS: [&[u8]; 10] =
@@ -91,7 +93,7 @@ fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-_.+/%@".contains(&byte) || !byte.is_ascii()
 }
 
-/// Each word of a small seed changed once: no field is left to chance.
+/// Each word of a small seed once in the place of another, and in tiny seeds each spoiled within: no field is left to chance.
 fn every_word_changed(seed: &[u8], dice: &mut Dice) -> Vec<Vec<u8>> {
     let mut inputs = Vec::new();
     let mut from = 0;
@@ -99,6 +101,11 @@ fn every_word_changed(seed: &[u8], dice: &mut Dice) -> Vec<Vec<u8>> {
         let end = from + word.len();
         if !word.is_empty() && seed.len() <= SMALL_BYTES {
             inputs.push([&seed[..from], any(&WORDS, dice).as_bytes(), &seed[end..]].concat());
+        }
+        if !word.is_empty() && seed.len() <= TINY_BYTES {
+            let at = from + dice.below(word.len());
+            inputs.push([&seed[..at], &seed[end..]].concat());
+            inputs.push([&seed[..at + 1], "é".as_bytes(), &seed[at + 1..]].concat());
         }
         from = end + 1;
     }
