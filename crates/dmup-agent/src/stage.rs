@@ -12,6 +12,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
 use dmup_wire::message::{Outcome, Refusal, RefusalKind, Stage, StagedFile, Unpack};
 use fs_err as fs;
+use rustix::fs::{FlockOperation, flock};
 
 use crate::archive::{Expected, unpack};
 use crate::files::{Owner, draft_beside, sync_folder, write_atomically};
@@ -40,6 +41,7 @@ pub(crate) fn stage(order: &Stage, stream: &mut dyn Read) -> Reply {
         fs::remove_dir_all(&part).ok();
     }
     let files = done?;
+    let _settling = settling(&order.store).when(attempted)?;
     remove_surplus(&order.store, &order.digest);
     Ok(Outcome::Staged { folder, already: false, files })
 }
@@ -81,8 +83,9 @@ fn receive(
         let seen = format!("it has {} files, {STAGED_FILES} are allowed", files.len());
         return Err(refuse(RefusalKind::Content, attempted(), seen));
     }
+    let _settling = settling(&order.store).when(attempted)?;
     if let Some(files) = staged(&order.store, &order.digest) {
-        // Another controller was quicker with the same content.
+        // Another receiver was quicker with the same content.
         fs::remove_dir_all(part).when(attempted)?;
         return Ok(files);
     }
@@ -93,6 +96,14 @@ fn receive(
     let manifest = serde_json::to_vec(&files).map_err(io::Error::from).when(attempted)?;
     write_atomically(&manifest_of(folder), &manifest, 0o644, None).when(attempted)?;
     Ok(files)
+}
+
+/// The right to change what the store has: a machine may be known under two addresses, and get the same content twice at
+/// once.
+fn settling(store: &Utf8Path) -> io::Result<fs::File> {
+    let folder = fs::File::open(store)?;
+    flock(&folder, FlockOperation::LockExclusive)?;
+    Ok(folder)
 }
 
 /// The manifest beside a folder of the store.
@@ -283,6 +294,25 @@ mod tests {
         // Cut into by somebody: received again.
         fs::write(folder.join("dm-worker/dm-worker"), "").unwrap();
         assert!(matches!(stage(&order, &mut &*stream), Ok(Outcome::Staged { already: false, .. })));
+    }
+
+    #[test]
+    fn the_same_content_may_come_by_several_ways_at_once() {
+        let content = vec![7; 200_000];
+        let stream = parcel(&[Piece::File("dm-worker/dm-worker", 0o755, &content)]);
+        for _ in 0..20 {
+            let (_keep, store) = store();
+            let order = Stage { unpacked_bytes: 300_000, ..order(&stream, &store) };
+            std::thread::scope(|scope| {
+                let ways: Vec<_> =
+                    (0..4).map(|_| scope.spawn(|| stage(&order, &mut &stream[..]))).collect();
+                for way in ways {
+                    way.join().unwrap().unwrap();
+                }
+            });
+            assert!(staged(&store, &order.digest).is_some());
+            assert_eq!(store.read_dir_utf8().unwrap().count(), 2);
+        }
     }
 
     #[test]
