@@ -207,6 +207,8 @@ pub enum Command {
     Display(DisplayArgs),
     /// Replace the binaries of a running cluster with those of a package, online
     Patch(PatchArgs),
+    /// Bring the cluster to another version of DM, node by node, while it serves
+    Upgrade(UpgradeArgs),
     /// Run a command of your own on the hosts of a DM cluster
     Exec(ExecArgs),
     /// Give a recorded command once more
@@ -479,6 +481,14 @@ pub struct PatchArgs {
     /// Carry out this plan, printed earlier with `--plan --format json`; refused if the cluster has changed since
     #[arg(long, value_name = "FILE", conflicts_with = "plan")]
     pub apply_plan: Option<Utf8PathBuf>,
+    /// How
+    #[command(flatten)]
+    pub rollout: Rollout,
+}
+
+/// How new builds are brought to nodes that serve.
+#[derive(Args, Clone, Debug)]
+pub struct Rollout {
     /// Seconds that a node must stay healthy before the next one's turn
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=86400), value_name = "SECONDS")]
     pub soak: u32,
@@ -538,6 +548,38 @@ pub enum OnFailureArg {
     RollbackAll,
     /// Leave that node as it is, stop there
     Stop,
+}
+
+/// Arguments of `upgrade`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  dmup upgrade prod v8.1.0
+  dmup upgrade prod v8.1.0 --plan
+  dmup upgrade prod v8.1.0 --batch 1,50% --batch-soak 300
+
+The official packages of that version replace the binaries of dm-master, then of dm-worker, node by node, as `patch`
+does; each of the two is a run of its own. Hotfixes are dropped. Given again, it goes on where it stopped. Prometheus,
+Grafana and Alertmanager stay as they are.")]
+pub struct UpgradeArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// To which version: v8.1.0
+    #[arg(value_name = "VERSION")]
+    pub version: String,
+    /// The cluster is stopped: replace files only, restart nothing
+    #[arg(long)]
+    pub offline: bool,
+    /// Print what would be done, and end
+    #[arg(long)]
+    pub plan: bool,
+    /// Also to an older version than the recorded one; DM itself does not promise to read the data of a newer one
+    #[arg(long)]
+    pub ignore_version_check: bool,
+    /// How
+    #[command(flatten)]
+    pub rollout: Rollout,
 }
 
 /// Arguments of `exec`.

@@ -9,10 +9,10 @@ use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
 use dmup_core::ids::{ClusterName, InstanceId, UserName};
-use dmup_core::instance::Instance;
+use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::Inventory;
 use dmup_core::journal::{Folded, RunState, TurnEnd, fold};
-use dmup_core::plan::{Kind as RunKind, ParcelSpec, Plan};
+use dmup_core::plan::{Kind as RunKind, ParcelSpec, Plan, TargetBuild};
 use dmup_core::report::{Report, RunEnd};
 use dmup_core::selection::BadSelection;
 use dmup_core::topology::Meta;
@@ -192,6 +192,7 @@ impl Context {
             | Command::Display(_)
             | Command::Exec(_)
             | Command::Patch(_)
+            | Command::Upgrade(_)
             | Command::Replay(_)
             | Command::Resume(_)
             | Command::Rollback(_)
@@ -330,11 +331,11 @@ impl Known {
     pub(crate) fn mark_all(
         &self,
         selected: &[Instance],
-        request: &dmup_core::plan::HotfixRequest,
+        targets: &BTreeMap<Role, TargetBuild>,
     ) -> Result<(), Failure> {
         let records = self.records();
         for instance in selected.iter().filter(|it| !it.patched) {
-            if let Some(target) = request.targets.get(&instance.role) {
+            if let Some(target) = targets.get(&instance.role) {
                 records.mark(&instance.id, &target.digest, true).map_err(Failure::failed)?;
             }
         }

@@ -143,6 +143,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Display(args) => in_runtime(commands::display::run(args, context)),
         Command::Exec(args) => in_runtime(commands::exec::run(args, context)),
         Command::Patch(args) => in_runtime(commands::patch::run(args, context)),
+        Command::Upgrade(args) => in_runtime(commands::upgrade::run(args, context)),
         Command::Resume(args) => in_runtime(commands::resume::run(args, context)),
         Command::Rollback(args) => in_runtime(commands::rollback::run(args, context)),
         Command::Unlock(args) => in_runtime(commands::unlock::run(args, context)),

@@ -18,7 +18,7 @@ use crate::surroundings;
 
 const HOSTS: u8 = 3;
 
-/// Deploys three masters and three workers, lets rows flow, patches all, reckons, destroys.
+/// Deploys three masters and three workers, lets rows flow, patches all, upgrades, reckons, destroys.
 ///
 /// # Errors
 ///
@@ -37,6 +37,7 @@ pub fn run(say: &mut dyn FnMut(&str)) -> Result<(), SceneError> {
     let official = Packer::new(&lookalike, &operator.packages()).map_err(packing)?;
     let (old, new) =
         (Stamp::new("v8.1.0", &"1".repeat(40)), Stamp::new("v8.1.0-hotfix", &"2".repeat(40)));
+    let next = Stamp::new("v8.5.0", &"3".repeat(40));
     for component in [Component::DmMaster, Component::DmWorker] {
         official.package(component, &old).map_err(packing)?;
     }
@@ -72,6 +73,16 @@ pub fn run(say: &mut dyn FnMut(&str)) -> Result<(), SceneError> {
         let flow = Flow::begin(&dm, IpAddr::V4(Ipv4Addr::LOCALHOST), HOSTS, 30)?;
         typed(&["patch", CLUSTER, hotfix.as_str()])?;
         typed(&["display", CLUSTER])?;
+        for component in [Component::DmMaster, Component::DmWorker] {
+            official.package(component, &next).map_err(packing)?;
+        }
+        typed(&["upgrade", CLUSTER, "v8.5.0", "--soak", "0"])?;
+        let meta = operator.tiup_home().join("storage/dm/clusters").join(CLUSTER).join("meta.yaml");
+        let meta =
+            fs_err::read_to_string(meta).map_err(|error| broken("read meta.yaml")(&error))?;
+        if !meta.contains("dm_version: v8.5.0") || meta.contains("patched: true") {
+            return Err(SceneError(format!("after the upgrade meta.yaml says:\n{meta}")));
+        }
         dm.wait_running(TASK, 2, Duration::from_secs(60))
             .map_err(|error| broken("replicate")(&error))?;
         let mut reckonings = Vec::new();

@@ -28,3 +28,4 @@ pub(crate) mod scale_out;
 pub(crate) mod template;
 pub(crate) mod units;
 pub(crate) mod unlock;
+pub(crate) mod upgrade;

@@ -1,20 +1,21 @@
 //! `patch`: replaces the binaries of a running cluster with those of a package, online.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use camino::Utf8Path;
-use dmup_core::instance::Instance;
+use dmup_core::instance::{Instance, Role};
 use dmup_core::plan::{
     Allowances, Blocker, Decision, HotfixRequest, ParcelSpec, Plan, TargetBuild, Warning,
     plan_hotfix, render,
 };
 use dmup_core::policy::{OnFailure, Policy};
-use dmup_core::report::RunEnd;
+use dmup_core::report::{Report, RunEnd};
 use dmup_core::selection::select;
 use dmup_mirror::package::{Package, Refusal, Wanted, open};
 
 use super::run;
-use crate::args::{Format, OnFailureArg, PatchArgs};
+use crate::args::{Format, OnFailureArg, PatchArgs, Rollout};
 use crate::ask;
 use crate::context::{Context, Known, bad_selection};
 use crate::failure::{Failure, chain};
@@ -31,7 +32,8 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
 
     progress.under_way(&format!("open {}", args.package));
     let scratch = context.scratch()?;
-    let package = open_package(args, &meant, scratch.path())?;
+    let package = open_package(&args.package, &meant, scratch.path())?;
+    progress.end();
     // Neither -N nor -R: all instances that the package has a binary for.
     let selected: Vec<Instance> = if narrowed {
         meant
@@ -43,10 +45,81 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
         known.refuse_unfinished_runs()?;
     }
     let lock = if args.plan { None } else { Some(known.lock("patch")?) };
+    let order = Order {
+        what: "patch",
+        package: &package,
+        selected: &selected,
+        offline: args.offline,
+        plan_only: args.plan,
+        apply_plan: args.apply_plan.as_deref(),
+        rollout: &args.rollout,
+        asks: !context.global.yes,
+    };
+    let rolled = roll_out(&order, &known, context).await;
+    drop(lock);
+    match rolled? {
+        Rolled::Shown => Ok(()),
+        Rolled::NothingToDo => {
+            known.mark_all(&selected, &targets_of(&package))?;
+            context.printer.talk("Nothing to do: every selected instance runs this build already");
+            Ok(())
+        }
+        Rolled::Ran { report, plan } => {
+            if args.overwrite && report.end == RunEnd::Done {
+                known.keep_for_scale_out(&package)?;
+                context
+                    .printer
+                    .talk("Instances that are added later get this build, too (--overwrite)");
+            }
+            let ended = run::end(&report, plan.kind, &known, context);
+            for warning in &plan.warnings {
+                if let Warning::Deferred { .. } = warning {
+                    context.printer.talk(format_args!("note: {warning}"));
+                }
+            }
+            ended
+        }
+    }
+}
+
+/// A package on its way to nodes that serve.
+pub(crate) struct Order<'a> {
+    /// The command, for messages.
+    pub(crate) what: &'static str,
+    pub(crate) package: &'a Package,
+    pub(crate) selected: &'a [Instance],
+    pub(crate) offline: bool,
+    pub(crate) plan_only: bool,
+    pub(crate) apply_plan: Option<&'a Utf8Path>,
+    pub(crate) rollout: &'a Rollout,
+    pub(crate) asks: bool,
+}
+
+/// What became of it.
+pub(crate) enum Rolled {
+    /// The plan was printed.
+    Shown,
+    /// Every instance runs it.
+    NothingToDo,
+    Ran {
+        report: Box<Report>,
+        plan: Box<Plan>,
+    },
+}
+
+/// Looks, plans, asks, and carries out. Whoever calls has the lock.
+pub(crate) async fn roll_out(
+    order: &Order<'_>,
+    known: &Known,
+    context: &Context,
+) -> Result<Rolled, Failure> {
+    let Order { package, selected, rollout, .. } = order;
+    let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
     // Other instances count as well: quorum and spares are theirs, too.
+    let all = known.meta.instances();
     let fleet = known.fleet(context, &all)?;
     let dm = known.dm(&all)?;
-    let with_dm = !args.offline && selected.iter().any(|it| it.role.is_dm());
+    let with_dm = !order.offline && selected.iter().any(|it| it.role.is_dm());
     let request = HotfixRequest {
         cluster: known.name.clone(),
         version: known.meta.version.clone(),
@@ -58,27 +131,19 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
             compressed_bytes: package.parcel.compressed_bytes,
             unpacked_bytes: package.parcel.unpacked_bytes,
         },
-        targets: package
-            .components
-            .iter()
-            .map(|(role, part)| {
-                let target =
-                    TargetBuild { digest: part.binary.clone(), replace: part.replace.clone() };
-                (*role, target)
-            })
-            .collect(),
-        offline: args.offline,
+        targets: targets_of(package),
+        offline: order.offline,
         allow: Allowances {
-            force: args.force,
-            include_down: args.include_down,
-            adopt: args.adopt,
-            force_build: args.force_build,
-            defer: args.defer,
-            max_lag_s: args.max_lag,
+            force: rollout.force,
+            include_down: rollout.include_down,
+            adopt: rollout.adopt,
+            force_build: rollout.force_build,
+            defer: rollout.defer,
+            max_lag_s: rollout.max_lag,
         },
         known_bad: known.bad_builds()?,
     };
-    let policy = policy_of(args, context);
+    let policy = policy_of(rollout, context);
     let decide = || async {
         progress.under_way("look at the cluster");
         let concurrency = context.concurrency();
@@ -87,11 +152,11 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
         progress.end();
         Ok(plan_hotfix(&request, &inventory, &policy))
     };
-    let mut plan = if let Some(file) = args.apply_plan.as_deref() {
+    let mut plan = if let Some(file) = order.apply_plan {
         progress.end();
-        read_plan(file, &known, &package)?
+        read_plan(file, known, package)?
     } else {
-        let decision = match args.wait {
+        let decision = match rollout.wait {
             Some(seconds) => {
                 let patience = Duration::from_secs(seconds.into());
                 run::decide_patiently(decide, Blocker::is_worth_waiting, patience, context).await?
@@ -99,62 +164,55 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
             None => decide().await?,
         };
         match decision {
-            Decision::NothingToDo => {
-                known.mark_all(&selected, &request)?;
-                context
-                    .printer
-                    .talk("Nothing to do: every selected instance runs this build already");
-                return Ok(());
-            }
-            Decision::Blocked(blockers) => return Err(run::blocked("patch", &known, &blockers)),
+            Decision::NothingToDo => return Ok(Rolled::NothingToDo),
+            Decision::Blocked(blockers) => return Err(run::blocked(order.what, known, &blockers)),
             Decision::Go(plan) => *plan,
         }
     };
-    run::refuse_without_sudo(&fleet, &selected).await?;
-    if args.plan {
+    run::refuse_without_sudo(&fleet, selected).await?;
+    if order.plan_only {
         show(&plan, context);
-        return Ok(());
+        return Ok(Rolled::Shown);
     }
-    agree(args, &known, &plan, context)?;
+    agree(order, known, &plan, context)?;
     // The run must find the parcel again when it is resumed by another process.
-    plan.parcel = Some(known.keep_parcel(&package)?);
+    plan.parcel = Some(known.keep_parcel(package)?);
 
     let work = async {
-        let report = run::begin(&plan, &known, &fleet, &dm, context).await?;
+        let report = run::begin(&plan, known, &fleet, &dm, context).await?;
         if report.end == RunEnd::Done {
             run::clean_stores(&plan, &fleet).await;
         }
         Ok::<_, Failure>(report)
     };
-    let report = context.with_lease(&known.name, "patch", &fleet, work).await;
-    drop(lock);
-    let report = report?;
-    if args.overwrite && report.end == RunEnd::Done {
-        known.keep_for_scale_out(&package)?;
-        context.printer.talk("Instances that are added later get this build, too (--overwrite)");
-    }
-    let ended = run::end(&report, plan.kind, &known, context);
-    for warning in &plan.warnings {
-        if let Warning::Deferred { .. } = warning {
-            context.printer.talk(format_args!("note: {warning}"));
-        }
-    }
-    ended
+    let report = context.with_lease(&known.name, order.what, &fleet, work).await?;
+    Ok(Rolled::Ran { report: Box::new(report), plan: Box::new(plan) })
+}
+
+fn targets_of(package: &Package) -> BTreeMap<Role, TargetBuild> {
+    package
+        .components
+        .iter()
+        .map(|(role, part)| {
+            let target = TargetBuild { digest: part.binary.clone(), replace: part.replace.clone() };
+            (*role, target)
+        })
+        .collect()
 }
 
 /// Opens the package with what the selection needs of it.
-fn open_package(
-    args: &PatchArgs,
+pub(crate) fn open_package(
+    path: &Utf8Path,
     meant: &[Instance],
-    scratch: &camino::Utf8Path,
+    scratch: &Utf8Path,
 ) -> Result<Package, Failure> {
     let mut wanted = Wanted::new();
     for instance in meant {
         wanted.entry(instance.role).or_default().insert(instance.arch.clone());
     }
-    open(&args.package, &wanted, scratch).map_err(|error| {
+    open(path, &wanted, scratch).map_err(|error| {
         let failure = Failure::refused(chain(&error))
-            .hint(format_args!("`dmup package show {}` lists what is inside", args.package));
+            .hint(format_args!("`dmup package show {path}` lists what is inside"));
         let Refusal::OtherArchitecture { arch, .. } = &error.refusal else { return failure };
         let (fit, strange): (Vec<_>, Vec<_>) = meant.iter().partition(|it| it.arch == *arch);
         let strange = strange.iter().map(|it| format!("{} runs on {}", it.id, it.arch));
@@ -197,7 +255,7 @@ fn read_plan(file: &Utf8Path, known: &Known, package: &Package) -> Result<Plan, 
     Ok(plan)
 }
 
-fn policy_of(args: &PatchArgs, context: &Context) -> Policy {
+fn policy_of(args: &Rollout, context: &Context) -> Policy {
     Policy {
         concurrency: context.concurrency(),
         soak_s: args.soak,
@@ -226,22 +284,23 @@ pub(crate) fn show(plan: &Plan, context: &Context) {
     }
 }
 
-fn agree(args: &PatchArgs, known: &Known, plan: &Plan, context: &Context) -> Result<(), Failure> {
+fn agree(order: &Order<'_>, known: &Known, plan: &Plan, context: &Context) -> Result<(), Failure> {
     for warning in &plan.warnings {
         context.printer.talk(format_args!("note: {warning}"));
     }
     for consent in &plan.consents {
         context.printer.talk(format_args!("note: {consent}"));
     }
-    if context.global.yes {
+    if !order.asks {
         return Ok(());
     }
     let nodes: Vec<String> = plan.turns.iter().map(|turn| format!("  {}", turn.instance)).collect();
     ask::confirm(&format!(
-        "Will patch {} node(s) of {} with {}, one after the other:\n{}",
+        "Will {} {} node(s) of {} with {}, one after the other:\n{}",
+        order.what,
         nodes.len(),
         known.name,
-        args.package,
+        order.package.path,
         nodes.join("\n")
     ))
 }

@@ -26,6 +26,23 @@ fn a_cluster_that_does_not_exist_is_named_with_those_that_do() {
 }
 
 #[test]
+fn an_upgrade_to_nothing_that_is_or_back_is_refused() {
+    let desk = Desk::with_cluster("prod", SILENT);
+    desk.refuses(&["upgrade", "prod"], 2, &["VERSION"]);
+    desk.refuses(&["upgrade", "prod", "latest", "--yes"], 2, &["latest", "v8.1.0"]);
+    desk.refuses(
+        &["upgrade", "prod", "v7.5.0", "--yes"],
+        3,
+        &["prod has v8.1.0", "newer than v7.5.0", "--ignore-version-check", "nothing was touched"],
+    );
+    desk.refuses(
+        &["upgrade", "prod", "v8.5.0", "--yes"],
+        3,
+        &["not every package of v8.5.0", "dm-master-v8.5.0", "dm-worker-v8.5.0"],
+    );
+}
+
+#[test]
 fn a_selection_that_names_nothing_is_refused_with_what_there_is() {
     let desk = Desk::new();
     let package = desk.put("p.tar.gz", b"x");

@@ -96,7 +96,7 @@ fn every_flag_of_tiup_is_taken() {
     let mut seen = 0;
     for (name, recording) in HELPS {
         let Some(below) = command.find_subcommand(name) else {
-            assert!(["reload", "upgrade"].contains(name), "there is no `{name}`");
+            assert_eq!(*name, "reload", "there is no `{name}`");
             continue;
         };
         for line in recording.lines().map(str::trim).filter(|line| line.starts_with('-')) {
