@@ -574,10 +574,28 @@ impl Run<'_> {
             match attempt(reach.clock, || reach.hosts.disarm_guard(instance)).await {
                 Ok(()) => {}
                 Err(Halt::Run(error)) => return Err(error),
-                Err(Halt::Failed(error) | Halt::Unknown(error)) => self.note(format!(
-                    "the guard of {} could not be disarmed: {error}",
-                    stage.instance.id
-                )),
+                Err(Halt::Failed(error) | Halt::Unknown(error)) => {
+                    // Mostly since it has acted, or will: the host was away for longer than its guard waits.
+                    match self.look_while_it_helps_itself(&stage.instance.clone()).await {
+                        Ok(process) if runs_only(&process, &stage.from) => {
+                            let undone = self.undo(stage).await?;
+                            let why = Some(join(why, undone));
+                            return self.end_turn(stage, TurnEnd::RolledBack, why);
+                        }
+                        Ok(_) => {}
+                        Err(Halt::Run(error)) => return Err(error),
+                        Err(Halt::Failed(unknown) | Halt::Unknown(unknown)) => {
+                            let undone = self.undo(stage).await?;
+                            let why =
+                                format!("{why}; whether its guard acts is not known: {unknown}");
+                            return Ok(TurnResult { end: None, failure: Some(join(why, undone)) });
+                        }
+                    }
+                    self.note(format!(
+                        "the guard of {} could not be disarmed: {error}",
+                        stage.instance.id
+                    ));
+                }
             }
             let undone = self.undo(stage).await?;
             return self.end_turn(stage, TurnEnd::Left, Some(join(why, undone)));

@@ -184,14 +184,16 @@ impl Story {
             },
             "the exit code does not say how the cluster is",
         );
+        let is_cut_off = matches!(self.aside, Some((_, Aside::Silence(..))));
         match (&report.end, self.bad) {
             (RunEnd::Done, bad) => must(bad.is_none(), "a bad build was taken for a good one"),
-            (RunEnd::RolledBackAll { .. }, _) => must(
-                goes_back || self.bad.is_some() && self.on_failure == OnFailure::RollbackAll,
+            // A host that is away for longer than its guard waits goes back, too.
+            (RunEnd::RolledBackAll { .. }, bad) => must(
+                goes_back
+                    || (bad.is_some() || is_cut_off) && self.on_failure == OnFailure::RollbackAll,
                 "it went back although nobody wanted that",
             ),
             (RunEnd::RolledBackNode { .. } | RunEnd::Failed { .. }, bad) => {
-                let is_cut_off = matches!(self.aside, Some((_, Aside::Silence(..))));
                 must(bad.is_some() || goes_back || is_cut_off, "a good build was not taken");
             }
             (RunEnd::Unknown { .. } | RunEnd::Interrupted | RunEnd::Paused, _) => {
