@@ -54,6 +54,7 @@ fn a_command_that_fails_somewhere_fails() {
         said.contains("2 of 2 host(s)") && said.contains("127.0.0.78: exit status 3"),
         "{said}"
     );
+    // Longer than the shortest limit that can be typed; it is killed there, nothing waits for the sleep's own end.
     let slow = ["exec", "prod", "--ssh", "none", "--command", "sleep 60", "--wait-timeout", "1"];
     let output = desk.dmup(&slow);
     let said = desk.told(&output.stderr);
