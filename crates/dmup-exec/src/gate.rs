@@ -65,7 +65,7 @@ impl Run<'_> {
                     }
                     if went_back(stage, gate, &process) {
                         return Err(Halt::Failed(format!(
-                            "the guard of {} has put build {} back",
+                            "{} runs build {} again: its guard, or somebody, has put it back",
                             stage.instance.id, stage.from
                         )));
                     }
@@ -475,7 +475,7 @@ impl Run<'_> {
     }
 }
 
-/// The host has lost us for too long and has helped itself.
+/// Another process of the build from before: the host has lost us for too long and has helped itself, or somebody else has.
 fn went_back(stage: &Stage, gate: &Gate<'_>, process: &ProcessSeen) -> bool {
     *gate.build == stage.to
         && process.running.as_ref() == Some(&stage.from)

@@ -132,6 +132,12 @@ impl Fleet {
         futures::future::join_all(all).await.into_iter().collect()
     }
 
+    /// Connects to all, and says why some do not answer.
+    pub async fn silent(&self) -> Vec<String> {
+        let greeted = self.connect_all().await;
+        greeted.into_values().filter_map(|it| it.err().map(|error| error.to_string())).collect()
+    }
+
     /// The host's greeting; connects if needed.
     ///
     /// # Errors

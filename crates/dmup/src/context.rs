@@ -107,8 +107,7 @@ impl Context {
 
     /// `user@machine`.
     pub(crate) fn who(&self) -> String {
-        let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        format!("{}@{machine}", self.surroundings.user)
+        format!("{}@{}", self.surroundings.user, machine_name())
     }
 
     /// Works on a cluster with its lease on all hosts of the fleet that can be reached.
@@ -121,8 +120,7 @@ impl Context {
     ) -> Result<T, Failure> {
         // Two of three differ between any two desks, also where containers have no machine-id.
         let machine = fs_err::read_to_string("/etc/machine-id").unwrap_or_default();
-        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let desk = format!("{}\0{name}\0{}", machine.trim(), self.profile.root());
+        let desk = format!("{}\0{}\0{}", machine.trim(), machine_name(), self.profile.root());
         let holder = Holder {
             desk: Digest::of(desk.as_bytes()).to_string(),
             run: format!("{}-{}", self.clock.now(), std::process::id()),
@@ -511,6 +509,10 @@ impl Known {
         }
         Ok(before)
     }
+}
+
+fn machine_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// A run of the past.

@@ -55,12 +55,7 @@ pub(crate) async fn run(args: &DestroyArgs, context: &Context) -> Result<(), Fai
     let fleet = known.fleet(context, &instances)?;
     let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
     progress.under_way("connect to the hosts");
-    let silent: Vec<String> = fleet
-        .connect_all()
-        .await
-        .into_values()
-        .filter_map(|it| it.err().map(|error| error.to_string()))
-        .collect();
+    let silent = fleet.silent().await;
     if !silent.is_empty() && !args.force {
         return Err(Failure::refused("not every host can be reached")
             .because(silent)

@@ -27,12 +27,7 @@ pub(crate) async fn run(args: &ExecArgs, context: &Context) -> Result<(), Failur
     let known = context.cluster(&args.cluster)?;
     let selected = on_hosts_of(args, &known.meta.instances())?;
     let fleet = known.fleet(context, &selected)?;
-    let silent: Vec<String> = fleet
-        .connect_all()
-        .await
-        .into_values()
-        .filter_map(|it| it.err().map(|error| error.to_string()))
-        .collect();
+    let silent = fleet.silent().await;
     if !silent.is_empty() {
         return Err(Failure::refused("not every host can be reached")
             .because(silent)

@@ -105,7 +105,7 @@ async fn reached(
     let mut keys = vec![known.cluster.private_key_path(), known.cluster.next_private_key_path()];
     keys.retain(|path| path.exists());
     let fleet = known.fleet_by(&keys, reach.clone(), context, instances)?;
-    let silent = silent_hosts(&fleet).await;
+    let silent = fleet.silent().await;
     if silent.is_empty() {
         return Ok(fleet);
     }
@@ -146,17 +146,12 @@ async fn log_in_with_it_alone(
         Reach::Russh | Reach::Local { .. } => reach.clone(),
     };
     let next = [known.cluster.next_private_key_path()];
-    let silent = silent_hosts(&known.fleet_by(&next, alone, context, instances)?).await;
+    let silent = known.fleet_by(&next, alone, context, instances)?.silent().await;
     if silent.is_empty() {
         return Ok(());
     }
     let failure = Failure::failed("log in with the new key on every host").because(silent);
     Err(again(failure.now(UNHARMED), known))
-}
-
-async fn silent_hosts(fleet: &Fleet) -> Vec<String> {
-    let greeted = fleet.connect_all().await;
-    greeted.into_values().filter_map(|it| it.err().map(|error| error.to_string())).collect()
 }
 
 fn all_did(attempted: &str, answers: Vec<Result<(), EffectError>>) -> Result<(), Failure> {

@@ -80,7 +80,7 @@ pub(crate) async fn begin(
     let outcome = execute(plan, reach, &mut journal, &mut print, &cancel).await;
     listener.abort();
     drop(progress);
-    let report = finish(outcome, &run, &folder)?;
+    let report = finish(outcome, &run, &folder, known)?;
     known.note_bad_builds(&report)?;
     Ok(report)
 }
@@ -127,7 +127,7 @@ pub(crate) async fn go_on(
     };
     listener.abort();
     drop(progress);
-    let report = finish(outcome, &run, folder)?;
+    let report = finish(outcome, &run, folder, known)?;
     if onward == Onward::Forth {
         known.note_bad_builds(&report)?;
     }
@@ -190,6 +190,7 @@ fn finish(
     outcome: Result<Report, RunError>,
     run: &RunFolder,
     folder: &Utf8Path,
+    known: &Known,
 ) -> Result<Report, Failure> {
     match outcome {
         Ok(report) => {
@@ -206,7 +207,10 @@ fn finish(
             @ (RunError::Superseded { .. } | RunError::Record(JournalError::TakenOver { .. })),
         ) => Err(not_begun(&error)
             .now("this dmup does nothing more; the run is open, for whoever has the cluster")
-            .hint("`dmup runs CLUSTER` shows how far it came, `dmup unlock CLUSTER` who has it")),
+            .hint(format_args!(
+                "`dmup runs {0}` shows how far it came, `dmup unlock {0}` who has it",
+                known.name
+            ))),
         Err(error) => Err(not_begun(&error)),
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use dmup_core::instance::{Instance, Role};
+use dmup_core::journal::TurnEnd;
 use dmup_core::plan::Warning;
 use dmup_core::report::RunEnd;
 use dmup_core::topology::Meta;
@@ -143,8 +144,10 @@ fn dropped_hotfixes(known: &Known) -> Result<Vec<String>, Failure> {
         .filter(|it| it.patched)
         .map(|it| {
             let since = runs.iter().rev().find_map(|run| {
-                let (plan, _) = run.content.as_ref().ok()?;
+                let (plan, folded) = run.content.as_ref().ok()?;
                 let turn = plan.turns.iter().find(|turn| turn.instance == it.id)?;
+                // A turn that did not come, or was taken back, put nothing there.
+                folded.ended.get(&it.id).filter(|end| **end == TurnEnd::Changed)?;
                 Some((run.id.as_str(), turn.to.clone()))
             });
             match since {
