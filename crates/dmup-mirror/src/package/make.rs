@@ -170,10 +170,15 @@ impl Making {
         }
         let of_result = |refusal| MakeError::Result { role, refusal };
         let found = find(&tree, role).map_err(of_result)?.expect("no file was taken out");
-        let executable = tree[&found.binary].content.clone();
+        let unpacked = tree[&found.binary].content.clone();
+        // Under its own name, which a program may go by; contents lie in numbered files.
+        let executable =
+            room_path.join("run").join(found.binary.file_name().unwrap_or(role.as_str()));
         let arches = BTreeSet::from([of_the_base.arch]);
         let now = check(&tree, role, found, Some(&arches)).map_err(of_result)?;
-        fs::set_permissions(&executable, std::fs::Permissions::from_mode(0o700))
+        fs::create_dir(room_path.join("run"))
+            .and_then(|()| fs::hard_link(&unpacked, &executable))
+            .and_then(|()| fs::set_permissions(&executable, std::fs::Permissions::from_mode(0o700)))
             .map_err(|error| of_result(Refusal::Scratch(error)))?;
         Ok(Self {
             base: base_digest,

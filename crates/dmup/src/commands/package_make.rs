@@ -187,14 +187,16 @@ async fn version_of(making: &Making, role: Role) -> Result<String, Failure> {
         .env("PATH", "/usr/bin:/bin")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| failed(error.to_string()))?;
-    let stdout = child.stdout.take().expect("piped above");
-    let mut said = Vec::new();
+    let mut stdout = child.stdout.take().expect("piped above").take(VERSION_BYTES);
+    let mut stderr = child.stderr.take().expect("piped above").take(VERSION_BYTES);
+    let (mut said, mut aside) = (Vec::new(), Vec::new());
     let ended = tokio::time::timeout(VERSION_WITHIN, async {
-        stdout.take(VERSION_BYTES).read_to_end(&mut said).await?;
+        // Both at once: one that is full would hold the program up.
+        tokio::try_join!(stdout.read_to_end(&mut said), stderr.read_to_end(&mut aside))?;
         child.wait().await
     });
     let status = match ended.await {
@@ -203,12 +205,18 @@ async fn version_of(making: &Making, role: Role) -> Result<String, Failure> {
         Err(_) => return Err(failed(format!("no end within {VERSION_WITHIN:?}"))),
     };
     if !status.success() {
-        return Err(failed(status.to_string()));
+        let why = plain(&aside);
+        let why = why.lines().next().unwrap_or("it said nothing");
+        return Err(failed(format!("{status}: {why}")));
     }
-    let text = String::from_utf8_lossy(&said);
-    let text: String =
-        text.trim().chars().filter(|c| *c == '\n' || *c == '\t' || !c.is_control()).collect();
+    let text = plain(&said);
     if text.is_empty() { Err(failed("it printed nothing".to_owned())) } else { Ok(text) }
+}
+
+/// What a program printed, with nothing in it that a terminal would obey.
+fn plain(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    text.trim().chars().filter(|c| *c == '\n' || *c == '\t' || !c.is_control()).collect()
 }
 
 fn write_new(path: &Utf8Path, text: &str) -> std::io::Result<()> {

@@ -34,7 +34,13 @@ pub(crate) async fn run(args: &UpgradeArgs, context: &Context) -> Result<(), Fai
             .hint("--ignore-version-check goes back all the same: DM does not promise that an older version reads its data"));
     }
     if !args.plan {
-        known.refuse_unfinished_runs()?;
+        known.refuse_unfinished_runs().map_err(|failure| {
+            // A run knows nothing of the upgrade that it is a part of.
+            failure.hint(format_args!(
+                "after `resume`, `dmup upgrade {} {to}` again for what is left",
+                known.name
+            ))
+        })?;
     }
     let _lock = if args.plan { None } else { Some(known.lock("upgrade")?) };
 

@@ -87,6 +87,12 @@ fn what_cannot_be_made_is_refused_and_leaves_nothing() {
         3,
         &["-V: exit status: 1", "nothing was written"],
     );
+    // What it says itself is told, under the name that it has in the package.
+    refuses(
+        "dm-worker/dm-worker=/usr/bin/ls",
+        3,
+        &["-V: exit status: 2", "dm-worker: invalid option", "nothing was written"],
+    );
     refuses("dm-worker/dm-worker=/usr/bin/true", 3, &["-V: it printed nothing"]);
     let other = if this_machine().1 == "amd64" { 183 } else { 62 };
     desk.put("other", &elf(other, b""));
