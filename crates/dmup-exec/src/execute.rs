@@ -1,7 +1,9 @@
 //! A run from its first to its last step.
 
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dmup_core::digest::Digest;
@@ -11,8 +13,10 @@ use dmup_core::journal::{Entry, Folded, Line, RunState, TurnEnd, fold};
 use dmup_core::plan::{Kind, Plan, Step, Turn, basis_of, check, leader_of};
 use dmup_core::policy::OnFailure;
 use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
+use futures::future::try_join_all;
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::RunError;
@@ -56,7 +60,7 @@ pub async fn execute(
         return Err(RunError::NotResumable(text.join("; ")));
     }
     refuse_stale(plan, reach).await?;
-    let mut run = Run::new(plan, reach, Recorder::new(journal, events, reach.clock), cancel);
+    let run = Run::new(plan, reach, Recorder::new(journal, events, reach.clock), cancel);
     run.recorder
         .write(&Entry::RunBegins { cluster: plan.cluster.clone(), plan: plan.fingerprint() })?;
     let nothing = fold([]).expect("no entries are no contradiction");
@@ -250,20 +254,29 @@ pub(crate) struct TurnResult {
 }
 
 /// A run under way.
+///
+/// The turns of a batch share it: while one is watched, the next one may have the floor. What they change
+/// lies in cells, which are never held across a wait.
 pub(crate) struct Run<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) reach: Reach<'a>,
     pub(crate) recorder: Recorder<'a>,
     cancel: &'a CancellationToken,
     /// Subtasks that we paused and have not resumed.
-    pub(crate) paused: BTreeSet<(TaskName, SourceId)>,
+    pub(crate) paused: RefCell<BTreeSet<(TaskName, SourceId)>>,
     /// Masters that we evicted and have not released.
-    pub(crate) evicted: BTreeSet<InstanceId>,
+    pub(crate) evicted: RefCell<BTreeSet<InstanceId>>,
     /// What `-V` printed, per instance.
     pub(crate) versions: BTreeMap<InstanceId, String>,
-    pub(crate) parts: BTreeMap<InstanceId, InstanceReport>,
+    pub(crate) parts: RefCell<BTreeMap<InstanceId, InstanceReport>>,
+    /// Whoever has it may take something down, pause, or move something. Nobody else may, so one DM process is down at a time.
+    pub(crate) floor: Arc<Mutex<()>>,
+    /// Instances whose turn has begun.
+    pub(crate) begun: RefCell<BTreeSet<InstanceId>>,
+    /// A node of this batch is not healthy: no other one gets the build.
+    pub(crate) is_failing: Cell<bool>,
     sent_bytes: BTreeMap<HostId, u64>,
-    notes: Vec<String>,
+    notes: RefCell<Vec<String>>,
     began: Timestamp,
     preparation: Duration,
 }
@@ -296,12 +309,17 @@ impl<'a> Run<'a> {
             reach,
             recorder,
             cancel,
-            paused: BTreeSet::new(),
-            evicted: BTreeSet::new(),
+            paused: RefCell::default(),
+            evicted: RefCell::default(),
             versions: BTreeMap::new(),
-            parts: plan.turns.iter().map(|t| (t.instance.clone(), untouched(t))).collect(),
+            parts: RefCell::new(
+                plan.turns.iter().map(|t| (t.instance.clone(), untouched(t))).collect(),
+            ),
+            floor: Arc::default(),
+            begun: RefCell::default(),
+            is_failing: Cell::new(false),
             sent_bytes: BTreeMap::new(),
-            notes: Vec::new(),
+            notes: RefCell::default(),
             began: reach.clock.now(),
             preparation: Duration::ZERO,
         }
@@ -309,8 +327,8 @@ impl<'a> Run<'a> {
 
     /// Takes over what an earlier process of this run left.
     fn remember(&mut self, folded: &Folded) {
-        self.paused.clone_from(&folded.paused);
-        self.evicted.clone_from(&folded.evicted);
+        self.paused.get_mut().clone_from(&folded.paused);
+        self.evicted.get_mut().clone_from(&folded.evicted);
         for (step, note) in &folded.prepared {
             if let (Step::Prepare { instance, .. }, Some(text)) = (step, note) {
                 self.versions.insert(instance.clone(), text.clone());
@@ -326,7 +344,7 @@ impl<'a> Run<'a> {
         self.close(end)
     }
 
-    fn close(mut self, end: RunEnd) -> Result<Report, RunError> {
+    fn close(self, end: RunEnd) -> Result<Report, RunError> {
         // What nobody knows stays open, so that it can be resumed.
         if !matches!(end, RunEnd::Unknown { .. }) {
             self.recorder.write(&Entry::RunEnds { end: end.clone() })?;
@@ -336,11 +354,12 @@ impl<'a> Run<'a> {
 
     async fn take_back_to_an_end(&mut self, past: &Folded, why: &str) -> Result<RunEnd, RunError> {
         let first = || self.plan.turns.first().map(|turn| turn.instance.clone());
-        let Some(culprit) = past.open.as_ref().map(|open| open.instance.clone()).or_else(first)
+        let Some(culprit) = past.open.first().map(|open| open.instance.clone()).or_else(first)
         else {
             return Ok(RunEnd::Interrupted);
         };
-        if let Some(open) = &past.open {
+        let mut bad = Vec::new();
+        for open in past.open.iter().rev() {
             // A turn of an earlier way back goes on as it is; any other turns round.
             let mut open = open.clone();
             if past.going_back_wholly.is_none() && open.going_back.is_none() {
@@ -348,18 +367,16 @@ impl<'a> Run<'a> {
             }
             let result = self.continue_turn(&open).await?;
             let is_back = result.end == Some(TurnEnd::RolledBack);
-            let end = self.verdict(&open.instance, result);
-            if let Some(end) = end
-                && !is_back
-            {
-                return Ok(end);
-            }
+            bad.extend(self.verdict(&open.instance, result).filter(|_| !is_back));
         }
-        self.go_back_wholly(&culprit, why).await
+        match worst(bad) {
+            Some(end) => Ok(end),
+            None => self.go_back_wholly(&culprit, why).await,
+        }
     }
 
     async fn go_to_an_end(&mut self, past: &Folded) -> Result<RunEnd, RunError> {
-        let has_turned = past.open.is_some() || !past.ended.is_empty();
+        let has_turned = !past.open.is_empty() || !past.ended.is_empty();
         if !has_turned {
             match self.prepare_all(&past.prepared).await {
                 Ok(()) => {}
@@ -374,16 +391,18 @@ impl<'a> Run<'a> {
                 return Ok(RunEnd::Interrupted);
             }
         }
-        if let Some(open) = &past.open {
-            let result = self.continue_turn(open).await?;
-            let end = if past.going_back_wholly.is_some() {
-                self.verdict(&open.instance, result)
-            } else {
-                self.after_turn(&open.instance, result).await?
-            };
-            if let Some(end) = end {
-                return Ok(end);
-            }
+        // Last first: who began last had the floor, and what it paused or moved is in the others' way.
+        let mut results = Vec::new();
+        for open in past.open.iter().rev() {
+            results.push((open.instance.clone(), self.continue_turn(open).await?));
+        }
+        let end = if past.going_back_wholly.is_some() {
+            worst(results.into_iter().filter_map(|(id, result)| self.verdict(&id, result)))
+        } else {
+            self.after_turns(results).await?
+        };
+        if let Some(end) = end {
+            return Ok(end);
         }
         if let Some((instance, why)) = &past.going_back_wholly {
             return self.go_back_wholly(instance, why).await;
@@ -391,7 +410,7 @@ impl<'a> Run<'a> {
         if let Some((instance, end, why)) = &past.failed {
             // Killed between the end of that turn and the end of the run: no other node gets this build.
             let result = TurnResult { end: Some(*end), failure: Some(why.clone()) };
-            if let Some(end) = self.after_turn(instance, result).await? {
+            if let Some(end) = self.after_turns(vec![(instance.clone(), result)]).await? {
                 return Ok(end);
             }
         }
@@ -413,31 +432,70 @@ impl<'a> Run<'a> {
                 return Ok(RunEnd::Paused);
             }
             let Some(turn) = self.next_turn(&mut queue).await else { break };
-            let result = self.take_turn(&turn).await?;
-            if let Some(end) = self.after_turn(&turn.instance, result).await? {
+            let wave = self.wave_of(turn, &mut queue);
+            let results = self.take_wave(&wave).await?;
+            let have_all_begun = results.len() == wave.len();
+            if let Some(end) = self.after_turns(results).await? {
                 return Ok(end);
+            }
+            if !have_all_begun {
+                return Ok(RunEnd::Interrupted);
             }
         }
         Ok(RunEnd::Done)
     }
 
-    /// Whether as many nodes have changed as the operator wants to see first.
-    fn is_time_to_pause(&self) -> bool {
-        let changed = self.parts.values().filter(|it| it.end == InstanceEnd::Changed).count();
-        self.plan
-            .policy
-            .pause_after
-            .and_then(|nodes| usize::try_from(nodes).ok())
-            .is_some_and(|nodes| changed >= nodes)
+    /// A turn and those after it that begin while it is still watched.
+    fn wave_of(&self, first: Turn, queue: &mut VecDeque<Turn>) -> Vec<Turn> {
+        let planned =
+            |turn: &Turn| self.plan.turns.iter().position(|t| t.instance == turn.instance);
+        let until_pause = self.nodes_until_pause().unwrap_or(usize::MAX);
+        let mut wave = vec![first];
+        while let (Some(last), Some(next)) = (wave.last(), queue.front())
+            && last.overlaps
+            && planned(next) == planned(last).map(|at| at + 1)
+            && wave.len() < until_pause
+        {
+            wave.extend(queue.pop_front());
+        }
+        wave
     }
 
-    /// Decides whether the run ends after a turn.
-    async fn after_turn(
+    /// Takes turns of one batch: each begins when the one before it is healthy, and all are watched to their end. Those that
+    /// did not begin, since another one failed or the operator interrupts, are not among the results.
+    async fn take_wave(&self, wave: &[Turn]) -> Result<Vec<(InstanceId, TurnResult)>, RunError> {
+        let turns = wave.iter().map(|turn| async move {
+            let floor = Arc::clone(&self.floor).lock_owned().await;
+            let is_first = turn.instance == wave[0].instance;
+            if !is_first && (self.is_failing.get() || self.cancel.is_cancelled()) {
+                return Ok(None);
+            }
+            let result = self.take_turn(turn, floor).await?;
+            Ok::<_, RunError>(Some((turn.instance.clone(), result)))
+        });
+        Ok(try_join_all(turns).await?.into_iter().flatten().collect())
+    }
+
+    /// Whether as many nodes have changed as the operator wants to see first.
+    fn is_time_to_pause(&self) -> bool {
+        self.nodes_until_pause() == Some(0)
+    }
+
+    /// How many more nodes change before that; none: the run does not pause.
+    fn nodes_until_pause(&self) -> Option<usize> {
+        let changed =
+            self.parts.borrow().values().filter(|it| it.end == InstanceEnd::Changed).count();
+        let nodes = usize::try_from(self.plan.policy.pause_after?).unwrap_or(usize::MAX);
+        Some(nodes.saturating_sub(changed))
+    }
+
+    /// Decides whether the run ends after the turns of a batch, or one.
+    async fn after_turns(
         &mut self,
-        instance: &InstanceId,
-        result: TurnResult,
+        results: Vec<(InstanceId, TurnResult)>,
     ) -> Result<Option<RunEnd>, RunError> {
-        match (self.verdict(instance, result), self.plan.policy.on_failure) {
+        let ends = results.into_iter().filter_map(|(id, result)| self.verdict(&id, result));
+        match (worst(ends), self.plan.policy.on_failure) {
             (Some(RunEnd::RolledBackNode { instance, why }), OnFailure::RollbackAll) => {
                 self.go_back_wholly(&instance, &why).await.map(Some)
             }
@@ -446,12 +504,12 @@ impl<'a> Run<'a> {
     }
 
     /// What a turn means for the run; none: it goes on.
-    fn verdict(&mut self, instance: &InstanceId, result: TurnResult) -> Option<RunEnd> {
+    fn verdict(&self, instance: &InstanceId, result: TurnResult) -> Option<RunEnd> {
         let TurnResult { end, failure } = result;
         match end {
             Some(end) => self.end_part(instance, end),
             None => {
-                if let Some(part) = self.parts.get_mut(instance) {
+                if let Some(part) = self.parts.borrow_mut().get_mut(instance) {
                     part.end = InstanceEnd::Unknown;
                 }
             }
@@ -472,6 +530,7 @@ impl<'a> Run<'a> {
     ) -> Result<RunEnd, RunError> {
         self.recorder
             .write(&Entry::GoingBackWholly { instance: culprit.clone(), why: why.to_owned() })?;
+        self.is_failing.set(false);
         let mut queue: VecDeque<Turn> = self
             .plan
             .turns
@@ -485,11 +544,13 @@ impl<'a> Run<'a> {
                 patched: self.plan.instance(&turn.instance).is_some_and(|found| found.patched),
                 was_broken: false,
                 soak_s: None,
+                overlaps: false,
                 steps: turn.steps.clone(),
             })
             .collect();
         while let Some(turn) = self.next_turn(&mut queue).await {
-            let result = self.take_turn(&turn).await?;
+            let floor = Arc::clone(&self.floor).lock_owned().await;
+            let result = self.take_turn(&turn, floor).await?;
             if let Some(end) = self.verdict(&turn.instance, result) {
                 return Ok(end);
             }
@@ -605,17 +666,17 @@ impl<'a> Run<'a> {
         if failures.is_empty() { Ok(()) } else { Err(Halt::Failed(failures.join("; "))) }
     }
 
-    pub(crate) fn note(&mut self, text: String) {
+    pub(crate) fn note(&self, text: String) {
         self.recorder.say(Event::Note { text: text.clone() });
-        self.notes.push(text);
+        self.notes.borrow_mut().push(text);
     }
 
     fn end_of(&self, instance: &InstanceId) -> InstanceEnd {
-        self.parts.get(instance).map_or(InstanceEnd::Untouched, |part| part.end)
+        self.parts.borrow().get(instance).map_or(InstanceEnd::Untouched, |part| part.end)
     }
 
-    fn end_part(&mut self, instance: &InstanceId, end: TurnEnd) {
-        if let Some(part) = self.parts.get_mut(instance) {
+    fn end_part(&self, instance: &InstanceId, end: TurnEnd) {
+        if let Some(part) = self.parts.borrow_mut().get_mut(instance) {
             part.end = match end {
                 TurnEnd::Changed => InstanceEnd::Changed,
                 TurnEnd::RolledBack => InstanceEnd::RolledBack,
@@ -625,7 +686,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn into_report(mut self, end: RunEnd) -> Report {
+    fn into_report(self, end: RunEnd) -> Report {
+        let mut parts = self.parts.into_inner();
         Report {
             format: Report::FORMAT,
             cluster: self.plan.cluster.clone(),
@@ -636,11 +698,11 @@ impl<'a> Run<'a> {
                 .plan
                 .turns
                 .iter()
-                .filter_map(|turn| self.parts.remove_entry(&turn.instance))
+                .filter_map(|turn| parts.remove_entry(&turn.instance))
                 .collect(),
             sent_bytes: self.sent_bytes,
             preparation_ms: millis(self.preparation),
-            notes: self.notes,
+            notes: self.notes.into_inner(),
         }
     }
 
@@ -648,6 +710,42 @@ impl<'a> Run<'a> {
     pub(crate) fn is_hotfix(&self) -> bool {
         self.plan.kind == Kind::Hotfix
     }
+}
+
+/// What several failures mean together: what nobody knows counts most, then what is not as it was; all reasons are kept.
+fn worst(ends: impl IntoIterator<Item = RunEnd>) -> Option<RunEnd> {
+    let rank = |end: &RunEnd| match end {
+        RunEnd::Unknown { .. } => 2,
+        RunEnd::Failed { .. } => 1,
+        RunEnd::RolledBackNode { .. }
+        | RunEnd::RolledBackAll { .. }
+        | RunEnd::Done
+        | RunEnd::Paused
+        | RunEnd::Interrupted => 0,
+    };
+    ends.into_iter().reduce(|one, other| {
+        let (mut worse, milder) =
+            if rank(&other) > rank(&one) { (other, one) } else { (one, other) };
+        let besides = match milder {
+            RunEnd::Unknown { why }
+            | RunEnd::Failed { why }
+            | RunEnd::RolledBackNode { why, .. }
+            | RunEnd::RolledBackAll { why, .. } => Some(why),
+            RunEnd::Done | RunEnd::Paused | RunEnd::Interrupted => None,
+        };
+        if let (
+            RunEnd::Unknown { why }
+            | RunEnd::Failed { why }
+            | RunEnd::RolledBackNode { why, .. }
+            | RunEnd::RolledBackAll { why, .. },
+            Some(besides),
+        ) = (&mut worse, besides)
+        {
+            why.push_str("; besides: ");
+            why.push_str(&besides);
+        }
+        worse
+    })
 }
 
 /// What came of a preparing step.

@@ -36,11 +36,7 @@ pub(crate) struct Gate<'s> {
 
 impl Run<'_> {
     /// Waits until the node and the cluster are healthy, and stay so.
-    pub(crate) async fn pass_gate(
-        &mut self,
-        stage: &mut Stage,
-        gate: &Gate<'_>,
-    ) -> Result<(), Halt> {
+    pub(crate) async fn pass_gate(&self, stage: &mut Stage, gate: &Gate<'_>) -> Result<(), Halt> {
         let clock = self.reach.clock;
         let begun = clock.elapsed();
         let mut moved = begun;
@@ -85,6 +81,8 @@ impl Run<'_> {
             }
             let now = clock.elapsed();
             if health.missing.is_empty() {
+                // What comes later has its whole time, however long it was well before.
+                moved = now;
                 let since = *good_since.get_or_insert(now);
                 if now.saturating_sub(since) >= gate.good_for {
                     return Ok(());
@@ -92,14 +90,15 @@ impl Run<'_> {
             } else {
                 if !is_unanswered {
                     good_since = None;
-                    if health.progress != progress {
+                    if health.progress != progress || self.is_anothers_turn(stage) {
                         moved = now;
                     }
                 }
                 // A host that does not answer is about to help itself: it is not given up before it has.
                 let within = if is_silent { gate.within.max(helps_itself) } else { gate.within };
                 let is_late = now.saturating_sub(moved) > within
-                    || now.saturating_sub(begun) > gate.within * LAST_LIMIT;
+                    || now.saturating_sub(begun) > gate.good_for + gate.within * LAST_LIMIT
+                        && !self.is_anothers_turn(stage);
                 if is_late {
                     let waited = now.saturating_sub(begun).as_secs();
                     let why = format!("after {waited}s: {}", health.missing.join("; "));
@@ -122,7 +121,7 @@ impl Run<'_> {
 
     /// What is known of the node's health, and whether all that is missing is an answer.
     async fn judge_node(
-        &mut self,
+        &self,
         stage: &Stage,
         gate: &Gate<'_>,
         process: &ProcessSeen,
@@ -141,7 +140,7 @@ impl Run<'_> {
                 build: gate.build,
                 pid_before: gate.pid_before,
                 baseline: stage.baseline.as_ref(),
-                paused_by_us: &self.paused,
+                paused_by_us: &self.paused.borrow().clone(),
                 was_broken: stage.was_broken,
             },
             process,
@@ -238,7 +237,7 @@ impl Run<'_> {
     /// As [`Self::look_until_known`], for as long as a host may need to help itself: until its guard has acted, or it has
     /// booted. What it has then is what counts.
     pub(crate) async fn look_while_it_helps_itself(
-        &mut self,
+        &self,
         instance: &Instance,
     ) -> Result<ProcessSeen, Halt> {
         let clock = self.reach.clock;
@@ -260,7 +259,7 @@ impl Run<'_> {
     }
 
     /// Waits until DM is in a state in which a node may be taken down. Returns that state.
-    pub(crate) async fn await_cluster(&mut self, instance: &Instance) -> Result<DmSeen, Halt> {
+    pub(crate) async fn await_cluster(&self, instance: &Instance) -> Result<DmSeen, Halt> {
         let within = Duration::from_secs(self.plan.policy.settle_within_s.into());
         let begun = self.reach.clock.elapsed();
         loop {
@@ -335,7 +334,7 @@ impl Run<'_> {
             let key = (subtask.task.clone(), subtask.source.clone());
             if let Some(error) = subtask.errors.first()
                 && before.is_some_and(|then| then.errors.is_empty())
-                && !self.paused.contains(&key)
+                && !self.paused.borrow().contains(&key)
             {
                 let (task, source) = key;
                 problems.push(format!("task {task} on source {source} has an error: {error}"));
@@ -346,7 +345,7 @@ impl Run<'_> {
 
     /// Polls DM until it is as wanted.
     pub(crate) async fn await_dm(
-        &mut self,
+        &self,
         stage: &mut Stage,
         step: &Step,
         within_s: u32,
@@ -393,7 +392,7 @@ impl Run<'_> {
     /// over: they would hang with it for seconds. So the workers themselves are asked, and whoever is not up is waited
     /// for, or for DM to notice it. Returns whether anything had to be waited for.
     pub(crate) async fn await_other_workers(
-        &mut self,
+        &self,
         stage: &Stage,
         step: &Step,
     ) -> Result<bool, Halt> {
@@ -406,6 +405,9 @@ impl Run<'_> {
         let begun = reach.clock.elapsed();
         let mut waited = false;
         loop {
+            if self.yields(stage) {
+                return Err(Halt::Failed("another node of the batch is not healthy".to_owned()));
+            }
             let dm = attempt_look(reach.clock, || reach.dm.look(&[])).await?;
             let others = dm
                 .workers
@@ -413,9 +415,8 @@ impl Run<'_> {
                 .filter(|worker| worker.stage != WorkerStage::Offline)
                 .filter_map(|worker| self.plan.instance(worker.instance.as_ref()?))
                 .filter(|other| other.id != own.id);
-            let run = &*self;
             let looks = others.map(|other| async move {
-                let seen = match run.look_once(other, false).await {
+                let seen = match self.look_once(other, false).await {
                     Ok(process) if process.active == UnitActive::Active => return None,
                     Ok(process) => {
                         format!("its unit is {:?} ({})", process.active, process.sub_state)
@@ -445,7 +446,7 @@ impl Run<'_> {
     }
 
     /// Waits for a quiet moment; if there is none, says what is in the way and goes on.
-    pub(crate) async fn await_quiet(&mut self, step: &Step, instance: &Instance, within_s: u32) {
+    pub(crate) async fn await_quiet(&self, step: &Step, instance: &Instance, within_s: u32) {
         let within = Duration::from_secs(within_s.into());
         let begun = self.reach.clock.elapsed();
         let mut has_said = false;

@@ -1,5 +1,7 @@
 //! Writes entries down and sends events, in that order.
 
+use std::cell::RefCell;
+
 use dmup_core::journal::Entry;
 
 use crate::error::RunError;
@@ -7,10 +9,10 @@ use crate::events::Event;
 use crate::journal::Journal;
 use crate::ports::Clock;
 
-/// Journal and events of one run.
+/// Journal and events of one run. Turns that overlap share it: neither is ever held across a wait.
 pub(crate) struct Recorder<'a> {
-    journal: &'a mut dyn Journal,
-    events: &'a mut (dyn FnMut(Event) + Send),
+    journal: RefCell<&'a mut dyn Journal>,
+    events: RefCell<&'a mut (dyn FnMut(Event) + Send)>,
     clock: &'a dyn Clock,
 }
 
@@ -20,15 +22,15 @@ impl<'a> Recorder<'a> {
         events: &'a mut (dyn FnMut(Event) + Send),
         clock: &'a dyn Clock,
     ) -> Self {
-        Self { journal, events, clock }
+        Self { journal: RefCell::new(journal), events: RefCell::new(events), clock }
     }
 
     /// When it returns, the entry survives a crash.
-    pub(crate) fn write(&mut self, entry: &Entry) -> Result<(), RunError> {
-        Ok(self.journal.append(self.clock.now(), entry)?)
+    pub(crate) fn write(&self, entry: &Entry) -> Result<(), RunError> {
+        Ok(self.journal.borrow_mut().append(self.clock.now(), entry)?)
     }
 
-    pub(crate) fn say(&mut self, event: Event) {
-        (self.events)(event);
+    pub(crate) fn say(&self, event: Event) {
+        (self.events.borrow_mut())(event);
     }
 }

@@ -1,6 +1,7 @@
 //! One instance's turn: its steps, and the way back when one does not hold.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dmup_core::digest::Digest;
@@ -11,6 +12,7 @@ use dmup_core::journal::{Entry, OpenTurn, TurnEnd};
 use dmup_core::plan::{Around, Step, Turn, TurnFacts, is_up, leader_of, turn_steps};
 use dmup_core::policy::OnFailure;
 use dmup_core::report::InstanceEnd;
+use tokio::sync::OwnedMutexGuard;
 
 use crate::error::RunError;
 use crate::events::Event;
@@ -37,12 +39,19 @@ pub(crate) struct Stage {
     armed_at: Option<Duration>,
     /// When the window ended.
     window_ended: Option<Duration>,
+    /// Until it is healthy, and again when it goes back; none: it is watched, and another one may have its turn.
+    pub(crate) floor: Option<OwnedMutexGuard<()>>,
 }
 
 impl Run<'_> {
     /// Takes an instance from one build to the other.
-    pub(crate) async fn take_turn(&mut self, turn: &Turn) -> Result<TurnResult, RunError> {
+    pub(crate) async fn take_turn(
+        &self,
+        turn: &Turn,
+        floor: OwnedMutexGuard<()>,
+    ) -> Result<TurnResult, RunError> {
         let id = &turn.instance;
+        self.begun.borrow_mut().insert(id.clone());
         let number = self.plan.turns.iter().position(|t| t.instance == *id).map_or(0, |at| at + 1);
         let of = self.plan.turns.len();
         self.recorder.say(Event::TurnBegins { instance: id.clone(), number, of });
@@ -52,6 +61,7 @@ impl Run<'_> {
         let (mut stage, steps) = match self.begin_turn(turn, instance).await {
             Ok(begun) => begun,
             Err(Halt::Failed(why) | Halt::Unknown(why)) => {
+                self.is_failing.set(true);
                 let end = seen_from_the_run(TurnEnd::Untouched, self.is_return(turn));
                 return Ok(TurnResult { end: Some(end), failure: Some(why) });
             }
@@ -65,11 +75,12 @@ impl Run<'_> {
             baseline: stage.baseline.clone(),
             pid: stage.pid_before,
         })?;
+        stage.floor = Some(floor);
         self.take_steps(&mut stage, &steps).await
     }
 
     /// Goes on with a turn that an earlier process began.
-    pub(crate) async fn continue_turn(&mut self, open: &OpenTurn) -> Result<TurnResult, RunError> {
+    pub(crate) async fn continue_turn(&self, open: &OpenTurn) -> Result<TurnResult, RunError> {
         let Some(instance) = self.plan.instance(&open.instance).cloned() else {
             return Ok(failed_untouched(format!("{} is not part of the plan", open.instance)));
         };
@@ -89,6 +100,7 @@ impl Run<'_> {
             is_kept: has(|step| matches!(step, Step::DisarmGuard { .. })),
             armed_at: None,
             window_ended: None,
+            floor: Some(Arc::clone(&self.floor).lock_owned().await),
         };
         let process = match self.look_while_it_helps_itself(&stage.instance).await {
             Ok(process) => process,
@@ -128,7 +140,7 @@ impl Run<'_> {
     }
 
     async fn begin_turn(
-        &mut self,
+        &self,
         turn: &Turn,
         instance: Instance,
     ) -> Result<(Stage, Vec<Step>), Halt> {
@@ -154,8 +166,11 @@ impl Run<'_> {
             .turns
             .iter()
             .map(|turn| &turn.instance)
-            .filter(|id| self.parts.get(*id).is_some_and(|p| p.end == InstanceEnd::Untouched))
-            .filter(|id| **id != instance.id)
+            .filter(|id| {
+                let parts = self.parts.borrow();
+                parts.get(*id).is_some_and(|part| part.end == InstanceEnd::Untouched)
+            })
+            .filter(|id| !self.begun.borrow().contains(*id))
             .cloned()
             .collect();
         let steps = turn_steps(&TurnFacts {
@@ -191,16 +206,17 @@ impl Run<'_> {
             is_kept: false,
             armed_at: None,
             window_ended: None,
+            floor: None,
         };
         Ok((stage, steps))
     }
 
-    async fn take_steps(
-        &mut self,
-        stage: &mut Stage,
-        steps: &[Step],
-    ) -> Result<TurnResult, RunError> {
+    async fn take_steps(&self, stage: &mut Stage, steps: &[Step]) -> Result<TurnResult, RunError> {
         for step in steps {
+            if self.yields(stage) {
+                let undone = self.undo(stage).await?;
+                return self.end_turn(stage, TurnEnd::Untouched, failure_of(undone));
+            }
             self.recorder.say(Event::StepBegins { step: step.clone() });
             let begun = self.reach.clock.elapsed();
             match self.take_step(stage, step).await {
@@ -212,6 +228,9 @@ impl Run<'_> {
                         note: note.clone(),
                     })?;
                     self.recorder.say(Event::StepEnds { step: step.clone(), took, note });
+                    if let Step::AwaitHealthy { .. } = step {
+                        stage.floor = None;
+                    }
                 }
                 Ok(Taken::Skipped(why)) => {
                     self.recorder
@@ -221,10 +240,16 @@ impl Run<'_> {
                 Err(Halt::Run(error)) => return Err(error),
                 Err(Halt::Failed(error)) => {
                     self.record_failure(step, &error, false)?;
+                    if self.yields(stage) {
+                        let undone = self.undo(stage).await?;
+                        return self.end_turn(stage, TurnEnd::Untouched, failure_of(undone));
+                    }
+                    self.stop_the_others(stage).await;
                     return self.give_up(stage, error).await;
                 }
                 Err(Halt::Unknown(error)) => {
                     self.record_failure(step, &error, true)?;
+                    self.stop_the_others(stage).await;
                     // The host's guard takes the node back by itself; what DM was told can be taken back now.
                     let undone = self.undo(stage).await?;
                     let failure = join(error, undone);
@@ -235,7 +260,32 @@ impl Run<'_> {
         self.end_turn(stage, TurnEnd::Changed, None)
     }
 
-    fn record_failure(&mut self, step: &Step, error: &str, unknown: bool) -> Result<(), RunError> {
+    /// Whether another node of the batch has failed before anything was done to this one.
+    pub(crate) fn yields(&self, stage: &Stage) -> bool {
+        self.is_failing.get() && !stage.is_exchanged && !stage.is_kept
+    }
+
+    /// From here on no other node gets the build. Takes the floor, so that not two are down: whoever has it and has not
+    /// opened its window gives it up at once. While this waits nobody puts the guard off, and in the end the host helps itself.
+    async fn stop_the_others(&self, stage: &mut Stage) {
+        self.is_failing.set(true);
+        if stage.floor.is_some() {
+            return;
+        }
+        let at_most = Duration::from_secs(self.plan.policy.guard_s.into());
+        tokio::select! {
+            biased;
+            floor = Arc::clone(&self.floor).lock_owned() => stage.floor = Some(floor),
+            () = self.reach.clock.sleep(at_most) => {}
+        }
+    }
+
+    /// Another one has its turn: what is missing now may be its doing.
+    pub(crate) fn is_anothers_turn(&self, stage: &Stage) -> bool {
+        stage.floor.is_none() && self.floor.try_lock().is_err()
+    }
+
+    fn record_failure(&self, step: &Step, error: &str, unknown: bool) -> Result<(), RunError> {
         self.recorder.write(&Entry::Failed {
             step: step.clone(),
             error: error.to_owned(),
@@ -246,7 +296,7 @@ impl Run<'_> {
     }
 
     fn end_turn(
-        &mut self,
+        &self,
         stage: &Stage,
         end: TurnEnd,
         failure: Option<String>,
@@ -263,7 +313,7 @@ impl Run<'_> {
     }
 
     /// One step, matched without a `_` arm.
-    async fn take_step(&mut self, stage: &mut Stage, step: &Step) -> Result<Taken, Halt> {
+    async fn take_step(&self, stage: &mut Stage, step: &Step) -> Result<Taken, Halt> {
         let reach = self.reach;
         match step {
             Step::Stage { .. } | Step::Prepare { .. } => {
@@ -271,7 +321,7 @@ impl Run<'_> {
             }
             Step::EvictLeader { instance } => self.evict(stage, step, instance).await,
             Step::AwaitNewLeader { former, within_s } => {
-                if !self.evicted.contains(former) {
+                if !self.evicted.borrow().contains(former) {
                     return Ok(Taken::Skipped("it was not evicted".to_owned()));
                 }
                 // The former leader is about to be stopped: it is not polled any more (dm.md 12).
@@ -304,12 +354,12 @@ impl Run<'_> {
             }
             Step::ResumeSubtask { task, source } => {
                 let key = (task.clone(), source.clone());
-                if !self.paused.contains(&key) {
+                if !self.paused.borrow().contains(&key) {
                     return Ok(Taken::Skipped("it was not us who paused it".to_owned()));
                 }
                 self.recorder.write(&Entry::Started { step: step.clone() })?;
                 attempt_dm(reach, || reach.dm.resume(task, source)).await?;
-                self.paused.remove(&key);
+                self.paused.borrow_mut().remove(&key);
                 Ok(Taken::Done(None))
             }
             Step::ArmGuard { from, to, after_s, .. } => {
@@ -328,7 +378,7 @@ impl Run<'_> {
                 self.pass_gate(stage, &gate).await?;
                 let now = reach.clock.elapsed();
                 if let Some(ended) = stage.window_ended
-                    && let Some(part) = self.parts.get_mut(&stage.instance.id)
+                    && let Some(part) = self.parts.borrow_mut().get_mut(&stage.instance.id)
                 {
                     part.healthy_after_ms = millis(now.saturating_sub(ended));
                 }
@@ -350,12 +400,12 @@ impl Run<'_> {
                 Ok(Taken::Done(None))
             }
             Step::CancelEvict { instance } => {
-                if !self.evicted.contains(instance) {
+                if !self.evicted.borrow().contains(instance) {
                     return Ok(Taken::Skipped("it was not evicted".to_owned()));
                 }
                 self.recorder.write(&Entry::Started { step: step.clone() })?;
                 attempt_dm(reach, || reach.dm.cancel_evict(&stage.instance)).await?;
-                self.evicted.remove(instance);
+                self.evicted.borrow_mut().remove(instance);
                 Ok(Taken::Done(None))
             }
             Step::MarkPatched { instance, build, patched } => {
@@ -369,7 +419,7 @@ impl Run<'_> {
     }
 
     async fn evict(
-        &mut self,
+        &self,
         stage: &Stage,
         step: &Step,
         instance: &InstanceId,
@@ -377,32 +427,27 @@ impl Run<'_> {
         let reach = self.reach;
         let dm = attempt_look(reach.clock, || reach.dm.look(&[])).await?;
         let leads = leader_of(&dm).is_some_and(|leader| leader.instance.as_ref() == Some(instance));
-        if !leads && !self.evicted.contains(instance) {
+        if !leads && !self.evicted.borrow().contains(instance) {
             return Ok(Taken::Skipped("it does not lead any more".to_owned()));
         }
         self.recorder.write(&Entry::Started { step: step.clone() })?;
-        self.evicted.insert(instance.clone());
+        self.evicted.borrow_mut().insert(instance.clone());
         attempt_dm(reach, || reach.dm.evict_leader(&stage.instance)).await?;
         Ok(Taken::Done(None))
     }
 
-    async fn pause(
-        &mut self,
-        step: &Step,
-        task: &TaskName,
-        source: &SourceId,
-    ) -> Result<Taken, Halt> {
+    async fn pause(&self, step: &Step, task: &TaskName, source: &SourceId) -> Result<Taken, Halt> {
         let reach = self.reach;
         let key = (task.clone(), source.clone());
         let dm = attempt_look(reach.clock, || reach.dm.look(&[])).await?;
         let stage = dm.subtasks.iter().find(|s| s.task == *task && s.source == *source);
         let runs = stage
             .is_some_and(|s| matches!(s.stage, SubtaskStage::Running | SubtaskStage::Resuming));
-        if !runs && !self.paused.contains(&key) {
+        if !runs && !self.paused.borrow().contains(&key) {
             return Ok(Taken::Skipped("it does not run: somebody else's doing".to_owned()));
         }
         self.recorder.write(&Entry::Started { step: step.clone() })?;
-        self.paused.insert(key);
+        self.paused.borrow_mut().insert(key);
         if runs {
             attempt_dm(reach, || reach.dm.pause(task, source)).await?;
         }
@@ -410,13 +455,13 @@ impl Run<'_> {
     }
 
     async fn await_paused(
-        &mut self,
+        &self,
         stage: &mut Stage,
         step: &Step,
         (task, source): (&TaskName, &SourceId),
         within_s: u32,
     ) -> Result<Taken, Halt> {
-        if !self.paused.contains(&(task.clone(), source.clone())) {
+        if !self.paused.borrow().contains(&(task.clone(), source.clone())) {
             return Ok(Taken::Skipped("it was not us who paused it".to_owned()));
         }
         self.await_dm(stage, step, within_s, &[], |dm| {
@@ -433,7 +478,7 @@ impl Run<'_> {
 
     /// The window, asked for until its answer is known.
     async fn open_window(
-        &mut self,
+        &self,
         stage: &mut Stage,
         step: &Step,
         from: &Digest,
@@ -450,7 +495,7 @@ impl Run<'_> {
         stage.is_exchanged = true;
         let window = self.exchange(stage, from, to).await?;
         stage.window_ended = Some(self.reach.clock.elapsed());
-        if let Some(part) = self.parts.get_mut(&stage.instance.id)
+        if let Some(part) = self.parts.borrow_mut().get_mut(&stage.instance.id)
             && !window.already
             && *to == part.to
         {
@@ -481,7 +526,7 @@ impl Run<'_> {
     }
 
     async fn exchange(
-        &mut self,
+        &self,
         stage: &mut Stage,
         from: &Digest,
         to: &Digest,
@@ -521,7 +566,7 @@ impl Run<'_> {
         Err(Halt::Unknown(last))
     }
 
-    async fn arm_anew(&mut self, stage: &mut Stage, after_s: u32) -> Result<(), Halt> {
+    async fn arm_anew(&self, stage: &mut Stage, after_s: u32) -> Result<(), Halt> {
         let reach = self.reach;
         let after = Duration::from_secs(after_s.into());
         let (instance, from, to) = (&stage.instance, &stage.from, &stage.to);
@@ -531,7 +576,7 @@ impl Run<'_> {
     }
 
     /// Tells an armed guard that we are still here.
-    pub(crate) async fn keep_guard_waiting(&mut self, stage: &mut Stage) {
+    pub(crate) async fn keep_guard_waiting(&self, stage: &mut Stage) {
         let Some(armed_at) = stage.armed_at else { return };
         let now = self.reach.clock.elapsed();
         let guard_s = self.plan.policy.guard_s;
@@ -549,7 +594,7 @@ impl Run<'_> {
     }
 
     /// A step does not hold: evidence first, then the policy.
-    async fn give_up(&mut self, stage: &mut Stage, why: String) -> Result<TurnResult, RunError> {
+    async fn give_up(&self, stage: &mut Stage, why: String) -> Result<TurnResult, RunError> {
         if stage.is_kept {
             // Healthy on the new build; only what follows failed.
             let undone = self.undo(stage).await?;
@@ -603,7 +648,7 @@ impl Run<'_> {
         self.go_back(stage, why).await
     }
 
-    async fn save_evidence(&mut self, stage: &Stage) -> Result<(), RunError> {
+    async fn save_evidence(&self, stage: &Stage) -> Result<(), RunError> {
         let lines = match self.reach.hosts.evidence(&stage.instance).await {
             Ok(lines) => lines,
             Err(error) => vec![format!("(no logs: {error})")],
@@ -611,7 +656,7 @@ impl Run<'_> {
         let instance = stage.instance.id.clone();
         self.recorder
             .write(&Entry::Evidence { instance: instance.clone(), lines: lines.clone() })?;
-        if let Some(part) = self.parts.get_mut(&instance) {
+        if let Some(part) = self.parts.borrow_mut().get_mut(&instance) {
             part.evidence.clone_from(&lines);
         }
         self.recorder.say(Event::Evidence { instance, lines });
@@ -619,7 +664,7 @@ impl Run<'_> {
     }
 
     /// Puts the node back to the build from before: exchange back, the same gates, guard off, undo.
-    async fn go_back(&mut self, stage: &mut Stage, why: String) -> Result<TurnResult, RunError> {
+    async fn go_back(&self, stage: &mut Stage, why: String) -> Result<TurnResult, RunError> {
         let instance = stage.instance.id.clone();
         self.recorder.write(&Entry::GoingBack { instance: instance.clone(), why: why.clone() })?;
         self.recorder.say(Event::GoesBack { instance, why: why.clone() });
@@ -658,7 +703,7 @@ impl Run<'_> {
     /// Whether the node has the old build although something is still missing: mostly in the cluster around it,
     /// or it cannot start for a reason of its host's (a full disk), where its own way back cannot mend it. Its guard has
     /// nothing left to do then: systemd goes on starting it.
-    async fn old_build_for_good(&mut self, stage: &mut Stage) -> Option<Old> {
+    async fn old_build_for_good(&self, stage: &mut Stage) -> Option<Old> {
         let reach = self.reach;
         let old = match self.look_until_known(&stage.instance).await {
             Ok(process) if runs_only(&process, &stage.from) => Old::Runs,
@@ -673,7 +718,7 @@ impl Run<'_> {
         Some(old)
     }
 
-    async fn put_back(&mut self, stage: &mut Stage) -> Result<(), Halt> {
+    async fn put_back(&self, stage: &mut Stage) -> Result<(), Halt> {
         let reach = self.reach;
         let process = self.look_while_it_helps_itself(&stage.instance).await?;
         if !runs_only(&process, &stage.from) {
@@ -729,7 +774,7 @@ impl Run<'_> {
 
     /// Takes back what DM was told: tasks that we paused run, masters that we evicted may lead.
     /// Returns what could not be taken back.
-    pub(crate) async fn undo(&mut self, stage: &mut Stage) -> Result<Vec<String>, RunError> {
+    pub(crate) async fn undo(&self, stage: &mut Stage) -> Result<Vec<String>, RunError> {
         let reach = self.reach;
         let mut left = Vec::new();
         if stage.armed_at.is_some() && !stage.is_exchanged {
@@ -745,7 +790,11 @@ impl Run<'_> {
                 }
             }
         }
-        for (task, source) in self.paused.clone() {
+        if stage.floor.is_none() {
+            return Ok(left); // what is paused or evicted belongs to whoever has it
+        }
+        let paused = self.paused.borrow().clone();
+        for (task, source) in paused {
             let step = Step::ResumeSubtask { task: task.clone(), source: source.clone() };
             let bound = Step::AwaitBound {
                 source: source.clone(),
@@ -763,7 +812,7 @@ impl Run<'_> {
             }
             match attempt_dm(reach, || reach.dm.resume(&task, &source)).await {
                 Ok(()) => {
-                    self.paused.remove(&(task, source));
+                    self.paused.borrow_mut().remove(&(task, source));
                     let took = reach.clock.elapsed().saturating_sub(begun);
                     self.recorder.write(&Entry::Done {
                         step: step.clone(),
@@ -779,13 +828,14 @@ impl Run<'_> {
                 }
             }
         }
-        for id in self.evicted.clone() {
+        let evicted = self.evicted.borrow().clone();
+        for id in evicted {
             let Some(instance) = self.plan.instance(&id).cloned() else { continue };
             let step = Step::CancelEvict { instance: id.clone() };
             self.recorder.write(&Entry::Started { step: step.clone() })?;
             match attempt_dm(reach, || reach.dm.cancel_evict(&instance)).await {
                 Ok(()) => {
-                    self.evicted.remove(&id);
+                    self.evicted.borrow_mut().remove(&id);
                     self.recorder.write(&Entry::Done { step, took_ms: 0, note: None })?;
                 }
                 Err(Halt::Run(error)) => return Err(error),
@@ -835,6 +885,10 @@ fn seen_from_the_run(end: TurnEnd, is_return: bool) -> TurnEnd {
         (TurnEnd::RolledBack | TurnEnd::Untouched, true) => TurnEnd::Changed,
         (end, _) => end,
     }
+}
+
+fn failure_of(undone: Vec<String>) -> Option<String> {
+    (!undone.is_empty()).then(|| undone.join("; "))
 }
 
 fn join(why: String, undone: Vec<String>) -> String {

@@ -488,7 +488,7 @@ impl Known {
             };
             let has_it = folded.ended.get(instance) == Some(&TurnEnd::Changed)
                 || folded.ended.get(instance) == Some(&TurnEnd::Left)
-                || folded.open.as_ref().is_some_and(|open| open.instance == *instance);
+                || folded.open.iter().any(|open| open.instance == *instance);
             if !has_it {
                 continue;
             }
@@ -537,7 +537,7 @@ impl PastRun {
     pub(crate) fn touched_a_node(&self) -> bool {
         self.content
             .as_ref()
-            .is_ok_and(|(_, folded)| folded.open.is_some() || !folded.ended.is_empty())
+            .is_ok_and(|(_, folded)| !folded.open.is_empty() || !folded.ended.is_empty())
     }
 }
 

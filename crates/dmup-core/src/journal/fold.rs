@@ -65,8 +65,8 @@ pub struct Folded {
     pub prepared: Vec<(Step, Option<String>)>,
     /// Turns that are over; with a rollback of the whole run, the later turn counts.
     pub ended: BTreeMap<InstanceId, TurnEnd>,
-    /// The turn under way.
-    pub open: Option<OpenTurn>,
+    /// The turns under way, in the order in which they began: several, if nodes of a batch are watched together.
+    pub open: Vec<OpenTurn>,
     /// The turn that went wrong, if one did: how it ended, and what was wrong.
     pub failed: Option<(InstanceId, TurnEnd, String)>,
     /// Subtasks that we may have paused and have not resumed.
@@ -100,7 +100,7 @@ pub fn fold<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Folded, 
         plan: None,
         prepared: Vec::new(),
         ended: BTreeMap::new(),
-        open: None,
+        open: Vec::new(),
         failed: None,
         paused: BTreeSet::new(),
         evicted: BTreeSet::new(),
@@ -134,13 +134,10 @@ impl Folded {
             }
             Entry::RunResumed | Entry::Evidence { .. } => {}
             Entry::TurnBegins { instance, from, to, steps, baseline, pid } => {
-                if let Some(open) = &self.open {
-                    return Err(format!(
-                        "the turn of {instance} cannot begin before that of {} has ended",
-                        open.instance
-                    ));
+                if self.open.iter().any(|open| open.instance == *instance) {
+                    return Err(format!("the turn of {instance} cannot begin before it has ended"));
                 }
-                self.open = Some(OpenTurn {
+                self.open.push(OpenTurn {
                     instance: instance.clone(),
                     from: from.clone(),
                     to: to.clone(),
@@ -171,7 +168,9 @@ impl Folded {
                     return Ok(()); // it stays in doubt
                 }
                 self.finish(step);
-                self.state = RunState::Stopped { step: step.clone(), error: error.clone() };
+                if self.state == RunState::Ready {
+                    self.state = RunState::Stopped { step: step.clone(), error: error.clone() };
+                }
             }
             Entry::GoingBack { instance, why } => {
                 let open = self.open_turn(instance)?;
@@ -182,8 +181,8 @@ impl Folded {
             }
             Entry::TurnEnds { instance, end, failure } => {
                 self.open_turn(instance)?;
-                self.open = None;
-                self.state = RunState::Ready;
+                self.open.retain(|open| open.instance != *instance);
+                self.forget_effects_of(instance);
                 self.ended.insert(instance.clone(), *end);
                 if let Some(why) = failure {
                     self.failed = Some((instance.clone(), *end, why.clone()));
@@ -199,8 +198,8 @@ impl Folded {
 
     fn open_turn(&mut self, instance: &InstanceId) -> Result<&mut OpenTurn, String> {
         self.open
-            .as_mut()
-            .filter(|open| open.instance == *instance)
+            .iter_mut()
+            .find(|open| open.instance == *instance)
             .ok_or_else(|| format!("{instance} has no open turn"))
     }
 
@@ -229,13 +228,30 @@ impl Folded {
     }
 
     fn hold(&mut self, step: &Step, note: Option<String>) {
-        match (&mut self.open, step) {
-            (_, Step::Stage { .. } | Step::Prepare { .. }) => {
-                self.prepared.push((step.clone(), note));
-            }
-            (Some(open), _) => open.finished.push(step.clone()),
-            (None, _) => {}
+        if let Step::Stage { .. } | Step::Prepare { .. } = step {
+            self.prepared.push((step.clone(), note));
+            return;
         }
+        // What is done to DM is done by whoever began last: the others are only watched.
+        let open = match step.instance() {
+            Some(instance) => self.open.iter_mut().find(|open| open.instance == *instance),
+            None => self.open.last_mut(),
+        };
+        if let Some(open) = open {
+            open.finished.push(step.clone());
+        }
+    }
+
+    /// A turn is over: of its own effects none is in doubt any more.
+    fn forget_effects_of(&mut self, instance: &InstanceId) {
+        let is_another_open = !self.open.is_empty();
+        if let RunState::InDoubt { steps } = &mut self.state {
+            steps.retain(|step| is_another_open && step.instance() != Some(instance));
+            if !steps.is_empty() {
+                return;
+            }
+        }
+        self.state = RunState::Ready;
     }
 
     fn open_effect(&mut self, step: &Step) {

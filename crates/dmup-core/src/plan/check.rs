@@ -43,7 +43,7 @@ pub fn check(plan: &Plan) -> Vec<BrokenRule> {
     let mut had_monitoring = false;
     let mut had_leader = false;
     let mut alive = alive_masters(plan);
-    for turn in &plan.turns {
+    for (index, turn) in plan.turns.iter().enumerate() {
         let place = turn.instance.as_str();
         rule(place, seen.insert(&turn.instance), "an instance has one turn");
         let Some(instance) = plan.instance(&turn.instance) else {
@@ -71,6 +71,13 @@ pub fn check(plan: &Plan) -> Vec<BrokenRule> {
             }
             alive.insert(turn.instance.clone());
         }
+        let next = plan.turns.get(index + 1);
+        rule(
+            place,
+            !turn.overlaps
+                || may_overlap(plan, turn) && next.is_some_and(|it| may_overlap(plan, it)),
+            "only workers of a batch are watched while the next one has its turn",
+        );
         let hands_over = hands_over(plan, turn);
         rule(place, hands_over, "the leader of three or more hands over before its window");
         rule(
@@ -111,7 +118,7 @@ fn rules_of_a_turn(turn: &Turn) -> Vec<(bool, &'static str)> {
         turn.steps.iter().any(|s| matches!(s, Step::Window { around: Around::Restart, .. }));
     let before = |a: Option<usize>, b: Option<usize>| a.is_some() && b.is_some() && a < b;
 
-    let own = turn.steps.iter().all(|step| names_of(step).is_none_or(|id| *id == turn.instance));
+    let own = turn.steps.iter().all(|step| step.instance().is_none_or(|id| *id == turn.instance));
     let exchange = turn.steps.iter().any(|step| {
         matches!(step, Step::Window { from, to, .. } if from != to && *from == turn.from && *to == turn.to)
     });
@@ -162,27 +169,12 @@ fn rules_of_a_turn(turn: &Turn) -> Vec<(bool, &'static str)> {
     rules
 }
 
-/// The instance that a step acts on, if it acts on one.
-fn names_of(step: &Step) -> Option<&InstanceId> {
-    match step {
-        Step::Prepare { instance, .. }
-        | Step::EvictLeader { instance }
-        | Step::AwaitNewLeader { former: instance, .. }
-        | Step::AwaitQuiet { worker: instance, .. }
-        | Step::ArmGuard { instance, .. }
-        | Step::Window { instance, .. }
-        | Step::AwaitHealthy { instance, .. }
-        | Step::Soak { instance, .. }
-        | Step::DisarmGuard { instance }
-        | Step::CancelEvict { instance }
-        | Step::MarkPatched { instance, .. } => Some(instance),
-        Step::Stage { .. }
-        | Step::PauseSubtask { .. }
-        | Step::AwaitPaused { .. }
-        | Step::Transfer { .. }
-        | Step::AwaitBound { .. }
-        | Step::ResumeSubtask { .. } => None,
-    }
+fn may_overlap(plan: &Plan, turn: &Turn) -> bool {
+    let is_worker = plan.instance(&turn.instance).is_some_and(|it| it.role == Role::DmWorker);
+    is_worker
+        && !turn.was_broken
+        && !plan.policy.batches.is_empty()
+        && plan.version.stops_subtasks_before_lease()
 }
 
 fn hands_over(plan: &Plan, turn: &Turn) -> bool {

@@ -132,8 +132,16 @@ pub struct Turn {
     /// How long it is watched, if not as the policy says: the last of a batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub soak_s: Option<u32>,
+    /// The next turn begins once this node is healthy, while it is still watched: both are workers of one batch.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub overlaps: bool,
     /// In order.
     pub steps: Vec<Step>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(it: &bool) -> bool {
+    !*it
 }
 
 /// An interruption that the operator has to agree to.

@@ -280,6 +280,14 @@ impl Candidate<'_> {
         })
     }
 
+    /// Whether the next one may begin while this one is still watched. Masters never do: with one of them unproven,
+    /// there is no quorum to spare. Nor do old workers: the one that is watched may have got a source meanwhile, and if its
+    /// guard stops it then, two workers write (dm.md 12.2).
+    fn overlaps_with(&self, next: &Self, work: &Work<'_>) -> bool {
+        let may = |it: &Self| it.instance.role == Role::DmWorker && !it.is_broken;
+        !work.offline && work.version.stops_subtasks_before_lease() && may(self) && may(next)
+    }
+
     /// Exchanged before and only not restarted: the other tree is the way back, it must stay.
     fn is_exchanged(&self, inventory: &Inventory) -> bool {
         inventory
@@ -724,6 +732,9 @@ fn take_turns(
             patched: candidate.goal.patched,
             was_broken: candidate.is_broken,
             soak_s,
+            overlaps: soak_s.is_none()
+                && !policy.batches.is_empty()
+                && ordered.get(index + 1).is_some_and(|next| candidate.overlaps_with(next, work)),
             steps,
         });
     }

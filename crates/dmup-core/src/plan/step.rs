@@ -217,6 +217,29 @@ impl Step {
         }
     }
 
+    /// The instance that it acts on, if it acts on one.
+    pub fn instance(&self) -> Option<&InstanceId> {
+        match self {
+            Self::Prepare { instance, .. }
+            | Self::EvictLeader { instance }
+            | Self::AwaitNewLeader { former: instance, .. }
+            | Self::AwaitQuiet { worker: instance, .. }
+            | Self::ArmGuard { instance, .. }
+            | Self::Window { instance, .. }
+            | Self::AwaitHealthy { instance, .. }
+            | Self::Soak { instance, .. }
+            | Self::DisarmGuard { instance }
+            | Self::CancelEvict { instance }
+            | Self::MarkPatched { instance, .. } => Some(instance),
+            Self::Stage { .. }
+            | Self::PauseSubtask { .. }
+            | Self::AwaitPaused { .. }
+            | Self::Transfer { .. }
+            | Self::AwaitBound { .. }
+            | Self::ResumeSubtask { .. } => None,
+        }
+    }
+
     /// Whether it only waits: nothing has to be written down before it.
     pub fn is_wait(&self) -> bool {
         match self {

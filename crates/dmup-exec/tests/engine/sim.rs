@@ -3,7 +3,9 @@
 //! After every effect it checks what must never happen; what it finds is in [`Sim::violations`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
 use std::sync::Mutex;
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -109,6 +111,11 @@ pub(crate) struct State {
     pub(crate) unguarded: Option<InstanceId>,
     /// When somebody restarts what.
     pub(crate) restart_at: Option<(Duration, InstanceId)>,
+    /// How many DM processes may be down together.
+    pub(crate) may_be_down: usize,
+    /// Who sleeps until when, by number.
+    sleepers: BTreeMap<u64, Duration>,
+    next_sleeper: u64,
 }
 
 pub(crate) struct Sim {
@@ -268,6 +275,9 @@ impl Sim {
                 ghosts: BTreeMap::new(),
                 unguarded: None,
                 restart_at: None,
+                may_be_down: 1,
+                sleepers: BTreeMap::new(),
+                next_sleeper: 0,
             }),
         }
     }
@@ -703,7 +713,7 @@ impl State {
             .filter(|n| n.instance.role.is_dm() && !n.is_up() && !n.broken_from_the_start)
             .map(|n| n.instance.id.to_string())
             .collect();
-        if down.len() > 1 {
+        if down.len() > self.may_be_down {
             self.violations.push(format!("down together: {}", down.join(", ")));
         }
     }
@@ -1087,7 +1097,51 @@ impl Clock for Sim {
             // Until whoever runs us drops us.
             std::future::pending::<()>().await;
         }
-        self.pass(span);
+        Sleep { sim: self, span, number: None }.await;
+    }
+}
+
+/// Time passes when everybody sleeps: then to the moment at which the first one wakes.
+struct Sleep<'s> {
+    sim: &'s Sim,
+    span: Duration,
+    number: Option<u64>,
+}
+
+impl Future for Sleep<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<()> {
+        let mut state = self.sim.state.lock().unwrap();
+        if let Some(number) = self.number {
+            let until = state.sleepers[&number];
+            let first = state.sleepers.iter().min_by_key(|(number, until)| (**until, **number));
+            if first.map(|(number, _)| *number) == Some(number) {
+                let span = until.saturating_sub(state.now);
+                state.advance(span);
+            }
+            if state.now >= until {
+                return Poll::Ready(());
+            }
+        } else {
+            // Whoever is awake comes first.
+            let number = state.next_sleeper;
+            state.next_sleeper += 1;
+            let until = state.now + self.span;
+            state.sleepers.insert(number, until);
+            drop(state);
+            self.number = Some(number);
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.sim.state.lock().unwrap().sleepers.remove(&number);
+        }
     }
 }
 

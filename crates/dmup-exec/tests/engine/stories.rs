@@ -14,7 +14,7 @@ use std::time::Duration;
 use dmup_core::instance::Role;
 use dmup_core::journal::Entry;
 use dmup_core::plan::{Decision, Plan};
-use dmup_core::policy::{OnFailure, Policy};
+use dmup_core::policy::{BatchSize, OnFailure, Policy};
 use dmup_core::report::{Report, RunEnd};
 use dmup_exec::{
     Event, Journal, JournalError, MemoryJournal, RunError, execute, resume, take_back,
@@ -36,6 +36,7 @@ struct Story {
     shape: Shape,
     bad: Option<(Role, Behaviour)>,
     on_failure: OnFailure,
+    batches: Vec<BatchSize>,
     lose_one_in: u64,
     repeat_one_in: u64,
     /// For each process of the run, in order: at which of its effects it dies; later ones live.
@@ -108,7 +109,16 @@ impl Story {
                 _ => None,
             }
             .map(|aside| (dice.roll(80), aside)),
+            batches: match dice.roll(4) {
+                0 => vec![BatchSize::Nodes(1), BatchSize::Percent(50)],
+                1 => vec![BatchSize::Percent(100)],
+                _ => Vec::new(),
+            },
         }
+    }
+
+    fn is_cut_off(&self) -> bool {
+        matches!(self.aside, Some((_, Aside::Silence(..))))
     }
 
     /// Tells it. What happened, line by line, and what was wrong.
@@ -118,8 +128,16 @@ impl Story {
         if let Some((role, behaviour)) = self.bad {
             sim.state.lock().unwrap().behaviours.insert(new(role), behaviour);
         }
-        let policy =
-            Policy { healthy_within_s: 20, on_failure: self.on_failure, ..Policy::default() };
+        let policy = Policy {
+            healthy_within_s: 20,
+            on_failure: self.on_failure,
+            batches: self.batches.clone(),
+            ..Policy::default()
+        };
+        if self.batches.len() > 0 && (self.bad.is_some() || self.is_cut_off()) {
+            // Nodes of a batch may turn out bad together; how many is what the operator chose.
+            sim.state.lock().unwrap().may_be_down = self.shape.workers;
+        }
         let plan = match decide(&sim, &self.shape, &policy).await {
             Decision::Go(plan) => plan,
             other => return (log, vec![format!("no plan: {other:?}")]),
@@ -184,7 +202,7 @@ impl Story {
             },
             "the exit code does not say how the cluster is",
         );
-        let is_cut_off = matches!(self.aside, Some((_, Aside::Silence(..))));
+        let is_cut_off = self.is_cut_off();
         match (&report.end, self.bad) {
             (RunEnd::Done, bad) => must(bad.is_none(), "a bad build was taken for a good one"),
             // A host that is away for longer than its guard waits goes back, too.
