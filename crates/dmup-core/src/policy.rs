@@ -21,14 +21,18 @@ pub struct Policy {
     pub stop_within_s: u32,
     /// After how long without a word from the controller a host goes back by itself.
     pub guard_s: u32,
-    /// How long to wait for a moment without a large transaction under way. After it the run goes on: it is slower, not unsafe.
+    /// How long to wait for a moment without a large transaction under way.
     pub quiet_within_s: u32,
+    /// What to do when there was none. To go on is slower, not unsafe.
+    #[serde(skip_serializing_if = "is_usual_on_busy")]
+    pub on_busy: OnBusy,
     /// How long DM may take to move a source, to pause, to elect.
     pub settle_within_s: u32,
     /// What to do when a node is not healthy on the new build.
     pub on_failure: OnFailure,
-    /// Sizes of the first batches of nodes; the last batch is what remains. Nodes have their turns one after the other in any
-    /// case: after the last node of a batch the cluster is watched for `batch_soak_s` instead of `soak_s`. Empty: one batch.
+    /// Sizes of the first batches of nodes; the last batch is what remains. Workers of a batch are watched together (see
+    /// [`crate::plan::Turn::overlaps`]); after the last node of a batch the cluster is watched for `batch_soak_s` instead of
+    /// `soak_s`. Empty: one node after the other, each watched for `soak_s`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub batches: Vec<BatchSize>,
     /// How long the last node of a batch is watched before the next batch begins.
@@ -48,6 +52,7 @@ impl Default for Policy {
             stop_within_s: 90,
             guard_s: 30,
             quiet_within_s: 30,
+            on_busy: OnBusy::GoOn,
             settle_within_s: 60,
             on_failure: OnFailure::RollbackNode,
             batches: Vec::new(),
@@ -64,6 +69,21 @@ const USUAL_BATCH_SOAK_S: u32 = 30;
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_usual_batch_soak(seconds: &u32) -> bool {
     *seconds == USUAL_BATCH_SOAK_S
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_usual_on_busy(on_busy: &OnBusy) -> bool {
+    *on_busy == OnBusy::GoOn
+}
+
+/// What to do when a worker's tasks do not catch up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnBusy {
+    /// Stop it all the same: what it is in the middle of is applied again from its start.
+    GoOn,
+    /// Leave it as it is, end the run there.
+    Stop,
 }
 
 /// What to do when a node is not healthy on the new build.

@@ -58,3 +58,45 @@ fn sequences_that_no_run_writes_are_refused_with_their_line() {
     }
     assert!(fold(&[begins, interrupted, Entry::RunResumed]).is_ok());
 }
+
+#[test]
+fn turns_that_overlap_are_open_together_and_each_ends_for_itself() {
+    let id = |text: &str| InstanceId::new(text).unwrap();
+    let begins = |instance: &str| Entry::TurnBegins {
+        instance: id(instance),
+        from: Digest::of(b"old"),
+        to: Digest::of(b"new"),
+        steps: Vec::new(),
+        baseline: None,
+        pid: None,
+    };
+    let window = |instance: &str| Step::Window {
+        instance: id(instance),
+        from: Digest::of(b"old"),
+        to: Digest::of(b"new"),
+        around: dmup_core::plan::Around::Restart,
+    };
+    let done = |step: Step| Entry::Done { step, took_ms: 1, note: None };
+    let mut entries = vec![
+        Entry::RunBegins { cluster: ClusterName::new("prod").unwrap(), plan: Digest::of(b"plan") },
+        begins("h1:8262"),
+        Entry::Started { step: window("h1:8262") },
+        done(window("h1:8262")),
+        begins("h2:8262"),
+        Entry::Started { step: window("h2:8262") },
+    ];
+    let ends = Entry::TurnEnds { instance: id("h1:8262"), end: TurnEnd::Changed, failure: None };
+    entries.push(ends);
+    let folded = fold(&entries).unwrap();
+    // The end of one says nothing of what the other has begun.
+    assert_eq!(folded.state, RunState::InDoubt { steps: vec![window("h2:8262")] });
+    let open: Vec<&InstanceId> = folded.open.iter().map(|open| &open.instance).collect();
+    assert_eq!(open, [&id("h2:8262")]);
+    assert_eq!(folded.ended[&id("h1:8262")], TurnEnd::Changed);
+    entries.push(done(window("h2:8262")));
+    let folded = fold(&entries).unwrap();
+    assert_eq!(folded.state, RunState::Ready);
+    assert_eq!(folded.open[0].finished, [window("h2:8262")]);
+    entries.push(begins("h2:8262"));
+    assert_eq!(fold(&entries).unwrap_err().line, 9);
+}

@@ -698,6 +698,43 @@ fn batches_end_with_a_longer_watch() {
 }
 
 #[test]
+fn workers_of_a_batch_are_watched_together_and_nobody_else() {
+    let overlapping = |version: &'static str, batches: &[&str]| {
+        let cluster = cluster(3, 1, 6, 3, version);
+        let batches = batches.iter().map(|size| size.parse().unwrap()).collect();
+        let policy = Policy { batches, ..Policy::default() };
+        let Decision::Go(plan) = plan_hotfix(&cluster.request, &cluster.inventory, &policy) else {
+            panic!()
+        };
+        (1..)
+            .zip(&plan.turns)
+            .filter(|(_, turn)| turn.overlaps)
+            .map(|(number, _)| number)
+            .collect::<Vec<usize>>()
+    };
+    // Three masters, then six workers.
+    assert_eq!(overlapping("v8.1.0", &["100%"]), [4, 5, 6, 7, 8]);
+    assert_eq!(overlapping("v8.1.0", &["1", "50%"]), [4, 5, 7, 8]);
+    assert_eq!(overlapping("v8.1.0", &["4", "1", "1"]), [7, 8]);
+    assert_eq!(overlapping("v8.1.0", &[]), Vec::<usize>::new());
+    // The one that is watched may get a source: an old worker must not be stopped by its guard while it writes.
+    assert_eq!(overlapping("v5.3.0", &["100%"]), Vec::<usize>::new());
+}
+
+#[test]
+fn a_plan_in_which_others_are_watched_together_is_refused() {
+    let mut plan = cluster(3, 1, 3, 2, "v8.1.0").plan();
+    assert_eq!(check(&plan), []);
+    plan.policy.batches = vec!["100%".parse().unwrap()];
+    let rule = "only workers of a batch are watched while the next one has its turn";
+    for (number, is_broken) in [(0, true), (2, true), (3, false), (4, false), (5, true)] {
+        plan.turns[number].overlaps = true;
+        assert_eq!(check(&plan).iter().any(|it| it.rule == rule), is_broken, "{number}");
+        plan.turns[number].overlaps = false;
+    }
+}
+
+#[test]
 fn every_fact_that_has_changed_since_the_plan_is_named() {
     let then = cluster(3, 1, 3, 2, "v8.1.0");
     let basis = then.plan().based_on;

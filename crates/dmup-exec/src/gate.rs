@@ -9,6 +9,7 @@ use dmup_core::digest::Digest;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::{DmSeen, ProcessSeen, UnitActive, WorkerStage};
 use dmup_core::plan::{Expectation, Health, Step, busy, is_up, judge, leader_of, master_of};
+use dmup_core::policy::OnBusy;
 use futures::future::join_all;
 
 use crate::events::Event;
@@ -445,8 +446,13 @@ impl Run<'_> {
         }
     }
 
-    /// Waits for a quiet moment; if there is none, says what is in the way and goes on.
-    pub(crate) async fn await_quiet(&self, step: &Step, instance: &Instance, within_s: u32) {
+    /// Waits for a quiet moment; if there is none, says what is in the way, and goes on if that is the policy.
+    pub(crate) async fn await_quiet(
+        &self,
+        step: &Step,
+        instance: &Instance,
+        within_s: u32,
+    ) -> Result<(), Halt> {
         let within = Duration::from_secs(within_s.into());
         let begun = self.reach.clock.elapsed();
         let mut has_said = false;
@@ -456,15 +462,23 @@ impl Run<'_> {
                 Err(error) => vec![error.to_string()],
             };
             if missing.is_empty() {
-                return;
+                return Ok(());
             }
             if self.reach.clock.elapsed().saturating_sub(begun) >= within {
-                self.note(format!(
-                    "{} did not become quiet within {within_s}s: {}; going on: what it is applying will be applied again from its start",
+                let seen = format!(
+                    "{} did not become quiet within {within_s}s: {}",
                     instance.id,
                     missing.join("; ")
-                ));
-                return;
+                );
+                return match self.plan.policy.on_busy {
+                    OnBusy::Stop => Err(Halt::Failed(seen)),
+                    OnBusy::GoOn => {
+                        self.note(format!(
+                            "{seen}; going on: what it is applying will be applied again from its start"
+                        ));
+                        Ok(())
+                    }
+                };
             }
             // Positions move all the time; that it waits is said once.
             if !has_said {

@@ -332,7 +332,7 @@ impl Run<'_> {
             }
             Step::AwaitQuiet { within_s, .. } => {
                 let instance = stage.instance.clone();
-                self.await_quiet(step, &instance, *within_s).await;
+                self.await_quiet(step, &instance, *within_s).await?;
                 Ok(Taken::Done(None))
             }
             Step::PauseSubtask { task, source } => {
@@ -747,6 +747,8 @@ impl Run<'_> {
             self.recorder.say(Event::StepEnds { step, took, note: None });
         }
         stage.window_ended = Some(reach.clock.elapsed());
+        // Others of the batch may have to go back as well, and wait for each other to be healthy.
+        stage.floor = None;
         if !stage.was_broken {
             let within = Duration::from_secs(self.plan.policy.healthy_within_s.into());
             let good_for = Duration::from_secs(self.plan.policy.soak_s.into());
@@ -789,6 +791,9 @@ impl Run<'_> {
                     ));
                 }
             }
+        }
+        if stage.floor.is_none() {
+            stage.floor = Arc::clone(&self.floor).try_lock_owned().ok();
         }
         if stage.floor.is_none() {
             return Ok(left); // what is paused or evicted belongs to whoever has it

@@ -492,10 +492,13 @@ pub struct Rollout {
     /// Seconds that a node must stay healthy before the next one's turn
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=86400), value_name = "SECONDS")]
     pub soak: u32,
-    /// Seconds to wait before a worker's turn until its tasks have caught up; after that it is stopped all the same,
-    /// and applies again what it was in the middle of
+    /// Seconds to wait before a worker's turn until its tasks have caught up
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=86400), value_name = "SECONDS")]
     pub quiet_timeout: u32,
+    /// What to do when they have not: `go-on` stops the worker all the same, and what it was in the middle of is applied
+    /// again; `stop` leaves it as it is and ends the run there
+    #[arg(long, default_value = "go-on", value_name = "POLICY")]
+    pub on_busy: OnBusyArg,
     /// What to do when a node is not healthy on the new build
     #[arg(long, default_value = "rollback-node", value_name = "POLICY")]
     pub on_failure: OnFailureArg,
@@ -503,8 +506,9 @@ pub struct Rollout {
     /// not run
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(10..=86400), value_name = "SECONDS")]
     pub guard: u32,
-    /// Sizes of the first batches of nodes, e.g. `1,10%,50%`; the last batch is the rest. Nodes are changed one after the
-    /// other in any case: between two batches the cluster is watched for --batch-soak
+    /// Sizes of the first batches of nodes, e.g. `1,10%,50%`; the last batch is the rest. Nodes are stopped one after the
+    /// other in any case. Workers of a batch are watched together (from v6.5.0): the next one's turn begins once the one
+    /// before it is healthy. Between two batches the cluster is watched for --batch-soak
     #[arg(long, value_delimiter = ',', value_name = "SIZES")]
     pub batch: Vec<BatchSize>,
     /// Seconds that the last node of a batch must stay healthy before the next batch
@@ -537,6 +541,15 @@ pub struct Rollout {
     /// --force-build do, too. Quorum, an agreed leader, room on disks and reachable hosts are never given up
     #[arg(long)]
     pub force: bool,
+}
+
+/// What to do when a worker's tasks do not catch up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum OnBusyArg {
+    /// Stop it all the same
+    GoOn,
+    /// Leave it as it is, stop there
+    Stop,
 }
 
 /// What to do when a node is not healthy on the new build.

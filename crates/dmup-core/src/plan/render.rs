@@ -37,6 +37,9 @@ pub fn render(plan: &Plan) -> String {
         if turn.was_broken {
             head.push_str(" (down now)");
         }
+        if turn.overlaps {
+            head.push_str(" (the next turn begins while it is watched)");
+        }
         line(head);
         for step in &turn.steps {
             line(format!("    {}", step.describe()));

@@ -14,7 +14,7 @@ use dmup_core::ids::InstanceId;
 use dmup_core::instance::Role;
 use dmup_core::journal::{Entry, Line};
 use dmup_core::plan::{Decision, Plan, Step, plan_hotfix};
-use dmup_core::policy::{BatchSize, OnFailure, Policy};
+use dmup_core::policy::{BatchSize, OnBusy, OnFailure, Policy};
 use dmup_core::report::{InstanceEnd, Report, RunEnd};
 use dmup_exec::ports::Clock;
 use dmup_exec::{Event, MemoryJournal, Reach, RunError, execute, look, resume};
@@ -468,6 +468,103 @@ async fn the_last_node_of_a_batch_is_watched_longer() {
     let longer: Vec<usize> =
         (1..).zip(&soaks).filter(|(_, soak)| **soak == 77).map(|(number, _)| number).collect();
     assert_eq!(longer, [1, second]);
+}
+
+const MANY: Shape = Shape { workers: 5, sources: 3, has_monitoring: false, ..SMALL };
+
+/// Which turns were under way together at most, and in which order they began and ended.
+async fn go_in_batches(sim: &Sim, batches: Vec<BatchSize>) -> (Report, usize, Vec<InstanceId>) {
+    let policy = Policy { batches, batch_soak_s: 10, healthy_within_s: 20, ..Policy::default() };
+    let Decision::Go(plan) = decide(sim, &MANY, &policy).await else { panic!() };
+    let (mut open, mut most, mut begun) = (0_usize, 0, Vec::new());
+    let mut watch = |event: Event| match event {
+        Event::TurnBegins { instance, .. } => {
+            begun.push(instance);
+            open += 1;
+            most = most.max(open);
+        }
+        Event::TurnEnds { .. } => open -= 1,
+        _ => {}
+    };
+    let cancel = CancellationToken::new();
+    let mut journal = MemoryJournal::default();
+    let report = execute(&plan, reach(sim), &mut journal, &mut watch, &cancel).await.unwrap();
+    (report, most, begun)
+}
+
+#[tokio::test]
+async fn workers_of_a_batch_are_watched_together_and_stopped_one_by_one() {
+    let sim = Sim::new(&MANY, 1);
+    let (report, most, _) = go_in_batches(&sim, Vec::new()).await;
+    assert_eq!((report.end, most), (RunEnd::Done, 1));
+    let sim = Sim::new(&MANY, 1);
+    // Three masters and a worker first; four workers remain.
+    let (report, most, _) = go_in_batches(&sim, vec![BatchSize::Nodes(4)]).await;
+    assert_eq!((report.end, most), (RunEnd::Done, 4));
+    assert!(all_new(&sim));
+    // The sim sees to it that never two are down.
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_bad_build_that_shows_late_in_a_batch_leaves_no_worker_with_it() {
+    for seed in 0..100 {
+        let sim = Sim::new(&MANY, seed);
+        {
+            let mut state = sim.state.lock().unwrap();
+            let behaviour = Behaviour::ExitsAfter(1 + seed % 4);
+            state.behaviours.insert(new(Role::DmWorker), behaviour);
+            state.may_be_down = MANY.workers;
+        }
+        let (report, most, begun) = go_in_batches(&sim, vec![BatchSize::Percent(100)]).await;
+        let context = format!("{seed}: {:?}, {most} together, begun {begun:?}", report.end);
+        assert!(matches!(report.end, RunEnd::RolledBackNode { .. }), "{context}");
+        assert_eq!(report.exit_code(), 6, "{context}");
+        for instance in sim.instances().iter().filter(|it| it.role == Role::DmWorker) {
+            assert_eq!(sim.builds()[&instance.id], (old(), Some(old())), "{context}");
+        }
+        assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+    }
+}
+
+#[tokio::test]
+async fn once_a_node_of_a_batch_fails_no_other_window_opens() {
+    let sim = Sim::new(&MANY, 3);
+    {
+        let mut state = sim.state.lock().unwrap();
+        state.behaviours.insert(new(Role::DmWorker), Behaviour::ExitsAtStart);
+    }
+    let (report, _, begun) = go_in_batches(&sim, vec![BatchSize::Percent(100)]).await;
+    assert!(matches!(report.end, RunEnd::RolledBackNode { .. }));
+    // Three masters; one worker there and back.
+    assert_eq!(sim.state.lock().unwrap().windows, 5);
+    assert_eq!(begun.len(), 4);
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_soak_that_is_longer_than_the_health_limit_survives_a_lost_answer() {
+    let sim = Sim::new(&SMALL, 1);
+    let policy = Policy { soak_s: 60, healthy_within_s: 20, ..Policy::default() };
+    let Decision::Go(plan) = decide(&sim, &SMALL, &policy).await else { panic!() };
+    sim.state.lock().unwrap().lose_one_in = 40;
+    let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+}
+
+#[tokio::test]
+async fn on_request_a_worker_that_does_not_become_quiet_is_left_alone() {
+    let sim = Sim::new(&SMALL, 1);
+    let policy = Policy { quiet_within_s: 10, on_busy: OnBusy::Stop, ..Policy::default() };
+    let Decision::Go(plan) = decide(&sim, &SMALL, &policy).await else { panic!() };
+    sim.state.lock().unwrap().lag_s = 500;
+    let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+    let RunEnd::Failed { why } = &report.end else { panic!("{:?}", report.end) };
+    assert!(why.contains("did not become quiet within 10s"), "{why}");
+    assert_eq!(report.exit_code(), 6);
+    // Three masters and the free worker; no bound one was touched.
+    assert_eq!(sim.state.lock().unwrap().windows, 4);
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
 }
 
 #[tokio::test]

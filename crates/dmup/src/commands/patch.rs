@@ -9,13 +9,13 @@ use dmup_core::plan::{
     Allowances, Blocker, Decision, HotfixRequest, ParcelSpec, Plan, TargetBuild, Warning,
     plan_hotfix, render,
 };
-use dmup_core::policy::{OnFailure, Policy};
+use dmup_core::policy::{OnBusy, OnFailure, Policy};
 use dmup_core::report::{Report, RunEnd};
 use dmup_core::selection::select;
 use dmup_mirror::package::{Package, Refusal, Wanted, open};
 
 use super::run;
-use crate::args::{Format, OnFailureArg, PatchArgs, Rollout};
+use crate::args::{Format, OnBusyArg, OnFailureArg, PatchArgs, Rollout};
 use crate::ask;
 use crate::context::{Context, Known, bad_selection};
 use crate::failure::{Failure, chain};
@@ -260,6 +260,10 @@ fn policy_of(args: &Rollout, context: &Context) -> Policy {
         concurrency: context.concurrency(),
         soak_s: args.soak,
         quiet_within_s: args.quiet_timeout,
+        on_busy: match args.on_busy {
+            OnBusyArg::GoOn => OnBusy::GoOn,
+            OnBusyArg::Stop => OnBusy::Stop,
+        },
         batches: args.batch.clone(),
         batch_soak_s: args.batch_soak,
         pause_after: args.pause_after,
