@@ -7,8 +7,8 @@ use std::process::Command;
 use std::time::Instant;
 
 use camino::Utf8PathBuf;
-use lab::faults_matrix::{self, Cell, Lane, Outcome, render};
-use lab::{hosts, soak, surroundings};
+use lab::faults_matrix::{self, Cell, Outcome, render};
+use lab::{Lane, hosts, soak, surroundings};
 
 use crate::failure::Failure;
 use crate::{say, set_up};
@@ -32,17 +32,22 @@ pub(crate) struct FaultsArgs {
     skip_done: Option<Utf8PathBuf>,
 }
 
-/// Address blocks of the lanes: the first that nobody else has.
-const BLOCKS: [u8; 7] = [10, 14, 15, 17, 18, 19, 20];
+/// Address blocks of the matrix' lanes: the first that nobody else has.
+const FAULTS_BLOCKS: &[u8] = &[10, 14, 15, 17, 18, 19, 20];
+/// Those of the soak's.
+const SOAK_BLOCKS: &[u8] = &[11, 22, 23, 24, 25, 26];
 
 #[derive(clap::Args)]
 pub(crate) struct SoakArgs {
-    /// How many kills
-    #[arg(long, default_value_t = 20)]
+    /// How many kills, in all lanes together
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     kills: u32,
-    /// The same seed makes the same choices
+    /// The same seed makes the same choices; each lane after the first has the next one
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// So many sets of hosts side by side, the kills divided among them; a set needs about half a core and 1 GiB
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=6))]
+    lanes: u8,
 }
 
 pub(crate) fn faults(args: &FaultsArgs) -> Result<(), Failure> {
@@ -70,7 +75,7 @@ pub(crate) fn faults(args: &FaultsArgs) -> Result<(), Failure> {
         None => None,
     };
     let mut unwritten = None;
-    let lanes = lanes(usize::from(args.lanes))?;
+    let lanes = lanes("faults", FAULTS_BLOCKS, args.lanes)?;
     let begun = Instant::now();
     let mut count = known.len();
     let fresh = faults_matrix::run(&lanes, &left, &mut |outcome| {
@@ -97,18 +102,18 @@ pub(crate) fn faults(args: &FaultsArgs) -> Result<(), Failure> {
     }
 }
 
-fn lanes(count: usize) -> Result<Vec<Lane>, Failure> {
+fn lanes(what: &str, blocks: &[u8], count: u8) -> Result<Vec<Lane>, Failure> {
     let sets = hosts::list()?;
-    let lane = |block: u8| Lane { set: format!("faults-{block}"), block };
+    let lane = |block: u8| Lane { set: format!("{what}-{block}"), block };
     let is_ours = |set: &hosts::FoundSet| set.name.to_string() == lane(set.block).set && !set.held;
     let is_free = |block: u8| sets.iter().all(|set| set.block != block || is_ours(set));
-    let lanes: Vec<Lane> =
-        BLOCKS.into_iter().filter(|block| is_free(*block)).map(lane).take(count).collect();
-    if lanes.len() == count {
+    let free = blocks.iter().copied().filter(|block| is_free(*block));
+    let lanes: Vec<Lane> = free.map(lane).take(usize::from(count)).collect();
+    if lanes.len() == usize::from(count) {
         Ok(lanes)
     } else {
         Err(Failure::new(format!(
-            "of the address blocks {BLOCKS:?} only {} are free; `cargo xtask hosts list` shows who has the others",
+            "of the address blocks {blocks:?} only {} are free; `cargo xtask hosts list` shows who has the others",
             lanes.len()
         )))
     }
@@ -136,17 +141,21 @@ impl FaultsArgs {
 }
 
 pub(crate) fn soak(args: &SoakArgs) -> Result<(), Failure> {
+    let SoakArgs { kills, seed, lanes: count } = args;
     if !has_programs() {
-        let (kills, seed) = (args.kills.to_string(), args.seed.to_string());
-        return run_again(&[
-            "soak".to_owned(),
-            "--kills".to_owned(),
-            kills,
-            "--seed".to_owned(),
-            seed,
-        ]);
+        let words = format!("soak --kills {kills} --seed {seed} --lanes {count}");
+        return run_again(&words.split(' ').map(str::to_owned).collect::<Vec<_>>());
     }
-    Ok(soak::run("soak", 11, args.kills, args.seed, &mut |line| say(line))?)
+    // A lane without a kill would only boot.
+    let count = u8::try_from(*kills).map_or(*count, |kills| kills.min(*count));
+    let lanes = lanes("soak", SOAK_BLOCKS, count)?;
+    let summary = soak::run(&lanes, *kills, *seed, &mut |line| say(line));
+    say(&summary.to_string());
+    if summary.is_as_it_must_be() {
+        Ok(())
+    } else {
+        Err(Failure::new("some lanes did not end as they must"))
+    }
 }
 
 fn has_programs() -> bool {

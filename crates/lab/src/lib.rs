@@ -11,7 +11,7 @@
 //! - [`mirror`]: a signed mirror as TiUP's clients know it
 //! - [`playground`]: the main job without hosts, for machines that cannot boot any
 //! - [`scene`]: a cluster on hosts with rows flowing, for tests; [`demo`]: the main job, told from outside
-//! - [`faults_matrix`]: a hotfix with every fault in every phase; [`soak`]: one that is killed again and again; both with
+//! - [`faults_matrix`]: a hotfix with every fault in every phase; [`soak`]: one that is killed again and again; both in [`Lane`]s, with
 //!   [`attended`], a `dmup` under way, and [`outside`], how a cluster stands without asking `dmup`
 //! - [`real_dm`]: a real DM and databases around it, where somebody has a package of one
 //! - [`surroundings`]: the environment variables that are read, all in one place
@@ -27,6 +27,7 @@ pub mod demo;
 pub mod dm;
 pub mod faults_matrix;
 pub mod hosts;
+mod lane;
 pub mod local_hosts;
 pub mod mirror;
 pub mod operator;
@@ -44,4 +45,5 @@ pub mod writer;
 
 pub use command::CommandFailed;
 pub use hosts::{Host, HostSet, LabError};
+pub use lane::Lane;
 pub use waiting::{wait_for, wait_until};

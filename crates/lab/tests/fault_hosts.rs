@@ -2,7 +2,8 @@
 //!
 //! Blocks 9 and 21, side by side.
 
-use lab::faults_matrix::{self, Cell, Lane, Outcome, render};
+use lab::Lane;
+use lab::faults_matrix::{self, Cell, Outcome, render};
 
 const CELLS: [&str; 12] = [
     "kill-controller:stage",

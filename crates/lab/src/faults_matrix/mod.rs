@@ -30,6 +30,7 @@ pub use self::outcome::{Outcome, read_outcomes, render};
 use crate::Host;
 use crate::attended::Attended;
 use crate::hosts::UnitSignal;
+use crate::lane::Lane;
 use crate::operator::Said;
 use crate::outside::{Builds, Meant, Watch};
 use crate::scene::{CLUSTER, SOURCES, Scene, SceneError, Shape};
@@ -52,15 +53,6 @@ const DISK_KIB: u64 = 600 * 1024;
 /// What is on that disk.
 const DEPLOY: &str = "/home/tidb/deploy";
 const BALLAST: &str = "/home/tidb/deploy/ballast";
-
-/// A set of hosts of its own, on which one cell runs at a time.
-#[derive(Clone, Debug)]
-pub struct Lane {
-    /// Name of the set.
-    pub set: String,
-    /// Its address block.
-    pub block: u8,
-}
 
 /// Runs cells, one in each lane at a time; `ended` gets every outcome as soon as it is known. The outcomes, in the order of `cells`.
 ///
