@@ -515,14 +515,17 @@ pub(crate) mod tests {
         let (_keep, dir) = folder();
         let agent = agent(&dir);
         fs_err::create_dir_all(dir.join("deploy/bin.old.v1")).unwrap();
-        fs_err::write(dir.join("deploy/binary"), "old").unwrap();
+        fs_err::create_dir_all(dir.join("deploy/bin")).unwrap();
+        fs_err::write(dir.join("deploy/bin.old.v1/binary"), "older").unwrap();
+        fs_err::write(dir.join("deploy/bin/binary"), "old").unwrap();
+        fs_err::write(dir.join("deploy/bin/fix.tar.gz"), "").unwrap();
         let bound = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = bound.local_addr().unwrap().port();
         let order = Probe {
             instances: vec![ProbeInstance {
                 id: InstanceId::new("h:1").unwrap(),
                 unit: UnitName::new("dm-worker-1.service").unwrap(),
-                binary: dir.join("deploy/binary"),
+                binary: dir.join("deploy/bin/binary"),
                 deploy_dir: dir.join("deploy"),
             }],
             hashes: true,
@@ -536,7 +539,10 @@ pub(crate) mod tests {
         assert!(seen.disks[0].1 > 0);
         assert_eq!((seen.listening, seen.existing), (vec![port], vec![dir.join("deploy")]));
         assert_eq!(seen.users, [UserName::new("root").unwrap()]);
-        assert_eq!(seen.leftovers[0].path, dir.join("deploy/bin.old.v1"));
+        let saved = &seen.leftovers[0];
+        assert_eq!(saved.path, dir.join("deploy/bin.old.v1"));
+        assert_eq!(saved.build, Some(dmup_core::digest::Digest::of(b"older")));
+        assert_eq!(seen.leftovers[1].path, dir.join("deploy/bin/fix.tar.gz"));
     }
 
     #[test]

@@ -455,34 +455,55 @@ fn late(record: &Record) -> Duration {
     Duration::from_millis(u64::try_from(clock_ms().saturating_sub(since)).unwrap_or(0))
 }
 
-/// Guards of the given instances, and trees that TiUP saved.
-pub(crate) fn leftovers(places: &Places, instances: &[ProbeInstance]) -> Vec<Leftover> {
+/// Guards of the given instances, and what TiUP left of its patches. With `hashes`, trees are told by their executable.
+pub(crate) fn leftovers(
+    places: &Places,
+    instances: &[ProbeInstance],
+    hashes: Option<&Hashes>,
+) -> Vec<Leftover> {
     let mut found = Vec::new();
-    for ProbeInstance { id, deploy_dir, .. } in instances {
+    for ProbeInstance { id, deploy_dir, binary, .. } in instances {
+        let mut add = |kind, path: Utf8PathBuf, build| {
+            found.push(Leftover { instance: id.clone(), kind, path, build });
+        };
         let files = Files::of(places, id);
         for (path, kind) in
             [(files.armed, LeftoverKind::ArmedGuard), (files.fired, LeftoverKind::FiredGuard)]
         {
             if path.exists() {
-                found.push(Leftover { instance: id.clone(), kind, path });
+                add(kind, path, None);
             }
         }
-        let mut saved: Vec<Utf8PathBuf> = deploy_dir
-            .read_dir_utf8()
-            .into_iter()
-            .flatten()
-            .filter_map(Result::ok)
-            .filter(|entry| entry.file_name().starts_with("bin.old."))
-            .map(camino::Utf8DirEntry::into_path)
-            .collect();
-        saved.sort();
-        found.extend(saved.into_iter().map(|path| Leftover {
-            instance: id.clone(),
-            kind: LeftoverKind::TiupBackup,
-            path,
-        }));
+        let live = deploy_dir.join("bin");
+        for saved in entries(deploy_dir, |name| name.starts_with("bin.old.")) {
+            // One that cannot be read is no reason to say nothing of the rest.
+            let build = hashes.and_then(|hashes| {
+                let below = binary.strip_prefix(&live).ok()?;
+                hashes.of_existing(&saved.join(below)).ok()??.0.into()
+            });
+            add(LeftoverKind::TiupBackup, saved, build);
+        }
+        // TiUP sends a package here, unpacks it, and takes it away (pkg/cluster/task/install_package.go).
+        let is_package = |name: &str| name.ends_with(".tar.gz") || name.ends_with(".tgz");
+        for package in entries(&live, is_package).into_iter().filter(|path| path.is_file()) {
+            add(LeftoverKind::TiupUpload, package, None);
+        }
     }
     found
+}
+
+/// What of a folder has such a name, sorted; nothing of one that cannot be read.
+fn entries(folder: &Utf8Path, fits: impl Fn(&str) -> bool) -> Vec<Utf8PathBuf> {
+    let mut paths: Vec<Utf8PathBuf> = folder
+        .read_dir_utf8()
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .filter(|entry| fits(entry.file_name()))
+        .map(camino::Utf8DirEntry::into_path)
+        .collect();
+    paths.sort();
+    paths
 }
 
 fn read(path: &Utf8Path) -> Option<Record> {
@@ -534,7 +555,7 @@ mod tests {
             binary: order.live.join(&order.binary),
             deploy_dir: order.live.parent().unwrap().to_owned(),
         };
-        leftovers(places, &[instance]).into_iter().map(|leftover| leftover.kind).collect()
+        leftovers(places, &[instance], None).into_iter().map(|leftover| leftover.kind).collect()
     }
 
     #[test]

@@ -45,7 +45,11 @@ pub(crate) fn probe(agent: &Agent, order: &Probe) -> Reply {
         listening: order.ports.iter().copied().filter(|port| listening.contains(port)).collect(),
         existing: order.paths.iter().filter(exists).cloned().collect(),
         users: order.users.iter().filter(|user| Account::named(user).is_some()).cloned().collect(),
-        leftovers: guard::leftovers(&agent.places, &order.instances),
+        leftovers: guard::leftovers(
+            &agent.places,
+            &order.instances,
+            order.hashes.then_some(&agent.hashes),
+        ),
     }))
 }
 

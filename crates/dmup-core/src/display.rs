@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use crate::builds::{BuildSeen, Verdict};
+use crate::digest::Digest;
 use crate::ids::ClusterName;
 use crate::instance::{Instance, Role};
 use crate::topology::{Meta, Topology};
@@ -51,6 +53,8 @@ pub struct Row {
     pub up_s: Option<u64>,
     /// For the JSON form alone: set for Prometheus and Alertmanager.
     pub numa_node: String,
+    /// What was verified of it, if that was asked for.
+    pub build: Option<BuildSeen>,
 }
 
 /// A cluster as `display` shows it.
@@ -67,6 +71,8 @@ pub struct Display {
 pub struct Look {
     /// With the column `Since`.
     pub uptime: bool,
+    /// With the columns `Running` and `Verdict`, the last ones: whoever counts columns from the left is not disturbed.
+    pub builds: bool,
     /// With colours.
     pub colour: bool,
 }
@@ -110,6 +116,7 @@ impl Row {
             status: status.into(),
             up_s,
             numa_node,
+            build: None,
         }
     }
 
@@ -189,6 +196,9 @@ impl Display {
         titles.extend(["Ports", "OS/Arch", "Status"]);
         titles.extend(look.uptime.then_some("Since"));
         titles.extend(["Data Dir", "Deploy Dir"]);
+        if look.builds {
+            titles.extend(["Running", "Verdict"]);
+        }
         let cells: Vec<Vec<Cell>> = rows
             .iter()
             .map(|row| {
@@ -208,6 +218,14 @@ impl Display {
                 cells.extend(look.uptime.then(|| Cell::plain(since_text(row.up_s))));
                 cells.push(Cell::plain(row.data_dir()));
                 cells.push(Cell::plain(instance.deploy_dir.as_str()));
+                if look.builds {
+                    let build = row.build.as_ref();
+                    let running = build.and_then(|it| it.running.as_ref());
+                    cells.push(Cell::plain(running.map_or("-".to_owned(), Digest::to_string)));
+                    let verdict = build.map_or(Verdict::Unknown, |it| it.verdict);
+                    let paint = colour_of_verdict(verdict).filter(|_| look.colour);
+                    cells.push(Cell::coloured(verdict.as_str(), paint));
+                }
                 cells
             })
             .collect();
@@ -293,6 +311,8 @@ struct JsonRow<'a> {
     component: &'static str,
     #[serde(rename = "Port")]
     port: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    build: Option<&'a BuildSeen>,
 }
 
 impl<'a> JsonRow<'a> {
@@ -318,6 +338,7 @@ impl<'a> JsonRow<'a> {
             version: if instance.role == Role::Alertmanager { "" } else { cluster_version },
             component: instance.role.as_str(),
             port: instance.port,
+            build: row.build.as_ref(),
         }
     }
 }
@@ -409,6 +430,14 @@ fn colour_of(status: &str) -> Option<&'static str> {
         Some("33")
     } else {
         None
+    }
+}
+
+fn colour_of_verdict(verdict: Verdict) -> Option<&'static str> {
+    match verdict {
+        Verdict::AsRecorded => None,
+        Verdict::Unknown => Some("33"),
+        Verdict::Drifted => Some("31"),
     }
 }
 

@@ -52,6 +52,9 @@ pub struct Leftover {
     pub kind: LeftoverKind,
     /// Where it lies.
     pub path: camino::Utf8PathBuf,
+    /// Hash of the executable in a tree; none if there is none, or when it was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<Digest>,
 }
 
 /// Kinds of leftovers.
@@ -64,6 +67,8 @@ pub enum LeftoverKind {
     FiredGuard,
     /// A tree that TiUP saved (`bin.old.*`).
     TiupBackup,
+    /// A package that TiUP sent and did not take away again: it lies in `bin`.
+    TiupUpload,
 }
 
 /// A process and its unit, as the host sees them.
@@ -103,6 +108,15 @@ pub enum UnitActive {
     Failed,
     /// The unit file does not exist.
     Missing,
+}
+
+/// What an instance says of its own build.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ReportedBuild {
+    /// `ReleaseVersion`, e.g. `v8.1.0`; for monitoring, whatever it says, or nothing.
+    pub release: String,
+    /// Git hash.
+    pub commit: String,
 }
 
 /// What DM's masters say.

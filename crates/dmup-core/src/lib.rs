@@ -8,6 +8,7 @@
 //!
 //! Nothing in this crate is async, reads a clock, or touches a file or socket.
 
+pub mod builds;
 pub mod digest;
 pub mod display;
 pub mod ids;
@@ -20,4 +21,5 @@ pub mod policy;
 pub mod report;
 pub mod selection;
 pub mod topology;
+pub mod unfinished;
 pub mod version;

@@ -585,7 +585,8 @@ fn each_obstacle_is_overridden_by_its_own_flag_or_by_force() {
             cluster.inventory.hosts.get_mut(&HostId::new("h2").unwrap()).unwrap().as_mut().unwrap();
         seen.clock_skew_ms = -400_000;
         let (instance, path) = (id("h2:8262"), "/home/dm/.dmup/guards/x.json".into());
-        seen.leftovers = vec![Leftover { instance, kind: LeftoverKind::ArmedGuard, path }];
+        seen.leftovers =
+            vec![Leftover { instance, kind: LeftoverKind::ArmedGuard, path, build: None }];
         let dm = cluster.dm();
         dm.subtasks[0].synced = false;
         dm.subtasks[0].lag_s = Some(120);
@@ -648,15 +649,22 @@ fn what_earlier_windows_left_is_told() {
     let mut cluster = cluster(3, 1, 3, 2, "v8.1.0");
     let seen =
         cluster.inventory.hosts.get_mut(&HostId::new("h2").unwrap()).unwrap().as_mut().unwrap();
-    let left = |kind, path: &str| Leftover { instance: id("h2:8262"), kind, path: path.into() };
+    let left = |kind, path: &str| Leftover {
+        instance: id("h2:8262"),
+        kind,
+        path: path.into(),
+        build: None,
+    };
     seen.leftovers = vec![
         left(LeftoverKind::FiredGuard, "/g/x.json"),
         left(LeftoverKind::TiupBackup, "/dm/dm-worker-8262/bin.old.dm-worker"),
+        left(LeftoverKind::TiupUpload, "/dm/dm-worker-8262/bin/fix.tar.gz"),
     ];
     let text: Vec<String> = cluster.plan().warnings.iter().map(ToString::to_string).collect();
     insta::assert_snapshot!(text.join("\n"), @r"
     the guard of h2:8262 has put it back at the end of an earlier run
     h2:8262 has a tree that TiUP saved: /dm/dm-worker-8262/bin.old.dm-worker
+    h2:8262 has a package in its bin: /dm/dm-worker-8262/bin/fix.tar.gz; a `tiup dm patch` that did not end
     ");
 }
 

@@ -14,6 +14,7 @@ use camino::Utf8PathBuf;
 use dmup_core::digest::Digest;
 use dmup_core::ids::{HostId, InstanceId, MemberName, SourceId, TaskName};
 use dmup_core::instance::Instance;
+pub use dmup_core::inventory::ReportedBuild;
 use dmup_core::inventory::{DmSeen, HostSeen, ProcessSeen};
 
 /// Whether an effect that failed may have happened all the same.
@@ -175,15 +176,6 @@ pub trait Dm: Send + Sync {
 
     /// Binds the source to the worker; fine if it is bound there already.
     async fn transfer(&self, source: &SourceId, worker: &MemberName) -> Result<(), EffectError>;
-}
-
-/// What an instance says of its own build.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct ReportedBuild {
-    /// `ReleaseVersion`, e.g. `v8.1.0`; for monitoring, whatever it says, or nothing.
-    pub release: String,
-    /// Git hash.
-    pub commit: String,
 }
 
 /// Time as the executor knows it; tests have their own.

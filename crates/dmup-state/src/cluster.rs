@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::ClusterName;
 use dmup_core::topology::Meta;
+use dmup_core::unfinished::Traces;
 use fs_err as fs;
 use jiff::Zoned;
 use serde::Serialize;
@@ -144,6 +145,18 @@ impl Cluster {
             return Err(StateError::ScaleOutPending { cluster: self.name.to_string(), path });
         }
         Ok(())
+    }
+
+    /// What commands that did not end have left here. Best effort: it is for notes.
+    pub fn traces(&self) -> Traces {
+        let there = |path: Utf8PathBuf| path.exists().then_some(path);
+        let (links, packages) = patch::entries(&self.dir.join("patch"));
+        Traces {
+            scale_out: there(self.dir.join(".scale-out.yaml")),
+            packages,
+            links,
+            next_key: there(self.next_private_key_path()),
+        }
     }
 
     /// Makes the key pair that opens the hosts, or reads the one that is there.

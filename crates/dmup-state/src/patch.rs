@@ -6,10 +6,33 @@
 use std::io::{ErrorKind, Read};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::instance::Role;
 use fs_err as fs;
 
 use crate::StateError;
 use crate::files::{make_dir, sync_dir};
+
+/// What lies in the folder: names that a scale-out looks for, each with whether a file is behind it, and the packages.
+pub(crate) fn entries(dir: &Utf8Path) -> (Vec<(Utf8PathBuf, bool)>, Vec<Utf8PathBuf>) {
+    let mut paths: Vec<Utf8PathBuf> = dir
+        .read_dir_utf8()
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_name().ends_with(".tar.gz"))
+        .map(camino::Utf8DirEntry::into_path)
+        .collect();
+    paths.sort();
+    let is_looked_for = |path: &Utf8PathBuf| {
+        Role::ALL.iter().any(|role| path.file_name() == Some(&format!("{role}.tar.gz")))
+    };
+    let (links, packages): (Vec<_>, Vec<_>) = paths.into_iter().partition(is_looked_for);
+    let links = links.into_iter().map(|path| {
+        let leads = path.is_file();
+        (path, leads)
+    });
+    (links.collect(), packages)
+}
 
 pub(crate) fn keep(
     dir: &Utf8Path,

@@ -159,8 +159,14 @@ fn a_kept_package_is_found_through_a_relative_link_and_forgotten_by_an_upgrade()
         cluster.keep_package("dm-worker", &package, "x"),
         Err(StateError::BadFile { .. })
     ));
+    let traces = cluster.traces();
+    assert_eq!(traces.links, [(link.clone(), true)]);
+    assert_eq!(traces.packages.len(), 2);
+    std::fs::remove_file(&traces.packages[1]).unwrap();
+    assert_eq!(cluster.traces().links, [(link, false)]);
     cluster.forget_packages().unwrap();
     assert_eq!(cluster.kept_package("dm-worker"), None);
+    assert_eq!(cluster.traces(), dmup_core::unfinished::Traces::default());
 }
 
 #[test]

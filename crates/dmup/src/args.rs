@@ -205,6 +205,8 @@ pub enum Command {
     Audit(AuditArgs),
     /// Display a DM cluster
     Display(DisplayArgs),
+    /// Show which build every node really runs, and whether that is what is recorded
+    Versions(VersionsArgs),
     /// Replace the binaries of a running cluster with those of a package, online
     Patch(PatchArgs),
     /// Bring the cluster to another version of DM, node by node, while it serves
@@ -437,12 +439,32 @@ pub struct DisplayArgs {
     /// Since when each instance runs
     #[arg(long)]
     pub uptime: bool,
-    /// Read from every host which build its processes really run
+    /// Read from every host which build its processes really run: two more columns, and an end with 6 or 7 if one
+    /// has another build than is recorded, or does not say
     #[arg(long)]
     pub verify: bool,
     /// Seconds to wait for the status of an instance
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600), value_name = "SECONDS")]
     pub status_timeout: u64,
+}
+
+/// Arguments of `versions`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  dmup versions prod
+  dmup versions prod -R dm-worker --format json
+
+Of every node: the hash of the executable that its process runs and of the one on its disk, what the node says of
+itself, and what is recorded (`meta.yaml`, and the last run of dmup). Verdicts: as-recorded; drifted: they do not agree;
+unknown: its host or it does not say. Ends with 0 if all are as recorded, with 6 if one has drifted, else with 7.")]
+pub struct VersionsArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// Which instances of it
+    #[command(flatten)]
+    pub selection: Selection,
 }
 
 /// Arguments of `patch`.

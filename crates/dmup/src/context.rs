@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::builds::RecordedBuild;
 use dmup_core::digest::Digest;
 use dmup_core::ids::{ClusterName, InstanceId, UserName};
 use dmup_core::instance::{Instance, Role};
@@ -196,7 +197,8 @@ impl Context {
             | Command::Rollback(_)
             | Command::Unlock(_)
             | Command::Rotatessh(_)
-            | Command::Runs(_) => {}
+            | Command::Runs(_)
+            | Command::Versions(_) => {}
         }
         let words: Vec<String> =
             words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
@@ -467,6 +469,29 @@ impl Known {
         Err(Failure::refused(format_args!("run {} of {} has not ended", run.id, self.name))
             .hint(format_args!("`dmup resume {}` goes on with it", self.name))
             .hint(format_args!("`dmup rollback {}` takes it back", self.name)))
+    }
+
+    /// The build that the last run left on each instance, as long as the cluster has the version that it had then.
+    pub(crate) fn recorded_builds(&self) -> Result<BTreeMap<InstanceId, RecordedBuild>, Failure> {
+        let mut latest = BTreeMap::new();
+        for run in self.runs()?.iter().rev() {
+            let Ok((plan, folded)) = &run.content else { continue };
+            for turn in &plan.turns {
+                let is_open = folded.open.as_ref().is_some_and(|it| it.instance == turn.instance);
+                let left = match folded.ended.get(&turn.instance) {
+                    _ if is_open => None,
+                    Some(TurnEnd::Changed) => Some((&turn.to, turn.patched)),
+                    Some(TurnEnd::Left) => None,
+                    Some(TurnEnd::RolledBack | TurnEnd::Untouched) | None => continue,
+                };
+                // The newest run that touched it has the word, also when it cannot say.
+                latest.entry(turn.instance.clone()).or_insert_with(|| {
+                    left.filter(|_| plan.version == self.meta.version)
+                        .map(|(build, patched)| RecordedBuild { build: build.clone(), patched })
+                });
+            }
+        }
+        Ok(latest.into_iter().filter_map(|(id, left)| Some((id, left?))).collect())
     }
 
     /// The build that an instance ran before its last hotfix, and whether that was a hotfix too.

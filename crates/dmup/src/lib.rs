@@ -141,6 +141,7 @@ fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Disable(args) => in_runtime(commands::units::disable(args, context)),
         Command::Destroy(args) => in_runtime(commands::destroy::run(args, context)),
         Command::Display(args) => in_runtime(commands::display::run(args, context)),
+        Command::Versions(args) => in_runtime(commands::versions::run(args, context)),
         Command::Exec(args) => in_runtime(commands::exec::run(args, context)),
         Command::Patch(args) => in_runtime(commands::patch::run(args, context)),
         Command::Upgrade(args) => in_runtime(commands::upgrade::run(args, context)),

@@ -30,6 +30,14 @@ impl Printer {
         }
     }
 
+    /// Talk that TiUP does not have: beside the data in its manner as well, so that scripts for TiUP read what they know.
+    pub(crate) fn aside(self, text: impl std::fmt::Display) {
+        match self.format {
+            Format::Default => drop(writeln!(std::io::stderr().lock(), "{text}")),
+            Format::Json => {}
+        }
+    }
+
     /// The process's exit code after a bad end: ours by kind, TiUP's is always 1.
     pub(crate) fn exit_code(self, failure: &Failure) -> u8 {
         match self.manner {

@@ -101,6 +101,8 @@ fn hotfixes_good_and_bad_on_a_cluster_with_rows_flowing() {
     assert_eq!(display.stdout.matches("(patched)").count(), 6, "{display}");
     assert!(display.stdout.contains("Total nodes: 6"), "{display}");
 
+    versions_name_what_is_not_as_recorded(&scene);
+
     // The cluster is not what that plan was made for any more.
     let stale = scene.dmup(&apply).with_code(3);
     assert!(stale.stderr.contains("has changed since the plan was made"), "{stale}");
@@ -119,6 +121,46 @@ fn hotfixes_good_and_bad_on_a_cluster_with_rows_flowing() {
     for (source, seen) in flow.witness.settle(&flow.writer, Duration::from_secs(60)) {
         assert!(seen.is_whole(), "{source}: {seen}");
     }
+}
+
+/// After a hotfix every node is as recorded; what somebody changes by hand is named, and so is a node that is silent.
+fn versions_name_what_is_not_as_recorded(scene: &Scene) {
+    let said = scene.dmup(&["versions", CLUSTER]).well();
+    assert_eq!(said.stdout.matches(" as-recorded\n").count(), 6, "{said}");
+    assert_eq!(said.stdout.matches("v8.1.0-hotfix").count(), 6, "{said}");
+    let (_, running) = &scene.running_hashes()[0];
+    assert_eq!(said.stdout.matches(&running[..12]).count(), 18, "runs, lies, is recorded: {said}");
+    scene.dmup(&["display", CLUSTER, "--verify"]).well();
+
+    let h2 = scene.hosts.host(2).unwrap();
+    let id = format!("{}:8262", h2.address);
+    let folder = "/home/tidb/deploy/dm-worker-8262/bin/dm-worker";
+    let script = format!(
+        "cd {folder} && cp -p dm-worker /root/kept && cp -p dm-worker new && echo x >> new && mv new dm-worker"
+    );
+    h2.must_run(&["sh", "-c", &script]).unwrap();
+    for words in [&["versions", CLUSTER][..], &["display", CLUSTER, "--verify"]] {
+        let said = scene.dmup(words).with_code(6);
+        assert!(said.stderr.contains(&format!("{id}: it runs {}", &running[..12])), "{said}");
+        assert_eq!(said.stdout.matches(" drifted\n").count(), 1, "{said}");
+        assert_eq!(said.stdout.matches(" as-recorded\n").count(), 5, "{said}");
+    }
+    let back = format!("mv /root/kept {folder}/dm-worker");
+    h2.must_run(&["sh", "-c", &back]).unwrap();
+
+    // What `tiup dm patch` leaves when it is ended while it unpacks.
+    let upload = "/home/tidb/deploy/dm-worker-8262/bin/fix.tar.gz";
+    h2.must_run(&["touch", upload]).unwrap();
+    let said = scene.dmup(&["versions", CLUSTER]).well();
+    assert!(said.stderr.contains(&format!("{id} has a package in its bin, {upload}")), "{said}");
+    h2.must_run(&["rm", upload]).unwrap();
+
+    // A host that lets nobody in; its nodes serve all the same.
+    h2.must_run(&["mv", "/home/tidb/.ssh/authorized_keys", "/home/tidb/.ssh/away"]).unwrap();
+    let said = scene.dmup(&["versions", CLUSTER]).with_code(7);
+    assert_eq!(said.stdout.matches(" unknown\n").count(), 2, "{said}");
+    assert_eq!(said.stdout.matches(" as-recorded\n").count(), 4, "{said}");
+    h2.must_run(&["mv", "/home/tidb/.ssh/away", "/home/tidb/.ssh/authorized_keys"]).unwrap();
 }
 
 /// Builds must differ in bytes to be different builds.

@@ -222,6 +222,30 @@ pub enum Warning {
         /// Where.
         path: Utf8PathBuf,
     },
+    /// `tiup dm patch` takes it away when it has unpacked it.
+    #[error("{instance} has a package in its bin: {path}; a `tiup dm patch` that did not end")]
+    TiupUpload {
+        /// Which.
+        instance: InstanceId,
+        /// Where.
+        path: Utf8PathBuf,
+    },
+    /// TiUP keeps the build before, which is another one, and marked nothing.
+    #[error(
+        "{path} holds another build than the bin of {instance}, which has no mark of a hotfix: a `tiup dm patch` that did not end; a rollback goes back to what lies in bin now"
+    )]
+    PatchedUnmarked {
+        /// Which.
+        instance: InstanceId,
+        /// Where the build before lies.
+        path: Utf8PathBuf,
+    },
+    /// A command of TiUP did not end, as the cluster's folder tells.
+    #[error("{what}")]
+    Unfinished {
+        /// Which, and how it is seen.
+        what: String,
+    },
     /// Its systemd unit is not enabled.
     #[error("{instance} is not enabled at boot")]
     NotEnabled {
@@ -612,7 +636,10 @@ impl Blocker {
             }
             Self::ClockOff { .. } => Some("set the clocks right: `timedatectl` on the host"),
             Self::GuardArmed { .. } => Some(
-                "if nobody works on it, wait until its guard has acted, then look at it with `display --verify`",
+                "if nobody works on it, wait until its guard has acted, then look at it with `versions`",
+            ),
+            Self::Drift { .. } => Some(
+                "a `tiup dm patch` that did not end leaves that, and a file that was replaced by hand: `dmup versions` shows which; --adopt makes what lies on the disk the build to go back to",
             ),
             Self::DdlWaiting { .. } => Some("look at it with `dmctl show-ddl-locks`"),
             Self::ProcessUnknown { .. }
@@ -627,8 +654,7 @@ impl Blocker {
             | Self::LeaderDisputed { .. }
             | Self::EtcdUnhealthy { .. }
             | Self::SourceUnbound { .. }
-            | Self::DiskFull { .. }
-            | Self::Drift { .. } => None,
+            | Self::DiskFull { .. } => None,
         }
     }
 }

@@ -9,6 +9,7 @@ use super::decision::{
 };
 use super::step::{Around, Step};
 use super::turn::{TurnFacts, is_up, leader_of, master_of, turn_steps, worker_of};
+use crate::builds::unmarked_patch;
 use crate::digest::Digest;
 use crate::ids::{ClusterName, HostId, InstanceId, MemberName, SourceId, TaskName};
 use crate::instance::{Instance, Role};
@@ -246,7 +247,7 @@ fn plan_exchange(
         return Decision::Blocked(blockers);
     }
     warnings.extend(deferred);
-    warnings.extend(oddities(&candidates, inventory));
+    warnings.extend(oddities(work, &candidates, inventory));
 
     let ordered = in_order(candidates, dm);
     let (turns, consents) = take_turns(work, &ordered, dm, policy);
@@ -617,7 +618,7 @@ fn override_some(work: &Work<'_>, blockers: Vec<Blocker>) -> (Vec<Warning>, Vec<
     (warnings, remaining)
 }
 
-fn oddities(candidates: &[Candidate<'_>], inventory: &Inventory) -> Vec<Warning> {
+fn oddities(work: &Work<'_>, candidates: &[Candidate<'_>], inventory: &Inventory) -> Vec<Warning> {
     let mut warnings = Vec::new();
     for (host, seen) in &inventory.hosts {
         if let Ok(seen) = seen
@@ -634,12 +635,19 @@ fn oddities(candidates: &[Candidate<'_>], inventory: &Inventory) -> Vec<Warning>
             warnings.push(Warning::NotEnabled { instance: instance.clone() });
         }
         let Some(Ok(seen)) = inventory.hosts.get(&candidate.instance.host) else { continue };
+        let unmarked = process.and_then(|process| {
+            unmarked_patch(candidate.instance, work.version, process, &seen.leftovers)
+        });
+        warnings.extend(
+            unmarked.map(|path| Warning::PatchedUnmarked { instance: instance.clone(), path }),
+        );
         for leftover in seen.leftovers.iter().filter(|it| it.instance == *instance) {
             let (instance, path) = (instance.clone(), leftover.path.clone());
             match leftover.kind {
                 LeftoverKind::ArmedGuard => {} // an obstacle
                 LeftoverKind::FiredGuard => warnings.push(Warning::GuardHasActed { instance }),
                 LeftoverKind::TiupBackup => warnings.push(Warning::TiupBackup { instance, path }),
+                LeftoverKind::TiupUpload => warnings.push(Warning::TiupUpload { instance, path }),
             }
         }
     }

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use dmup_core::display::{Display, Header, Look, Row, is_shown, table_text};
+use dmup_core::display::{Display, Header, Look, Row, is_shown};
 use dmup_core::instance::Instance;
-use dmup_exec::ports::{Clock, Dm};
+use dmup_core::unfinished::in_folder;
+use dmup_exec::ports::Clock;
 use dmup_remote::dm_api::Timeouts;
 
+use super::versions;
 use crate::args::{DisplayArgs, Format};
-use crate::context::{Context, Known};
-use crate::failure::{Failure, Kind};
+use crate::context::Context;
+use crate::failure::Failure;
 
 pub(crate) async fn run(args: &DisplayArgs, context: &Context) -> Result<(), Failure> {
     let known = context.cluster(&args.cluster)?;
@@ -23,9 +25,8 @@ pub(crate) async fn run(args: &DisplayArgs, context: &Context) -> Result<(), Fai
         .filter(|it| is_shown(it, &args.selection.nodes, &args.selection.roles))
         .cloned()
         .collect();
-    if args.verify {
-        return verify(&known, &all, &shown, context).await;
-    }
+    let builds =
+        if args.verify { Some(versions::look(&known, &all, &shown, context).await?) } else { None };
     let timeouts =
         Timeouts { display: Duration::from_secs(args.status_timeout), ..Timeouts::default() };
     let dm = known.dm_within(&all, timeouts)?;
@@ -60,96 +61,30 @@ pub(crate) async fn run(args: &DisplayArgs, context: &Context) -> Result<(), Fai
         .iter()
         .map(|it| {
             let status = statuses.get(&it.id).cloned().unwrap_or_else(|| "N/A".to_owned());
-            Row::of(topology, it, status, up.get(&it.id).copied())
+            let seen = builds.iter().flat_map(|builds| &builds.seen);
+            let build = seen.into_iter().find(|seen| seen.id == it.id).cloned();
+            Row { build, ..Row::of(topology, it, status, up.get(&it.id).copied()) }
         })
         .collect();
     let tls_dir = known.cluster.tls_dir();
     let display = Display { header: Header::of(&known.name, &known.meta, tls_dir.as_str()), rows };
     let text = match context.global.format {
-        Format::Default => {
-            display.text(Look { uptime: args.uptime, colour: context.surroundings.colour })
-        }
+        Format::Default => display.text(Look {
+            uptime: args.uptime,
+            builds: args.verify,
+            colour: context.surroundings.colour,
+        }),
         Format::Json => display.json(),
     };
     context.printer.data(text.trim_end_matches('\n'));
-    Ok(())
-}
-
-/// What every node really runs, by the hash of its process and by its own word.
-async fn verify(
-    known: &Known,
-    all: &[Instance],
-    shown: &[Instance],
-    context: &Context,
-) -> Result<(), Failure> {
-    let fleet = known.fleet(context, shown)?;
-    let dm = known.dm(all)?;
-    let inventory =
-        dmup_exec::look(shown, &fleet, &dm, &context.clock, true, false, context.concurrency())
-            .await;
-    let mut rows = Vec::new();
-    let mut values = Vec::new();
-    let mut silent = Vec::new();
-    for (host, seen) in &inventory.hosts {
-        if let Err(why) = seen {
-            silent.push(format!("{host}: {why}"));
+    match builds {
+        Some(builds) => {
+            versions::tell(&builds.unfinished, context);
+            versions::outcome(&builds.seen, &known)
+        }
+        None => {
+            versions::tell(&in_folder(&known.cluster.traces(), &all), context);
+            Ok(())
         }
     }
-    for instance in shown {
-        let said = dm.build_of(instance).await.ok().unwrap_or_default();
-        let process = inventory.processes.get(&instance.id);
-        let running = process.and_then(|it| it.running.clone());
-        let on_disk = process.and_then(|it| it.on_disk.clone());
-        let verdict = match (&running, &on_disk) {
-            (Some(running), Some(disk)) if running == disk => "runs what is on disk",
-            (Some(_), Some(_)) => "runs another build than is on disk",
-            (Some(_), None) => "runs; nothing on disk",
-            (None, Some(_)) => "down",
-            (None, None) => "unknown",
-        };
-        let short = |digest: &Option<dmup_core::digest::Digest>| {
-            digest.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string)
-        };
-        rows.push(vec![
-            instance.id.to_string(),
-            role_text(instance),
-            short(&running),
-            short(&on_disk),
-            if said.release.is_empty() { "-".to_owned() } else { said.release.clone() },
-            if said.commit.is_empty() {
-                "-".to_owned()
-            } else {
-                said.commit.chars().take(12).collect()
-            },
-            verdict.to_owned(),
-        ]);
-        values.push(serde_json::json!({
-            "id": instance.id, "role": instance.role, "patched": instance.patched,
-            "running": running, "on_disk": on_disk,
-            "release": said.release, "commit": said.commit, "verdict": verdict,
-        }));
-    }
-    match context.global.format {
-        Format::Default => {
-            let titles =
-                ["ID", "Role", "Running", "On disk", "Says release", "Says commit", "Verdict"];
-            context.printer.data(table_text(&titles, &rows).trim_end_matches('\n'));
-        }
-        Format::Json => context.printer.data(
-            serde_json::to_string_pretty(&serde_json::json!({ "format": 1, "instances": values }))
-                .expect("text and numbers"),
-        ),
-    }
-    if silent.is_empty() {
-        Ok(())
-    } else {
-        Err(Failure::new(Kind::Unknown, format_args!("not every host of {} answered", known.name))
-            .because(silent)
-            .now("what the others run is known, see the table"))
-    }
-}
-
-fn role_text(instance: &Instance) -> String {
-    let suffix = if instance.patched { " (patched)" } else { "" };
-    format!("{}{suffix}", instance.role)
 }

@@ -29,3 +29,4 @@ pub(crate) mod template;
 pub(crate) mod units;
 pub(crate) mod unlock;
 pub(crate) mod upgrade;
+pub(crate) mod versions;

@@ -12,6 +12,7 @@ use dmup_core::plan::{
 use dmup_core::policy::{OnBusy, OnFailure, Policy};
 use dmup_core::report::{Report, RunEnd};
 use dmup_core::selection::select;
+use dmup_core::unfinished::in_folder;
 use dmup_mirror::package::{Package, Refusal, Wanted, open};
 
 use super::run;
@@ -169,6 +170,11 @@ pub(crate) async fn roll_out(
             Decision::Go(plan) => *plan,
         }
     };
+    if order.apply_plan.is_none() {
+        let unfinished = in_folder(&known.cluster.traces(), &all);
+        plan.warnings
+            .extend(unfinished.iter().map(|half| Warning::Unfinished { what: half.to_string() }));
+    }
     run::refuse_without_sudo(&fleet, selected).await?;
     if order.plan_only {
         show(&plan, context);

@@ -103,8 +103,80 @@ fn a_host_that_is_silent_costs_its_column_and_is_named() {
     // Whoever asks what really runs must not take silence for an answer.
     let output = desk.dmup(&["display", "prod", "--verify"]);
     assert_eq!(output.status.code(), Some(7));
-    assert!(desk.told(&output.stdout).contains("unknown"));
-    assert!(desk.told(&output.stderr).contains("not every host of prod answered"));
+    let shown = desk.told(&output.stdout);
+    assert_eq!(shown.matches(" unknown\n").count(), 3, "{shown}");
+    assert!(shown.ends_with("Total nodes: 3\n"), "{shown}");
+    let said = desk.told(&output.stderr);
+    assert!(said.contains("what 3 of 3 nodes of prod run is not known"), "{said}");
+    assert!(said.contains("127.0.0.77:3: its host does not answer"), "{said}");
+    // The columns before are those of `display`, byte for byte.
+    let plain = desk.ok(&["display", "prod"]);
+    for (plain, verified) in plain.lines().zip(shown.lines()) {
+        assert!(verified.starts_with(plain), "{verified}");
+    }
+}
+
+#[test]
+fn versions_of_a_silent_cluster_are_unknown_and_never_fine() {
+    let desk = Desk::with_cluster("prod", SILENT);
+    let output = desk.dmup(&["versions", "prod"]);
+    assert_eq!(output.status.code(), Some(7));
+    insta::assert_snapshot!(desk.told(&output.stdout), @r"
+    ID            Role       Running  On Disk  Says Release  Says Commit  Recorded          Verdict
+    --            ----       -------  -------  ------------  -----------  --------          -------
+    127.0.0.77:1  dm-master  -        -        -             -            v8.1.0            unknown
+    127.0.0.77:3  dm-worker  -        -        -             -            v8.1.0 (patched)  unknown
+    127.0.0.77:4  grafana    -        -        -             -            -                 unknown
+    ");
+    let output = desk.dmup(&["versions", "prod", "-R", "dm-worker", "--format", "json"]);
+    assert_eq!(output.status.code(), Some(7));
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&value["format"], &value["version"]), (&1.into(), &"v8.1.0".into()));
+    let instances = value["instances"].as_array().unwrap();
+    assert_eq!(instances.len(), 1);
+    assert_eq!(instances[0]["verdict"], "unknown");
+    assert_eq!(instances[0]["patched"], true);
+    let codes: Vec<&str> = instances[0]["reasons"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["code"].as_str().unwrap())
+        .collect();
+    assert_eq!(codes, ["host-silent", "node-silent"]);
+    desk.refuses(&["versions", "prod", "-N", "x:1"], 3, &["x:1", "known nodes"]);
+}
+
+#[test]
+fn halves_that_tiup_left_are_told_beside_the_table() {
+    let desk = Desk::with_cluster("prod", SILENT);
+    let before = desk.ok(&["display", "prod"]);
+    let folder = "tiup/storage/dm/clusters/prod";
+    desk.put(&format!("{folder}/.scale-out.yaml"), b"{}");
+    desk.put(&format!("{folder}/patch/dm-master-0123456.tar.gz"), b"x");
+    desk.put(&format!("{folder}/patch/dm-worker-0123456.tar.gz"), b"x");
+    let link = desk.path(&format!("{folder}/patch/dm-worker.tar.gz"));
+    std::os::unix::fs::symlink("dm-worker-7654321.tar.gz", &link).unwrap();
+    let output = desk.dmup(&["display", "prod"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(desk.told(&output.stdout), before);
+    insta::assert_snapshot!(desk.told(&output.stderr), @r"
+    note: DESK/tiup/storage/dm/clusters/prod/.scale-out.yaml is there: a scale-out of TiUP has begun and not ended; `meta.yaml` may name nodes that were never started; look which nodes are down, finish it with `tiup dm scale-out`, or take them off with `scale-in`; then remove the file
+    note: DESK/tiup/storage/dm/clusters/prod/patch/dm-master-0123456.tar.gz is kept, and no dm-master.tar.gz leads to it: new instances of dm-master get the official package; `patch --overwrite` with the hotfix that new instances shall have makes both anew; without one, remove the file
+    note: DESK/tiup/storage/dm/clusters/prod/patch/dm-worker.tar.gz leads to nothing: new instances get the official package, and TiUP says nothing of it; `patch --overwrite` with the hotfix that new instances shall have makes both anew; without one, remove the file
+    ");
+    // For scripts of TiUP the table is all that there is on standard output.
+    let output = desk.called("tiup-dm", &["display", "prod"]).output().unwrap();
+    assert_eq!(desk.told(&output.stdout), before);
+    assert!(desk.told(&output.stderr).contains(".scale-out.yaml is there"));
+    let output = desk.dmup(&["versions", "prod", "--format", "json"]);
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let codes: Vec<&str> = value["unfinished"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["code"].as_str().unwrap())
+        .collect();
+    assert_eq!(codes, ["scale-out", "kept-without-link", "link-without-package"]);
 }
 
 #[test]
