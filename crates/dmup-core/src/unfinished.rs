@@ -133,7 +133,7 @@ pub fn in_folder(traces: &Traces, instances: &[Instance]) -> Vec<Unfinished> {
         let link = format!("{role}.tar.gz");
         match traces.links.iter().find(|(path, _)| path.file_name() == Some(&link)) {
             Some((path, false)) => {
-                found.push(Unfinished::LinkWithoutPackage { path: path.clone() })
+                found.push(Unfinished::LinkWithoutPackage { path: path.clone() });
             }
             Some((path, true)) => {
                 let mut own = instances.iter().filter(|it| it.role == role).peekable();
