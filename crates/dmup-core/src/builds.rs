@@ -505,7 +505,7 @@ mod tests {
         let (older, other) = (saved("bin.old.v7.5.0", 'c'), saved("bin.old.v8.1.0", 'a'));
         let same = saved("bin.old.v8.1.0", 'b');
         let h1 = HostId::new("h1").unwrap();
-        let mut leave = |scene: &mut Scene, left: &Leftover| {
+        let leave = |scene: &mut Scene, left: &Leftover| {
             let host = scene.inventory.hosts.get_mut(&h1).unwrap().as_mut().unwrap();
             host.leftovers = vec![left.clone()];
         };
