@@ -76,6 +76,12 @@ pub(crate) fn owner_named(name: &UserName) -> Result<Owner, Refusal> {
     })
 }
 
+/// The name of a user by number; the number if the host knows none.
+pub(crate) fn name_of(uid: u32) -> String {
+    let number = uid.to_string();
+    lookup(&number, |account| account.uid == uid).map_or(number, |account| account.name)
+}
+
 fn lookup(key: &str, fits: impl Fn(&Account) -> bool) -> Option<Account> {
     let local = fs::read_to_string("/etc/passwd").unwrap_or_default();
     if let Some(found) = local.lines().filter_map(Account::parse).find(|account| fits(account)) {

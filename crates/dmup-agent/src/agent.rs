@@ -427,7 +427,7 @@ fn deep_enough(path: &Utf8PathBuf) -> Result<(), Refusal> {
 #[cfg(test)]
 pub(crate) mod tests {
     use dmup_core::ids::{InstanceId, UnitName};
-    use dmup_wire::message::{Probe, ProbeInstance};
+    use dmup_wire::message::{PathKind, Probe, ProbeInstance};
 
     use super::*;
     use crate::switch::tests::Fake;
@@ -537,7 +537,10 @@ pub(crate) mod tests {
         let Outcome::Probed(seen) = ask(&agent, Request::Probe(order)).unwrap() else { panic!() };
         assert_eq!(seen.processes[0].1.on_disk, Some(dmup_core::digest::Digest::of(b"old")));
         assert!(seen.disks[0].1 > 0);
-        assert_eq!((seen.listening, seen.existing), (vec![port], vec![dir.join("deploy")]));
+        assert_eq!(seen.listening, [port]);
+        let [folder] = &seen.existing[..] else { panic!("{:?}", seen.existing) };
+        assert_eq!((&folder.path, folder.kind), (&dir.join("deploy"), PathKind::Folder));
+        assert_eq!(folder.owner_name, agent.me.name);
         assert_eq!(seen.users, [UserName::new("root").unwrap()]);
         let saved = &seen.leftovers[0];
         assert_eq!(saved.path, dir.join("deploy/bin.old.v1"));

@@ -1,12 +1,14 @@
 //! One look at the host: units, processes, hashes, disks, ports, paths, users, leftovers.
 
-use camino::Utf8PathBuf;
+use std::os::unix::fs::MetadataExt;
+
+use camino::Utf8Path;
 use dmup_core::digest::Digest;
 use dmup_core::ids::UnitName;
 use dmup_core::inventory::ProcessSeen;
-use dmup_wire::message::{Outcome, Probe, ProbeInstance, Probed, Refusal};
+use dmup_wire::message::{Outcome, PathKind, PathSeen, Probe, ProbeInstance, Probed, Refusal};
 
-use crate::accounts::Account;
+use crate::accounts::{Account, name_of};
 use crate::agent::Agent;
 use crate::refuse::{Reply, When};
 use crate::services::UnitSeen;
@@ -37,13 +39,12 @@ pub(crate) fn probe(agent: &Agent, order: &Probe) -> Reply {
             ))
         })
         .collect::<Result<_, Refusal>>()?;
-    let exists = |path: &&Utf8PathBuf| std::fs::symlink_metadata(agent.places.real(path)).is_ok();
     Ok(Outcome::Probed(Probed {
         clock_ms,
         processes,
         disks,
         listening: order.ports.iter().copied().filter(|port| listening.contains(port)).collect(),
-        existing: order.paths.iter().filter(exists).cloned().collect(),
+        existing: order.paths.iter().filter_map(|path| path_seen(agent, path)).collect(),
         users: order.users.iter().filter(|user| Account::named(user).is_some()).cloned().collect(),
         leftovers: guard::leftovers(
             &agent.places,
@@ -51,6 +52,21 @@ pub(crate) fn probe(agent: &Agent, order: &Probe) -> Reply {
             order.hashes.then_some(&agent.hashes),
         ),
     }))
+}
+
+/// What is at a path; none if nothing is. A link is taken for what it leads to, as `deploy` will.
+fn path_seen(agent: &Agent, path: &Utf8Path) -> Option<PathSeen> {
+    let real = agent.places.real(path);
+    let meta = std::fs::metadata(&real).or_else(|_| std::fs::symlink_metadata(&real)).ok()?;
+    // A folder that cannot be read may have anything in it.
+    let is_empty = || real.read_dir_utf8().is_ok_and(|mut entries| entries.next().is_none());
+    let kind = match meta.is_dir() {
+        true if is_empty() => PathKind::EmptyFolder,
+        true => PathKind::Folder,
+        false => PathKind::Other,
+    };
+    let owner = meta.uid();
+    Some(PathSeen { path: path.to_owned(), kind, owner, owner_name: name_of(owner) })
 }
 
 fn process(

@@ -18,6 +18,7 @@ pub mod journal;
 pub mod layout;
 pub mod plan;
 pub mod policy;
+pub mod preflight;
 pub mod report;
 pub mod selection;
 pub mod topology;

@@ -252,7 +252,8 @@ async fn the_real_agent(say: &dyn Fn(&str)) {
     let probed = fleet.probe(&host, probe).await.unwrap();
     assert!(probed.disks[0].1 > 0);
     assert_eq!(probed.listening, [sshd.port]);
-    assert_eq!(probed.existing, [place.path("work/deploy")]);
+    let existing: Vec<_> = probed.existing.iter().map(|it| it.path.clone()).collect();
+    assert_eq!(existing, [place.path("work/deploy")]);
     fleet.remove(&host, vec![place.path("work/deploy"), place.path("work/none")]).await.unwrap();
     assert!(!place.path("work/deploy").exists());
     say("the host is looked at, and cleaned up");

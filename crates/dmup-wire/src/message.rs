@@ -10,6 +10,7 @@ use dmup_core::digest::Digest;
 use dmup_core::ids::{InstanceId, UnitName, UserName};
 use dmup_core::inventory::ProcessSeen;
 pub use dmup_core::inventory::{Leftover, LeftoverKind};
+pub use dmup_core::preflight::{PathKind, PathSeen};
 use serde::{Deserialize, Serialize};
 
 use crate::lease::{LeaseOrder, LeaseSeen};
@@ -462,7 +463,7 @@ pub struct Probed {
     /// Those of the ports asked for that somebody listens on.
     pub listening: Vec<u16>,
     /// Those of the paths asked for that exist.
-    pub existing: Vec<Utf8PathBuf>,
+    pub existing: Vec<PathSeen>,
     /// Those of the users asked for that exist.
     pub users: Vec<UserName>,
     /// Guards and trees that earlier windows left.

@@ -80,6 +80,27 @@ fn what_is_wrong_is_named_and_nothing_changes() {
     assert!(said.stderr.to_lowercase().contains("space") || said.stderr.contains("free"), "{said}");
     h3.lift_disk_limit(deploy).unwrap();
 
+    // What only the hosts can tell: another desk knows no cluster there. Every finding of every host at once.
+    let stranger = tempfile::tempdir().unwrap();
+    let stranger =
+        scene.operator.twin(camino::Utf8Path::from_path(stranger.path()).unwrap()).unwrap();
+    fs_err::remove_dir_all(stranger.tiup_home().join("storage/dm/clusters")).unwrap();
+    let (topology, key) = (scene.topology(), scene.hosts.key_path());
+    let mut words = vec!["deploy", "other", "v8.1.0", topology.as_str(), "-u", "root", "-i"];
+    words.extend([key.as_str(), "--yes", "--accept-new-host-keys"]);
+    let said = stranger.run(&words).with_code(3);
+    for number in 1..=3 {
+        let host = scene.hosts.host(number).unwrap().address;
+        for text in [
+            "somebody listens on port 8261",
+            "/etc/systemd/system/dm-worker-8262.service exists already, dm-worker-8262.service is running",
+            "/home/tidb/deploy/dm-master-8261/bin exists already",
+        ] {
+            assert!(said.stderr.contains(&format!("{host}: {text}")), "{host}: {text}\n{said}");
+        }
+    }
+    assert_eq!(fingerprint(&scene), before, "{said}");
+
     // `deploy` on hosts where the cluster stands: every finding at once.
     let topology = scene.topology();
     let key = scene.hosts.key_path();

@@ -14,7 +14,7 @@ use dmup_remote::{AuthMethod, HostAddress, Login};
 use dmup_state::Cluster;
 use dmup_wire::message::UnitAction;
 
-use super::laying_out::{self, Hotfixes};
+use super::laying_out::{self, Hotfixes, Site};
 use super::units;
 use crate::args::DeployArgs;
 use crate::context::{Context, checked_name, checked_user, state_failure};
@@ -53,7 +53,14 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     let packages =
         laying_out::open_packages(&instances, &version, scratch.path(), &progress, context).await?;
     progress.under_way("look at the hosts");
-    let findings = laying_out::look(&first, &instances, &packages).await;
+    let site = Site {
+        user: &user,
+        is_playground: matches!(&reach, Reach::Local { playground: Some(_) }),
+        joins: false,
+    };
+    let findings = laying_out::look(&first, &instances, &packages, site).await;
+    progress.end();
+    let findings = laying_out::in_the_way(findings, context);
     if !findings.is_empty() {
         forget(&cluster);
         return Err(Failure::refused(format_args!(

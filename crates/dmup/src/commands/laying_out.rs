@@ -12,11 +12,13 @@ use dmup_core::display::table_text;
 use dmup_core::ids::{ClusterName, HostId, UserName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::layout::{self, Deployment, PlacedFile};
+pub(crate) use dmup_core::preflight::unit_path;
+use dmup_core::preflight::{self, Finding, Found, Planned, Weight};
 use dmup_core::topology::{Neighbour, Topology};
 use dmup_core::version::DmVersion;
 use dmup_exec::ports::{Around, Build, EffectError, Hosts, Parcel};
 use dmup_mirror::package::{self, ComponentPackage, Package, Wanted, component_package};
-use dmup_remote::hosts::store;
+use dmup_remote::hosts::{probe_instance, store};
 use dmup_remote::login::needs_passphrase;
 use dmup_remote::ssh::ReachError;
 use dmup_remote::{AuthMethod, Fleet, HostAddress, Login, Secret};
@@ -31,9 +33,6 @@ use crate::ask;
 use crate::context::{Context, checked_user, state_failure};
 use crate::failure::{Failure, chain};
 use crate::progress::Progress;
-
-/// Less free space than this and instances are refused: one with its logs needs more.
-const FREE_BYTES: u64 = 64 << 20;
 
 /// A topology file as text.
 pub(crate) fn read_text(path: &Utf8Path) -> Result<String, Failure> {
@@ -239,61 +238,101 @@ pub(crate) fn open_hotfixes(
     Ok(hotfixes)
 }
 
-/// Everything that would be in the way on the hosts.
+/// What a look before laying out has to know of the cluster.
+#[derive(Clone, Copy)]
+pub(crate) struct Site<'a> {
+    /// Who the instances will belong to.
+    pub(crate) user: &'a UserName,
+    /// No systemd is wanted.
+    pub(crate) is_playground: bool,
+    /// Masters join others that run.
+    pub(crate) joins: bool,
+}
+
+/// Everything that would be in the way on the hosts, and what should be known. Changes nothing.
 pub(crate) async fn look(
     fleet: &Fleet,
     instances: &[Instance],
     packages: &Packages,
-) -> Vec<String> {
+    site: Site<'_>,
+) -> Vec<Finding> {
     let mut by_host: BTreeMap<HostId, Vec<&Instance>> = BTreeMap::new();
     for instance in instances {
         by_host.entry(instance.host.clone()).or_default().push(instance);
     }
+    let in_the_way = |text: String| Finding { weight: Weight::InTheWay, text };
     let looks = by_host.iter().map(|(host, own)| async move {
         let mut findings = Vec::new();
         if let Err(error) = fleet.check_sudo(host).await {
-            findings.push(error.to_string());
+            findings.push(in_the_way(format!(
+                "{error}: log in as root, or as somebody with NOPASSWD in /etc/sudoers.d"
+            )));
         }
-        let probe = Probe {
-            ports: own.iter().flat_map(|it| it.ports.iter().copied()).collect(),
-            disks: own.iter().map(|it| it.deploy_dir.clone()).collect(),
-            paths: own.iter().flat_map(|it| [it.bin_dir(), unit_path(it)]).collect(),
-            ..Probe::default()
-        };
-        match fleet.probe(host, probe).await {
-            Err(error) => findings.push(error.to_string()),
-            Ok(seen) => {
-                for port in &seen.listening {
-                    findings.push(format!("{host}: somebody listens on port {port} already"));
-                }
-                for path in &seen.existing {
-                    findings.push(format!("{host}: {path} exists already"));
-                }
-                for instance in own {
-                    let needed = packages
-                        .get(&(instance.role, instance.arch.clone()))
-                        .map_or(0, |it| it.parcel.unpacked_bytes)
-                        + FREE_BYTES;
-                    let free = seen.disks.iter().find(|(path, _)| *path == instance.deploy_dir);
-                    if let Some((path, free)) = free
-                        && *free < needed
-                    {
-                        findings.push(format!(
-                            "{host}: {path} has {free} bytes free, {} needs {needed}",
-                            instance.id
-                        ));
-                    }
-                }
-            }
-        }
-        if let Ok(hello) = fleet.hello(host).await
-            && hello.os != "linux"
-        {
-            findings.push(format!("{host}: runs {}, only linux is supported", hello.os));
+        match found_on(fleet, host, own, packages, site).await {
+            Ok(found) => findings.extend(found),
+            Err(error) => findings.push(in_the_way(error)),
         }
         findings
     });
     join_all(looks).await.into_iter().flatten().collect()
+}
+
+async fn found_on(
+    fleet: &Fleet,
+    host: &HostId,
+    own: &[&Instance],
+    packages: &Packages,
+    site: Site<'_>,
+) -> Result<Vec<Finding>, String> {
+    let hello = fleet.hello(host).await.map_err(|error| error.to_string())?;
+    // Without systemd nobody can be asked about units; that it is missing is found anyway.
+    let has_units = site.is_playground || hello.systemd.is_some();
+    let units = own.iter().filter(|_| has_units).map(|it| probe_instance(it)).collect();
+    let mut paths: Vec<Utf8PathBuf> = own.iter().flat_map(|it| preflight::paths_of(it)).collect();
+    paths.extend([preflight::BOOTED].iter().chain(&preflight::TOOLS).map(Utf8PathBuf::from));
+    let probe = Probe {
+        instances: units,
+        ports: own.iter().flat_map(|it| it.ports.iter().copied()).collect(),
+        disks: own.iter().map(|it| it.deploy_dir.clone()).collect(),
+        paths,
+        users: vec![site.user.clone()],
+        ..Probe::default()
+    };
+    let asked_at_ms = jiff::Timestamp::now().as_millisecond();
+    let seen = fleet.probe(host, probe).await.map_err(|error| error.to_string())?;
+    let planned: Vec<Planned<'_>> = own
+        .iter()
+        .map(|instance| Planned {
+            instance,
+            package_bytes: packages
+                .get(&(instance.role, instance.arch.clone()))
+                .map_or(0, |it| it.parcel.unpacked_bytes),
+            joins: site.joins,
+        })
+        .collect();
+    let found = Found {
+        host,
+        os: &hello.os,
+        systemd: hello.systemd,
+        is_playground: site.is_playground,
+        clock_skew_ms: seen.clock_ms - asked_at_ms,
+        listening: &seen.listening,
+        paths: &seen.existing,
+        disks: &seen.disks,
+        units: &seen.processes,
+        has_user: !seen.users.is_empty(),
+    };
+    Ok(preflight::judge(&found, &planned, site.user))
+}
+
+/// Tells what should be known, and returns what is in the way.
+pub(crate) fn in_the_way(findings: Vec<Finding>, context: &Context) -> Vec<String> {
+    let (stop, know): (Vec<_>, Vec<_>) =
+        findings.into_iter().partition(|it| it.weight == Weight::InTheWay);
+    for finding in know {
+        context.printer.aside(format_args!("note: {}", finding.text));
+    }
+    stop.into_iter().map(|it| it.text).collect()
 }
 
 /// Shows the new instances and asks.
@@ -512,11 +551,6 @@ pub(crate) async fn lay_out(
         .await;
     }
     done
-}
-
-/// The unit file of an instance.
-pub(crate) fn unit_path(instance: &Instance) -> Utf8PathBuf {
-    Utf8PathBuf::from(format!("/etc/systemd/system/{}", instance.unit))
 }
 
 fn parcel_of(parcel: &package::Parcel) -> Parcel {

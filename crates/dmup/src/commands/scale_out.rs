@@ -20,7 +20,7 @@ use dmup_remote::dm_api::DmClient;
 use dmup_remote::ssh::Reach;
 use dmup_wire::message::UnitAction;
 
-use super::laying_out;
+use super::laying_out::{self, Site};
 use super::refreshing::{POLL, refresh};
 use super::units;
 use crate::args::ScaleOutArgs;
@@ -83,10 +83,17 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
     let dm = known.dm(&all)?;
     let (strange, own): (Vec<Instance>, Vec<Instance>) =
         instances.iter().cloned().partition(|it| is_new(&it));
-    let mut findings = laying_out::look(&fleet, &own, &packages).await;
+    let site = Site {
+        user: &known.meta.user,
+        is_playground: matches!(&reach, Reach::Local { playground: Some(_) }),
+        joins: true,
+    };
+    let mut found = laying_out::look(&fleet, &own, &packages, site).await;
     if let Some((first, _)) = &first {
-        findings.extend(laying_out::look(first, &strange, &packages).await);
+        found.extend(laying_out::look(first, &strange, &packages, site).await);
     }
+    progress.end();
+    let mut findings = laying_out::in_the_way(found, context);
     if instances.iter().any(|it| it.role.is_dm()) {
         match dm.look(&[]).await {
             Ok(seen) => findings.extend(in_the_way(&instances, &known.meta.instances(), &seen)),

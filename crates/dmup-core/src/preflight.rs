@@ -1,0 +1,400 @@
+//! Whether instances can be laid out on a host: judged from one look, before anything is changed.
+//!
+//! In: what a host says of itself. Out: every [`Finding`], each with what to do. Nothing here asks anybody anything.
+
+use std::collections::BTreeMap;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{HostId, UserName};
+use crate::instance::{Instance, Role};
+use crate::inventory::{ProcessSeen, UnitActive};
+
+/// Less free space than this, and an instance with its logs is refused.
+const SPARE_BYTES: u64 = 64 << 20;
+/// From here on logs do not line up, and new certificates may not be valid yet: worth a word.
+const SKEW_TO_TELL_MS: i64 = 30_000;
+/// The oldest systemd whose properties and options the agent knows.
+const OLDEST_SYSTEMD: u32 = 235;
+/// systemd runs this machine: sd_booted(3).
+pub const BOOTED: &str = "/run/systemd/system";
+/// What makes the deploy user: looked for if there is none yet.
+pub const TOOLS: [&str; 2] = ["/usr/sbin/useradd", "/usr/sbin/groupadd"];
+
+/// A path that exists.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+pub struct PathSeen {
+    /// Which.
+    pub path: Utf8PathBuf,
+    /// What is there.
+    pub kind: PathKind,
+    /// Number of the user that it belongs to.
+    pub owner: u32,
+    /// That user's name; the number if the host knows none.
+    pub owner_name: String,
+}
+
+/// What is at a path.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathKind {
+    /// A folder with nothing in it.
+    EmptyFolder,
+    /// A folder with something in it, or one that cannot be read.
+    Folder,
+    /// Anything else.
+    Other,
+}
+
+/// What a host says of itself.
+#[derive(Clone, Debug)]
+pub struct Found<'a> {
+    /// Which.
+    pub host: &'a HostId,
+    /// `linux`.
+    pub os: &'a str,
+    /// The version of systemd; none without one.
+    pub systemd: Option<u32>,
+    /// Units are plain processes there: no systemd is wanted.
+    pub is_playground: bool,
+    /// Its clock minus ours.
+    pub clock_skew_ms: i64,
+    /// Ports among those asked for that somebody listens on.
+    pub listening: &'a [u16],
+    /// Paths among those asked for that exist.
+    pub paths: &'a [PathSeen],
+    /// Free bytes at each deploy folder.
+    pub disks: &'a [(Utf8PathBuf, u64)],
+    /// What systemd says of the units.
+    pub units: &'a [(crate::ids::InstanceId, ProcessSeen)],
+    /// Whether the deploy user exists.
+    pub has_user: bool,
+}
+
+/// An instance that is to be laid out.
+#[derive(Clone, Copy, Debug)]
+pub struct Planned<'a> {
+    /// Which.
+    pub instance: &'a Instance,
+    /// Its package, unpacked.
+    pub package_bytes: u64,
+    /// It joins masters that run: what an earlier member left in its data folder would keep it from that.
+    pub joins: bool,
+}
+
+/// How much a finding weighs.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Weight {
+    /// Nothing is done.
+    InTheWay,
+    /// Told before the question; `--yes` goes on.
+    ToKnow,
+}
+
+/// Something that was found.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Finding {
+    /// How much it weighs.
+    pub weight: Weight,
+    /// Where, what, and what to do.
+    pub text: String,
+}
+
+/// Where an instance is laid out, and the unit of it: what is asked about in a look.
+pub fn paths_of(instance: &Instance) -> Vec<Utf8PathBuf> {
+    let mut paths = vec![instance.deploy_dir.clone(), instance.bin_dir(), unit_path(instance)];
+    paths.extend(instance.data_dirs.iter().cloned());
+    if instance.role == Role::DmMaster {
+        paths.extend(instance.data_dirs.iter().map(|dir| dir.join("member")));
+    }
+    paths
+}
+
+/// The unit file of an instance.
+pub fn unit_path(instance: &Instance) -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("/etc/systemd/system/{}", instance.unit))
+}
+
+/// Judges one host.
+pub fn judge(found: &Found<'_>, planned: &[Planned<'_>], user: &UserName) -> Vec<Finding> {
+    let host = found.host;
+    let mut findings = Vec::new();
+    let mut add = |weight, text: String| {
+        findings.push(Finding { weight, text: format!("{host}: {text}") });
+    };
+    for (weight, text) in of_system(found, user) {
+        add(weight, text);
+    }
+    for plan in planned {
+        for (weight, text) in of_instance(found, plan.instance, plan.joins, user) {
+            add(weight, text);
+        }
+    }
+    for text in of_disks(found, planned) {
+        add(Weight::InTheWay, text);
+    }
+    findings
+}
+
+fn of_system(found: &Found<'_>, user: &UserName) -> Vec<(Weight, String)> {
+    let mut said = Vec::new();
+    let mut bad = |text: String| said.push((Weight::InTheWay, text));
+    let has = |path: &str| found.paths.iter().any(|it| it.path == path);
+    if found.os != "linux" {
+        bad(format!("runs {}, only linux is supported", found.os));
+    }
+    if !found.is_playground {
+        match found.systemd {
+            None => bad("has no systemd, which runs the services: install it".to_owned()),
+            Some(_) if !has(BOOTED) => bad(
+                "systemd is installed and does not run the machine (a container?): start it as the first process"
+                    .to_owned(),
+            ),
+            Some(version) if version < OLDEST_SYSTEMD => bad(format!(
+                "has systemd {version}; dmup knows {OLDEST_SYSTEMD} and later: use a newer system"
+            )),
+            Some(_) => {}
+        }
+        let missing: Vec<&str> = TOOLS.into_iter().filter(|tool| !has(tool)).collect();
+        if !found.has_user && !missing.is_empty() {
+            bad(format!(
+                "has no user {user}, and without {} none can be made: install it, or make the user",
+                missing.join(" and ")
+            ));
+        }
+    }
+    if found.clock_skew_ms.abs() >= SKEW_TO_TELL_MS {
+        said.push((
+            Weight::ToKnow,
+            format!(
+                "its clock is {}s off: set it right with `timedatectl`, or logs and certificates will not fit; `patch` refuses five minutes",
+                found.clock_skew_ms / 1000
+            ),
+        ));
+    }
+    said
+}
+
+fn of_instance(
+    found: &Found<'_>,
+    instance: &Instance,
+    joins: bool,
+    user: &UserName,
+) -> Vec<(Weight, String)> {
+    let id = &instance.id;
+    let mut said = Vec::new();
+    let at = |path: &Utf8Path| found.paths.iter().find(|it| it.path == path);
+    for port in instance.ports.iter().filter(|port| found.listening.contains(port)) {
+        said.push((
+            Weight::InTheWay,
+            format!(
+                "somebody listens on port {port} already, which {id} needs: stop it (`ss -ltnp` names it), or give another port"
+            ),
+        ));
+    }
+    let unit = found.units.iter().find(|(of, _)| of == id).map(|(_, unit)| unit);
+    let known = unit.filter(|it| it.active != UnitActive::Missing);
+    let file = unit_path(instance);
+    if at(&file).is_some() || known.is_some() {
+        let state = known.map_or("not loaded", |it| it.sub_state.as_str());
+        said.push((
+            Weight::InTheWay,
+            format!(
+                "{file} exists already, {} is {state}: another cluster has that name there, or a deploy or scale-out broke off; give another port, or remove it with its folder",
+                instance.unit
+            ),
+        ));
+    }
+    if at(&instance.bin_dir()).is_some() {
+        said.push((
+            Weight::InTheWay,
+            format!(
+                "{} exists already: what is deployed there would be written over; give {id} another deploy_dir, or remove it",
+                instance.bin_dir()
+            ),
+        ));
+    }
+    for folder in std::iter::once(&instance.deploy_dir).chain(&instance.data_dirs) {
+        let Some(seen) = at(folder) else { continue };
+        // Root makes mount points, and belongs to nobody.
+        let is_foreign = seen.owner != 0 && seen.owner_name != user.as_str();
+        match seen.kind {
+            PathKind::Other => said.push((
+                Weight::InTheWay,
+                format!("{folder} is no folder: give {id} another one, or remove it"),
+            )),
+            PathKind::Folder | PathKind::EmptyFolder if is_foreign => said.push((
+                Weight::InTheWay,
+                format!(
+                    "{folder} belongs to {}, and {id} would take it over for {user}: give another one, or `chown` it",
+                    seen.owner_name
+                ),
+            )),
+            PathKind::Folder => said.push((
+                Weight::ToKnow,
+                format!(
+                    "{folder} exists and is not empty: {id} uses what lies there; empty it if that is not meant"
+                ),
+            )),
+            PathKind::EmptyFolder => {}
+        }
+    }
+    // DM takes a member folder for a restart, and joins nothing (dm.md, section on -join).
+    if joins && let Some(seen) = found.paths.iter().find(|it| is_member(it, instance)) {
+        said.push((
+            Weight::InTheWay,
+            format!(
+                "{} is of an earlier member: {id} would start as that and not join; remove it",
+                seen.path
+            ),
+        ));
+    }
+    said
+}
+
+fn is_member(seen: &PathSeen, instance: &Instance) -> bool {
+    instance.role == Role::DmMaster
+        && instance.data_dirs.iter().any(|dir| dir.join("member") == seen.path)
+}
+
+/// What all instances of a host need together, where it cannot be told apart whose disk it is: the tightest counts.
+fn of_disks(found: &Found<'_>, planned: &[Planned<'_>]) -> Vec<String> {
+    let mut needed: BTreeMap<(u64, &Utf8Path), (u64, Vec<&str>)> = BTreeMap::new();
+    for plan in planned {
+        let folder = &plan.instance.deploy_dir;
+        let Some((path, free)) = found.disks.iter().find(|(path, _)| path == folder) else {
+            continue;
+        };
+        // Disks that have the same to the byte are one, as good as always.
+        let key = needed
+            .keys()
+            .find(|(same, _)| same == free)
+            .copied()
+            .unwrap_or((*free, path.as_path()));
+        let (bytes, ids) = needed.entry(key).or_default();
+        *bytes += plan.package_bytes + SPARE_BYTES;
+        ids.push(plan.instance.id.as_str());
+    }
+    needed
+        .into_iter()
+        .filter(|((free, _), (bytes, _))| free < bytes)
+        .map(|((free, path), (bytes, ids))| {
+            format!(
+                "{path} has {free} bytes free, {} need {bytes}: make room, or give another deploy_dir",
+                ids.join(", ")
+            )
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::Topology;
+
+    fn findings(change: impl FnOnce(&mut Found<'_>), paths: &[PathSeen], joins: bool) -> String {
+        let text = "global:\n  user: tidb\nmaster_servers:\n  - host: h1\n    deploy_dir: /d/m\n    data_dir: /e/m\nworker_servers:\n  - host: h1\n    deploy_dir: /d/w\n";
+        let mut topology = Topology::parse(text).unwrap();
+        topology.expand_dirs();
+        let instances = topology.instances();
+        let host = instances[0].host.clone();
+        let disks = [("/d/m".into(), 1 << 30), ("/d/w".into(), 1 << 30)];
+        let booted = PathSeen {
+            path: BOOTED.into(),
+            kind: PathKind::Folder,
+            owner: 0,
+            owner_name: "root".into(),
+        };
+        let paths: Vec<PathSeen> = paths.iter().cloned().chain([booted]).collect();
+        let mut found = Found {
+            host: &host,
+            os: "linux",
+            systemd: Some(252),
+            is_playground: false,
+            clock_skew_ms: 5,
+            listening: &[],
+            paths: &paths,
+            disks: &disks,
+            units: &[],
+            has_user: true,
+        };
+        change(&mut found);
+        let planned: Vec<Planned<'_>> = instances
+            .iter()
+            .map(|instance| Planned { instance, package_bytes: 100 << 20, joins })
+            .collect();
+        let user = UserName::new("tidb").unwrap();
+        let lines = judge(&found, &planned, &user);
+        let lines = lines.into_iter().map(|it| format!("{:?} {}", it.weight, it.text));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    fn path(path: &str, kind: PathKind, owner: &str) -> PathSeen {
+        let number = u32::from(owner != "root");
+        PathSeen { path: path.into(), kind, owner: number, owner_name: owner.into() }
+    }
+
+    #[test]
+    fn an_empty_host_is_fine_and_so_are_mount_points_of_root() {
+        assert_eq!(findings(|_| {}, &[], false), "");
+        let mounts = [
+            path("/d/m", PathKind::EmptyFolder, "root"),
+            path("/e/m", PathKind::EmptyFolder, "tidb"),
+        ];
+        assert_eq!(findings(|_| {}, &mounts, true), "");
+    }
+
+    #[test]
+    fn everything_in_the_way_is_named_at_once() {
+        let paths = [
+            path("/d/m/bin", PathKind::Folder, "tidb"),
+            path("/d/w", PathKind::Folder, "mysql"),
+            path("/etc/systemd/system/dm-worker-8262.service", PathKind::Other, "root"),
+        ];
+        let said = findings(|found| found.listening = &[8291], &paths, false);
+        assert_eq!(said.matches("InTheWay h1: ").count(), 4, "{said}");
+        for text in ["port 8291", "/d/m/bin exists", "belongs to mysql", "dm-worker-8262.service"] {
+            assert!(said.contains(text), "{said}");
+        }
+    }
+
+    #[test]
+    fn data_that_lies_there_is_told_and_keeps_a_joining_master_out() {
+        let paths =
+            [path("/e/m", PathKind::Folder, "tidb"), path("/e/m/member", PathKind::Folder, "tidb")];
+        let said = findings(|_| {}, &paths, false);
+        assert!(said.starts_with("ToKnow ") && said.lines().count() == 1, "{said}");
+        let said = findings(|_| {}, &paths, true);
+        assert!(said.contains("InTheWay h1: /e/m/member is of an earlier member"), "{said}");
+    }
+
+    #[test]
+    fn a_machine_that_systemd_does_not_run_is_refused_and_a_playground_is_not() {
+        assert!(findings(|it| it.systemd = None, &[], false).contains("has no systemd"));
+        assert!(findings(|it| it.systemd = Some(219), &[], false).contains("has systemd 219"));
+        let said = findings(|it| it.paths = &[], &[], false);
+        assert!(said.contains("does not run the machine"), "{said}");
+        let playground = |it: &mut Found<'_>| (it.systemd, it.is_playground) = (None, true);
+        assert_eq!(findings(playground, &[], false), "");
+        let said = findings(|it| it.has_user = false, &[], false);
+        assert!(said.contains("no user tidb") && said.contains("useradd"), "{said}");
+    }
+
+    #[test]
+    fn what_two_instances_need_of_one_disk_is_added_up() {
+        let disks =
+            |m: u64, w: u64| vec![("/d/m".into(), m << 20), ("/d/w".into(), w << 20)].leak();
+        let tight = disks(300, 300);
+        let said = findings(|it| it.disks = tight, &[], false);
+        assert!(said.contains("h1:8261, h1:8262 need"), "{said}");
+        let apart = disks(300, 301);
+        assert_eq!(findings(|it| it.disks = apart, &[], false), "");
+    }
+
+    #[test]
+    fn a_clock_that_is_off_is_told_and_does_not_refuse() {
+        let said = findings(|it| it.clock_skew_ms = -90_000, &[], false);
+        assert!(said.starts_with("ToKnow h1: its clock is -90s off"), "{said}");
+    }
+}
