@@ -477,7 +477,7 @@ impl Known {
         for run in self.runs()?.iter().rev() {
             let Ok((plan, folded)) = &run.content else { continue };
             for turn in &plan.turns {
-                let is_open = folded.open.as_ref().is_some_and(|it| it.instance == turn.instance);
+                let is_open = folded.open.iter().any(|it| it.instance == turn.instance);
                 let left = match folded.ended.get(&turn.instance) {
                     _ if is_open => None,
                     Some(TurnEnd::Changed) => Some((&turn.to, turn.patched)),

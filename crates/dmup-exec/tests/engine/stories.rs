@@ -134,7 +134,7 @@ impl Story {
             batches: self.batches.clone(),
             ..Policy::default()
         };
-        if self.batches.len() > 0 && (self.bad.is_some() || self.is_cut_off()) {
+        if !self.batches.is_empty() && (self.bad.is_some() || self.is_cut_off()) {
             // Nodes of a batch may turn out bad together; how many is what the operator chose.
             sim.state.lock().unwrap().may_be_down = self.shape.workers;
         }
