@@ -43,6 +43,8 @@ pub(crate) enum Behaviour {
     ExitsAfter(u64),
     NeverJoins,
     CallsItselfOther,
+    /// So many seconds its process is still the shell of its run script, under the same number.
+    BeginsAsShell(u64),
 }
 
 #[derive(Clone, Debug)]
@@ -506,6 +508,19 @@ fn superseded(place: &str) -> EffectError {
 }
 
 impl State {
+    /// What its process is at the moment.
+    fn executable_of(&self, node: &Node) -> Option<Digest> {
+        let running = node.running.clone()?;
+        match self.behaviours.get(&running) {
+            Some(Behaviour::BeginsAsShell(s))
+                if self.now < node.started + Duration::from_secs(*s) =>
+            {
+                Some(digest("sh"))
+            }
+            _ => Some(running),
+        }
+    }
+
     fn is_taken_over(&self) -> bool {
         self.taken_over_at.is_some_and(|limit| self.effects >= limit)
     }
@@ -790,7 +805,7 @@ impl Hosts for Sim {
                     pid: node.pid,
                     restarts: node.restarts,
                     active_since_ms: None,
-                    running: node.running.clone().filter(|_| hashes),
+                    running: state.executable_of(node).filter(|_| hashes),
                     on_disk: Some(node.live.clone()).filter(|_| hashes),
                 };
                 (instance.id.clone(), process)

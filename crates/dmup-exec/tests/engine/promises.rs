@@ -1,0 +1,146 @@
+//! Promises of the executor that the other stories would not miss: what hosts and people did while nobody looked is believed.
+
+use dmup_core::ids::{SourceId, TaskName};
+use dmup_core::instance::Role;
+use dmup_core::inventory::SubtaskStage;
+use dmup_core::journal::Entry;
+use dmup_core::plan::{Plan, Step};
+use dmup_core::report::{Report, RunEnd};
+use dmup_exec::{Event, MemoryJournal, execute};
+use tokio_util::sync::CancellationToken;
+
+use crate::sim::{Behaviour, Sim, id, old};
+use crate::{SMALL, all_new, all_old, back, go, go_and, go_on, old_version, plan, reach};
+
+/// A run that was killed right after it wrote down that the first such step holds.
+async fn killed_after(plan: &Plan, wanted: fn(&Step) -> bool) -> (Sim, MemoryJournal) {
+    let undisturbed = Sim::new(&SMALL, 1);
+    let mut whole = MemoryJournal::default();
+    go(plan, &undisturbed, &mut whole).await.unwrap();
+    let is_it = |entry: &Entry| matches!(entry, Entry::Done { step, .. } if wanted(step));
+    let at = whole.entries.iter().position(is_it).unwrap();
+    let sim = Sim::new(&SMALL, 1);
+    let mut journal = MemoryJournal { killed_at: Some(at + 1), ..MemoryJournal::default() };
+    go(plan, &sim, &mut journal).await.unwrap_err();
+    journal.killed_at = None;
+    (sim, journal)
+}
+
+#[tokio::test]
+async fn a_node_with_the_new_build_whose_guard_cannot_be_armed_again_goes_back() {
+    let plan = plan(&Sim::new(&SMALL, 1), &SMALL).await;
+    let first = plan.turns[0].instance.clone();
+    let (sim, mut journal) = killed_after(&plan, |s| matches!(s, Step::Window { .. })).await;
+    assert!(!all_old(&sim));
+    sim.state.lock().unwrap().unguarded = Some(first);
+    let report = go_on(&plan, &sim, &mut journal).await.unwrap();
+    assert!(matches!(report.end, RunEnd::RolledBackNode { .. }), "{:?}", report.end);
+    assert_eq!(report.exit_code(), 5);
+    assert!(all_old(&sim));
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_node_that_somebody_put_back_after_its_guard_was_disarmed_has_its_turn_again() {
+    let plan = plan(&Sim::new(&SMALL, 1), &SMALL).await;
+    let first = plan.turns[0].instance.clone();
+    let (sim, mut journal) = killed_after(&plan, |s| matches!(s, Step::DisarmGuard { .. })).await;
+    {
+        let mut state = sim.state.lock().unwrap();
+        let node = state.nodes.get_mut(&first).unwrap();
+        let new = std::mem::replace(&mut node.live, old());
+        (node.staged, node.running, node.pid) = (Some(new), Some(old()), Some(99));
+    }
+    let report = go_on(&plan, &sim, &mut journal).await.unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    assert!(all_new(&sim), "{:?}", sim.builds());
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_task_that_a_person_pauses_right_before_we_would_is_left_to_that_person() {
+    let shape = old_version();
+    let sim = Sim::new(&shape, 1);
+    let plan = plan(&sim, &shape).await;
+    let key = (TaskName::new("t1").unwrap(), SourceId::new("s1").unwrap());
+    let mut is_paused = false;
+    let report = go_and(&plan, &sim, |step| {
+        if let Step::PauseSubtask { task, source } = step
+            && (task, source) == (&key.0, &key.1)
+        {
+            is_paused = true;
+            sim.state.lock().unwrap().subtasks.insert(key.clone(), SubtaskStage::Paused);
+        }
+    })
+    .await;
+    assert!(is_paused, "{:?}", report.end);
+    let state = sim.state.lock().unwrap();
+    assert_eq!(state.subtasks[&key], SubtaskStage::Paused, "{:?}", report.end);
+    assert_eq!(state.violations, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_process_that_begins_as_the_shell_of_its_run_script_is_looked_at_again() {
+    let sim = Sim::new(&SMALL, 1);
+    let plan = plan(&sim, &SMALL).await;
+    {
+        let mut state = sim.state.lock().unwrap();
+        for role in [Role::DmMaster, Role::DmWorker, Role::Prometheus] {
+            state.behaviours.insert(crate::new(role), Behaviour::BeginsAsShell(2));
+        }
+    }
+    let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    assert!(all_new(&sim));
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_way_back_of_all_nodes_that_was_killed_stays_one_when_it_is_resumed() {
+    let plan = plan(&Sim::new(&SMALL, 1), &SMALL).await;
+    // Some turns have ended, one is under way.
+    let begun = async || {
+        killed_after(
+            &plan,
+            |s| matches!(s, Step::Window { instance, .. } if *instance == id("h1:8262")),
+        )
+        .await
+    };
+    let (sim, mut journal) = begun().await;
+    back(&plan, &sim, &mut journal).await.unwrap();
+    let is_it = |entry: &Entry| matches!(entry, Entry::GoingBackWholly { .. });
+    let decided = journal.entries.iter().position(is_it).unwrap();
+    for limit in decided + 1..journal.entries.len() {
+        let (sim, mut journal) = begun().await;
+        journal.killed_at = Some(limit);
+        back(&plan, &sim, &mut journal).await.unwrap_err();
+        journal.killed_at = None;
+        let report = go_on(&plan, &sim, &mut journal).await.unwrap();
+        let context = format!("killed at {limit}: {:?}", report.end);
+        assert!(matches!(report.end, RunEnd::RolledBackAll { .. }), "{context}");
+        assert_eq!(report.exit_code(), 5, "{context}");
+        assert!(all_old(&sim), "{context}");
+        assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_refuses_is_not_asked_again() {
+    let sim = Sim::new(&SMALL, 1);
+    let plan = plan(&sim, &SMALL).await;
+    let first = plan.turns[0].instance.clone();
+    sim.state.lock().unwrap().unguarded = Some(first);
+    let asked = || sim.state.lock().unwrap().effects;
+    let (mut before, mut after) = (None, None);
+    let mut watch = |event: Event| match event {
+        Event::StepBegins { step: Step::ArmGuard { .. } } => before = Some(asked()),
+        Event::StepFails { step: Step::ArmGuard { .. }, .. } => after = Some(asked()),
+        _ => {}
+    };
+    let mut journal = MemoryJournal::default();
+    let cancel = CancellationToken::new();
+    let report: Report =
+        execute(&plan, reach(&sim), &mut journal, &mut watch, &cancel).await.unwrap();
+    assert!(matches!(report.end, RunEnd::Failed { .. }), "{:?}", report.end);
+    assert_eq!(after.unwrap() - before.unwrap(), 1);
+}
