@@ -776,6 +776,14 @@ fn every_fact_that_has_changed_since_the_plan_is_named() {
 }
 
 #[test]
+fn a_plan_is_about_the_nodes_that_were_selected() {
+    let mut cluster = cluster(3, 1, 3, 2, "v8.1.0");
+    cluster.request.selected = vec![id("h2:8262")];
+    let basis = cluster.plan().based_on;
+    assert!(basis.is_about(&id("h2:8262")) && !basis.is_about(&id("h3:8262")));
+}
+
+#[test]
 fn a_plan_of_an_earlier_version_can_be_read_and_keeps_its_fingerprint() {
     let text = include_str!("fixtures/plan-format-1.json");
     let plan: Plan = serde_json::from_str(text).unwrap();
@@ -956,6 +964,78 @@ fn each_rule_of_the_checker_catches_a_plan_that_breaks_it() {
     }
 }
 
+#[test]
+fn of_five_masters_three_stay_up() {
+    let mut plan = cluster(5, 1, 1, 0, "v8.1.0").plan();
+    let masters = &mut plan.baseline.as_mut().unwrap().masters;
+    masters[3].alive = false;
+    assert_eq!(check(&plan), []);
+    plan.baseline.as_mut().unwrap().masters[4].alive = false;
+    assert!(check(&plan).iter().any(|it| it.rule == "a quorum of masters stays up"));
+}
+
+#[test]
+fn before_an_old_worker_stops_every_task_of_its_source_stands() {
+    let mut cluster = cluster(3, 1, 3, 2, "v5.3.0");
+    let other = SubtaskSeen { task: TaskName::new("other").unwrap(), ..subtask(1) };
+    cluster.dm().subtasks.push(other.clone());
+    let mut plan = cluster.plan();
+    leave_out(
+        &mut plan,
+        |step| matches!(step, Step::PauseSubtask { task, .. } | Step::AwaitPaused { task, .. } | Step::ResumeSubtask { task, .. } if task.as_str() == "other"),
+    );
+    let caught: Vec<&str> = check(&plan).iter().map(|it| it.rule).collect();
+    assert_eq!(caught, ["a worker of this version is stopped only after its tasks stand"]);
+}
+
+#[test]
+fn a_build_that_failed_before_is_in_the_way_only_where_it_would_be_put_in() {
+    let mut cluster = cluster(3, 1, 2, 1, "v8.1.0");
+    cluster.request.known_bad.insert(new(Role::DmWorker), "it exited 3 times".into());
+    cluster.request.selected = vec![id("h2:8261")];
+    assert_eq!(cluster.plan().turns.len(), 1);
+    cluster.request.selected = vec![id("h2:8262")];
+    assert_eq!(cluster.codes(), ["known-bad"]);
+}
+
+#[test]
+fn dm_is_part_of_a_plan_only_if_a_running_part_of_it_has_a_turn() {
+    let cluster = cluster_with(3, 1, 2, 1, "v8.1.0", true, &[]);
+    assert!(cluster.plan().baseline.is_some());
+
+    let mut monitoring = cluster.clone();
+    monitoring.request.selected = vec![id("h1:9090")];
+    assert_eq!(monitoring.plan().baseline, None);
+    monitoring.inventory.dm = Err("no master answers".into());
+    assert_eq!(monitoring.plan().turns.len(), 1);
+
+    // DM has its build already: what it says is in nobody's way.
+    let mut done = cluster.clone();
+    for role in [Role::DmMaster, Role::DmWorker] {
+        for instance in cluster.request.instances.iter().filter(|it| it.role == role) {
+            let process = done.inventory.processes.get_mut(&instance.id).unwrap();
+            (process.running, process.on_disk) = (Some(new(role)), Some(new(role)));
+        }
+    }
+    done.inventory.dm = Err("no master answers".into());
+    assert_eq!(done.plan().turns.len(), 3);
+
+    let mut offline = cluster;
+    offline.request.offline = true;
+    offline.request.allow.force = true;
+    assert_eq!(offline.plan().baseline, None);
+}
+
+#[test]
+fn what_somebody_can_do_about_an_obstacle_is_said_with_it() {
+    let silent = Blocker::DmSilent { why: "no master answers".into() };
+    assert!(silent.hint().unwrap().contains("--offline"));
+    let (task, source_id) = (TaskName::new("task").unwrap(), SourceId::new("s1").unwrap());
+    let waits = Blocker::DdlWaiting { task, source_id, count: 1 };
+    assert!(waits.hint().unwrap().contains("dmctl show-ddl-locks"));
+    assert_eq!(Blocker::UnitMissing { instance: id("h1:8261") }.hint(), None);
+}
+
 fn any_cluster() -> impl Strategy<Value = Cluster> {
     let versions = prop::sample::select(vec!["v5.3.0", "v6.1.2", "v6.1.3", "v8.1.0"]);
     (1_usize..6, 0_usize..6, 1_usize..12, 0_usize..12, versions, any::<bool>(), any::<u64>())
@@ -1059,7 +1139,7 @@ proptest! {
                     prop_assert_eq!(check(&prefix), vec![]);
                 }
                 let mut moves = BTreeMap::new();
-                for step in plan.steps() {
+                for step in plan.turns.iter().flat_map(|turn| &turn.steps) {
                     if let Step::Transfer { source, .. } = step {
                         *moves.entry(source.clone()).or_insert(0) += 1;
                     }

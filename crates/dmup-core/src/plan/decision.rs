@@ -99,11 +99,6 @@ impl Plan {
     /// Format that this dmup writes.
     pub const FORMAT: u32 = 1;
 
-    /// All steps in order.
-    pub fn steps(&self) -> impl Iterator<Item = &Step> {
-        self.preparation.iter().chain(self.turns.iter().flat_map(|turn| &turn.steps))
-    }
-
     /// An instance of the cluster by id.
     pub fn instance(&self, id: &InstanceId) -> Option<&Instance> {
         self.instances.iter().find(|instance| instance.id == *id)
