@@ -10,7 +10,7 @@ use dmup_core::inventory::{
     DmSeen, MasterSeen, ProcessSeen, SubtaskSeen, SubtaskStage, SubtaskUnit, UnitActive,
     WorkerSeen, WorkerStage,
 };
-use dmup_core::plan::{Expectation, Health, busy, is_quiet, judge, judge_cluster};
+use dmup_core::plan::{Expectation, Health, busy, is_quiet, is_up, judge, judge_cluster};
 
 /// `m1` or `w1`, on `h1`.
 fn instance(name: &str) -> Instance {
@@ -94,6 +94,20 @@ fn dm() -> DmSeen {
     }
 }
 
+/// Of a unit that systemd has begun to start.
+fn process() -> ProcessSeen {
+    ProcessSeen {
+        active: UnitActive::Activating,
+        sub_state: "start".into(),
+        enabled: true,
+        pid: None,
+        restarts: 0,
+        active_since_ms: None,
+        running: None,
+        on_disk: None,
+    }
+}
+
 fn cluster_health(turn: &str, before: &DmSeen, now: &DmSeen) -> Health {
     let (instance, build, none) = (instance(turn), Digest::of(b"new"), BTreeSet::new());
     let expected = Expectation {
@@ -129,16 +143,7 @@ fn a_cluster_as_before_lacks_nothing_whoever_had_its_turn() {
 
 #[test]
 fn a_process_that_is_not_there_yet_is_not_asked_which_build_it_is() {
-    let process = ProcessSeen {
-        active: UnitActive::Activating,
-        sub_state: "start".into(),
-        enabled: true,
-        pid: None,
-        restarts: 0,
-        active_since_ms: None,
-        running: None,
-        on_disk: None,
-    };
+    let process = process();
     let (instance, build, none) = (instance("m1"), Digest::of(b"new"), BTreeSet::new());
     let expected = Expectation {
         instance: &instance,
@@ -294,4 +299,29 @@ fn a_worker_is_quiet_once_what_runs_on_it_has_caught_up() {
     for (index, bend) in quiet.into_iter().enumerate() {
         assert_eq!(busy_with(bend), NONE, "{index}");
     }
+}
+
+#[test]
+fn a_node_is_up_if_neither_its_host_nor_dm_says_otherwise() {
+    let seen = |name: &str, active, bend: fn(&mut DmSeen)| {
+        let process = ProcessSeen { active, sub_state: "dead".into(), ..process() };
+        let mut dm = dm();
+        bend(&mut dm);
+        is_up(&instance(name), Some(&process), Some(&dm))
+    };
+    let lacks = |text: &str| Err(text.to_owned());
+    let active = UnitActive::Active;
+    for name in ["m1", "w1", "w3"] {
+        assert_eq!(seen(name, active, nothing), Ok(()));
+        assert_eq!(seen(name, UnitActive::Failed, nothing), lacks("its unit is failed (dead)"));
+        let unknown = |dm: &mut DmSeen| (dm.masters, dm.workers) = (Vec::new(), Vec::new());
+        assert_eq!(seen(name, active, unknown), lacks("DM does not list it"));
+        assert_eq!(is_up(&instance(name), None, None), Ok(()));
+    }
+    let dead = |dm: &mut DmSeen| dm.masters[0].alive = false;
+    assert_eq!(seen("m1", active, dead), lacks("DM lists it as not alive"));
+    assert_eq!(seen("m2", active, dead), Ok(()));
+    let offline = |dm: &mut DmSeen| dm.workers[0].stage = WorkerStage::Offline;
+    assert_eq!(seen("w1", active, offline), lacks("DM lists it as offline"));
+    assert_eq!(seen("w2", active, offline), Ok(()));
 }

@@ -1036,6 +1036,175 @@ fn what_somebody_can_do_about_an_obstacle_is_said_with_it() {
     assert_eq!(Blocker::UnitMissing { instance: id("h1:8261") }.hint(), None);
 }
 
+#[test]
+fn a_node_that_is_down_is_in_the_way_only_of_others_of_its_kind() {
+    let mut cluster = cluster_with(3, 1, 3, 1, "v8.1.0", false, &["h3:8262"]);
+    cluster.request.selected = vec![id("h2:8261")];
+    assert_eq!(cluster.plan().turns.len(), 1);
+    cluster.request.selected = vec![id("h2:8262")];
+    assert_eq!(cluster.codes(), ["another-down"]);
+}
+
+#[test]
+fn a_task_is_too_far_behind_only_while_it_follows_its_source_and_only_beyond_the_limit() {
+    let blocked = |bend: fn(&mut SubtaskSeen)| {
+        let mut cluster = cluster(3, 1, 2, 1, "v8.1.0");
+        cluster.request.allow.max_lag_s = Some(60);
+        let subtask = &mut cluster.dm().subtasks[0];
+        (subtask.synced, subtask.lag_s) = (false, Some(61));
+        bend(subtask);
+        match cluster.decide() {
+            Decision::Blocked(blockers) => blockers.iter().map(Blocker::code).collect(),
+            Decision::Go(_) => Vec::new(),
+            Decision::NothingToDo => panic!(),
+        }
+    };
+    assert_eq!(blocked(|_| ()), ["lagging"]);
+    let fine: [fn(&mut SubtaskSeen); 4] = [
+        |it| it.lag_s = Some(60),
+        |it| it.synced = true,
+        |it| it.stage = SubtaskStage::Paused,
+        |it| it.unit = SubtaskUnit::Check,
+    ];
+    for (index, bend) in fine.into_iter().enumerate() {
+        assert_eq!(blocked(bend), Vec::<&str>::new(), "{index}");
+    }
+}
+
+#[test]
+fn a_clock_is_told_of_beyond_30_seconds_and_in_the_way_beyond_5_minutes() {
+    let said = |clock_skew_ms| {
+        let mut cluster = cluster(3, 1, 1, 0, "v8.1.0");
+        let host = HostId::new("h2").unwrap();
+        let seen = cluster.inventory.hosts.get_mut(&host).unwrap().as_mut().unwrap();
+        seen.clock_skew_ms = clock_skew_ms;
+        match cluster.decide() {
+            Decision::Blocked(blockers) => {
+                blockers.iter().map(|it| format!("{}: {it}", it.code())).collect()
+            }
+            Decision::Go(plan) => plan.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            Decision::NothingToDo => panic!(),
+        }
+    };
+    assert_eq!(said(30_000), Vec::<String>::new());
+    assert_eq!(said(-30_001), ["the clock of h2 is -30s off"]);
+    assert_eq!(said(300_000), ["the clock of h2 is 300s off"]);
+    assert_eq!(said(300_001), ["clock-off: the clock of h2 is 300s off"]);
+}
+
+#[test]
+fn a_guard_of_a_node_that_has_no_turn_is_in_nobodys_way() {
+    let mut cluster = cluster(3, 1, 2, 1, "v8.1.0");
+    let seen =
+        cluster.inventory.hosts.get_mut(&HostId::new("h2").unwrap()).unwrap().as_mut().unwrap();
+    let (instance, path) = (id("h2:8262"), "/home/dm/.dmup/guards/x.json".into());
+    seen.leftovers = vec![Leftover { instance, kind: LeftoverKind::ArmedGuard, path }];
+    cluster.request.selected = vec![id("h2:8261")];
+    assert_eq!(cluster.plan().turns.len(), 1);
+    cluster.request.selected = vec![id("h2:8262")];
+    assert_eq!(cluster.codes(), ["guard-armed"]);
+}
+
+#[test]
+fn masters_agree_if_all_that_are_up_name_one_who_says_so_of_itself() {
+    let disputed = |bend: fn(&mut DmSeen)| {
+        let mut cluster = cluster(3, 1, 1, 0, "v8.1.0");
+        bend(cluster.dm());
+        match cluster.decide() {
+            Decision::Blocked(blockers) => blockers.iter().map(ToString::to_string).collect(),
+            Decision::Go(_) => Vec::new(),
+            Decision::NothingToDo => panic!(),
+        }
+    };
+    assert_eq!(disputed(|_| ()), Vec::<String>::new());
+    assert_eq!(
+        disputed(|dm| dm.masters.iter_mut().for_each(|it| it.calls_leader = None)),
+        [
+            "the masters do not agree on one leader: m1 names nobody, m2 names nobody, m3 names nobody"
+        ]
+    );
+    assert_eq!(
+        disputed(|dm| dm.masters[0].leader = false),
+        ["the masters do not agree on one leader: m1 names m1, m2 names m1, m3 names m1"]
+    );
+    assert_eq!(
+        disputed(|dm| dm.masters[1].leader = true),
+        ["the masters do not agree on one leader: m1 names m1, m2 names m1, m3 names m1"]
+    );
+}
+
+#[test]
+fn of_five_masters_one_may_be_down_besides_the_one_whose_turn_it_is() {
+    let decided = |down: &[&'static str]| {
+        let mut cluster = cluster_with(5, 1, 1, 0, "v8.1.0", false, down);
+        cluster.request.allow.force = true; // another one is down
+        cluster.request.selected = vec![id("h2:8261")];
+        cluster.decide()
+    };
+    assert!(matches!(decided(&["h5:8261"]), Decision::Go(_)));
+    let Decision::Blocked(blockers) = decided(&["h4:8261", "h5:8261"]) else { panic!() };
+    assert_eq!(blockers, [Blocker::QuorumAtRisk { alive: 3, total: 5, needed: 3 }]);
+}
+
+#[test]
+fn room_for_the_package_and_one_tree_per_node_is_enough() {
+    let mut cluster = cluster(1, 1, 1, 0, "v8.1.0");
+    let host = HostId::new("h1").unwrap();
+    let mut with = |free| {
+        let seen = cluster.inventory.hosts.get_mut(&host).unwrap().as_mut().unwrap();
+        seen.free_bytes = [("/dm".into(), free)].into();
+        cluster.decide()
+    };
+    assert!(matches!(with(900), Decision::Go(_)));
+    let Decision::Blocked(blockers) = with(899) else { panic!() };
+    assert!(matches!(blockers[..], [Blocker::DiskFull { free: 899, needed: 900, .. }]));
+}
+
+#[test]
+fn a_unit_that_does_not_start_at_boot_is_told() {
+    let mut cluster = cluster(3, 1, 2, 1, "v8.1.0");
+    cluster.inventory.processes.get_mut(&id("h2:8262")).unwrap().enabled = false;
+    assert_eq!(cluster.plan().warnings, [Warning::NotEnabled { instance: id("h2:8262") }]);
+}
+
+#[test]
+fn workers_that_pull_a_relay_log_come_between_free_and_bound_ones_and_broken_monitoring_last() {
+    let mut cluster = cluster_with(1, 1, 3, 1, "v8.1.0", true, &["h1:9090"]);
+    cluster.request.allow.include_down = true;
+    cluster.dm().workers[1].stage = WorkerStage::Relay;
+    let order: Vec<_> = cluster.plan().turns.iter().map(|it| it.instance.to_string()).collect();
+    assert_eq!(
+        order,
+        ["h1:8261", "h3:8262", "h2:8262", "h1:8262", "h1:9090", "h1:3000", "h1:9093"]
+    );
+}
+
+#[test]
+fn without_a_free_worker_each_source_that_will_stand_still_is_asked_about() {
+    for version in ["v8.1.0", "v5.3.0"] {
+        let cluster = cluster(3, 1, 2, 2, version);
+        let plan = cluster.plan();
+        let asked: Vec<String> = plan.consents.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            asked,
+            [1, 2].map(|n| format!("source s{n} stands still while h{n}:8262 restarts (about 5s): no free worker can take it over"))
+        );
+        let moves = |step: &Step| matches!(step, Step::Transfer { .. });
+        assert!(!plan.turns.iter().any(|turn| turn.steps.iter().any(moves)));
+    }
+}
+
+#[test]
+fn a_node_is_not_watched_if_nobody_wants_that() {
+    let cluster = cluster(3, 1, 1, 0, "v8.1.0");
+    let policy = Policy { soak_s: 0, ..Policy::default() };
+    let Decision::Go(plan) = plan_hotfix(&cluster.request, &cluster.inventory, &policy) else {
+        panic!()
+    };
+    let soaks = |step: &Step| matches!(step, Step::Soak { .. });
+    assert!(!plan.turns.iter().any(|turn| turn.steps.iter().any(soaks)));
+}
+
 fn any_cluster() -> impl Strategy<Value = Cluster> {
     let versions = prop::sample::select(vec!["v5.3.0", "v6.1.2", "v6.1.3", "v8.1.0"]);
     (1_usize..6, 0_usize..6, 1_usize..12, 0_usize..12, versions, any::<bool>(), any::<u64>())
