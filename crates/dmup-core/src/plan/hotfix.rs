@@ -796,72 +796,44 @@ fn interruptions(candidate: &Candidate<'_>, dm: &DmSeen) -> Vec<Consent> {
     }
 }
 
-/// What DM will look like after a turn.
+/// Where DM's sources will be after a turn. Masters owe no forecast: the leader comes last of them.
 fn foresee(candidate: &Candidate<'_>, steps: &[Step], dm: &mut DmSeen) {
-    let id = &candidate.instance.id;
-    match candidate.instance.role {
-        Role::DmMaster => {
-            for master in &mut dm.masters {
-                if master.instance.as_ref() == Some(id) {
-                    master.alive = true;
-                }
+    let Some(worker) = worker_of(dm, &candidate.instance.id) else { return };
+    let name = worker.name.clone();
+    if candidate.is_broken {
+        set_stage(dm, &name, WorkerStage::Free);
+        return;
+    }
+    let sources: Vec<_> = dm
+        .sources
+        .iter()
+        .filter(|(_, bound)| bound.as_ref() == Some(&name))
+        .map(|(source, _)| source.clone())
+        .collect();
+    for source in sources {
+        let ordered = steps.iter().find_map(|step| {
+            if let Step::Transfer { source: moved, to, .. } = step
+                && *moved == source
+            {
+                Some(to.clone())
+            } else {
+                None
             }
-            if steps.iter().any(|step| matches!(step, Step::EvictLeader { .. })) {
-                let next = dm
-                    .masters
-                    .iter()
-                    .find(|master| master.alive && master.instance.as_ref() != Some(id))
-                    .map(|master| master.name.clone());
-                for master in &mut dm.masters {
-                    master.leader = Some(&master.name) == next.as_ref();
-                }
-            }
-        }
-        Role::DmWorker => {
-            let Some(name) = worker_of(dm, id).map(|worker| worker.name.clone()) else { return };
-            if candidate.is_broken {
-                set_stage(dm, &name, WorkerStage::Free);
-                return;
-            }
-            let sources: Vec<_> = dm
-                .sources
-                .iter()
-                .filter(|(_, bound)| bound.as_ref() == Some(&name))
-                .map(|(source, _)| source.clone())
-                .collect();
-            for source in sources {
-                let ordered = steps.iter().find_map(|step| {
-                    if let Step::Transfer { source: moved, to, .. } = step
-                        && *moved == source
-                    {
-                        Some(to.clone())
-                    } else {
-                        None
-                    }
-                });
-                let spare = dm
-                    .workers
-                    .iter()
-                    .find(|other| other.stage == WorkerStage::Free && other.name != name)
-                    .map(|other| other.name.clone());
-                let Some(next) = ordered.or(spare) else { continue };
-                set_stage(dm, &name, WorkerStage::Free);
-                set_stage(dm, &next, WorkerStage::Bound);
-                for subtask in dm.subtasks.iter_mut().filter(|s| s.source == source) {
-                    subtask.worker = Some(next.clone());
-                }
-                dm.sources.insert(source, Some(next));
-            }
-        }
-        Role::Prometheus | Role::Grafana | Role::Alertmanager => {}
+        });
+        let spare = dm
+            .workers
+            .iter()
+            .find(|other| other.stage == WorkerStage::Free && other.name != name)
+            .map(|other| other.name.clone());
+        let Some(next) = ordered.or(spare) else { continue };
+        set_stage(dm, &name, WorkerStage::Free);
+        set_stage(dm, &next, WorkerStage::Bound);
+        dm.sources.insert(source, Some(next));
     }
 }
 
 fn set_stage(dm: &mut DmSeen, name: &MemberName, stage: WorkerStage) {
     for worker in dm.workers.iter_mut().filter(|worker| worker.name == *name) {
         worker.stage = stage;
-        if stage == WorkerStage::Free {
-            worker.source = None;
-        }
     }
 }
