@@ -1205,6 +1205,44 @@ fn a_node_is_not_watched_if_nobody_wants_that() {
     assert!(!plan.turns.iter().any(|turn| turn.steps.iter().any(soaks)));
 }
 
+#[test]
+fn a_node_that_is_down_has_nothing_taken_off_it() {
+    let mut cluster = cluster(3, 1, 3, 1, "v5.3.0");
+    cluster.request.allow.include_down = true;
+    // DM goes by leases and has not noticed yet.
+    for down in ["h1:8261", "h1:8262"] {
+        let process = cluster.inventory.processes.get_mut(&id(down)).unwrap();
+        (process.active, process.running, process.pid) = (UnitActive::Failed, None, None);
+    }
+    cluster.request.selected = vec![id("h1:8261"), id("h1:8262")];
+    insta::assert_snapshot!(transcript(&cluster.plan()), @r"
+    h1:8261
+      window
+    h1:8262
+      window
+    ");
+}
+
+#[test]
+fn no_source_is_moved_to_a_worker_that_has_got_one_on_the_way() {
+    let plan = cluster(3, 1, 10, 3, "v5.3.0").plan();
+    let moves: Vec<String> = plan
+        .turns
+        .iter()
+        .flat_map(|turn| &turn.steps)
+        .filter(|step| matches!(step, Step::Transfer { .. }))
+        .map(Step::describe)
+        .collect();
+    assert_eq!(
+        moves,
+        [
+            "move source s1 from w1 to w10",
+            "move source s2 from w2 to w1",
+            "move source s3 from w3 to w2"
+        ]
+    );
+}
+
 fn any_cluster() -> impl Strategy<Value = Cluster> {
     let versions = prop::sample::select(vec!["v5.3.0", "v6.1.2", "v6.1.3", "v8.1.0"]);
     (1_usize..6, 0_usize..6, 1_usize..12, 0_usize..12, versions, any::<bool>(), any::<u64>())

@@ -796,39 +796,20 @@ fn interruptions(candidate: &Candidate<'_>, dm: &DmSeen) -> Vec<Consent> {
     }
 }
 
-/// Where DM's sources will be after a turn. Masters owe no forecast: the leader comes last of them.
+/// What later turns depend on: who is free, and who has which source. Where DM moves a source by itself does not matter: it
+/// takes a free worker, and leaves one. Masters owe no forecast, the leader comes last of them.
 fn foresee(candidate: &Candidate<'_>, steps: &[Step], dm: &mut DmSeen) {
-    let Some(worker) = worker_of(dm, &candidate.instance.id) else { return };
-    let name = worker.name.clone();
-    if candidate.is_broken {
-        set_stage(dm, &name, WorkerStage::Free);
-        return;
+    if candidate.is_broken
+        && let Some(cured) = worker_of(dm, &candidate.instance.id).map(|worker| worker.name.clone())
+    {
+        set_stage(dm, &cured, WorkerStage::Free);
     }
-    let sources: Vec<_> = dm
-        .sources
-        .iter()
-        .filter(|(_, bound)| bound.as_ref() == Some(&name))
-        .map(|(source, _)| source.clone())
-        .collect();
-    for source in sources {
-        let ordered = steps.iter().find_map(|step| {
-            if let Step::Transfer { source: moved, to, .. } = step
-                && *moved == source
-            {
-                Some(to.clone())
-            } else {
-                None
-            }
-        });
-        let spare = dm
-            .workers
-            .iter()
-            .find(|other| other.stage == WorkerStage::Free && other.name != name)
-            .map(|other| other.name.clone());
-        let Some(next) = ordered.or(spare) else { continue };
-        set_stage(dm, &name, WorkerStage::Free);
-        set_stage(dm, &next, WorkerStage::Bound);
-        dm.sources.insert(source, Some(next));
+    for step in steps {
+        if let Step::Transfer { source, from, to } = step {
+            set_stage(dm, from, WorkerStage::Free);
+            set_stage(dm, to, WorkerStage::Bound);
+            dm.sources.insert(source.clone(), Some(to.clone()));
+        }
     }
 }
 
