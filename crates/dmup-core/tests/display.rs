@@ -55,7 +55,10 @@ fn a_role_or_nodes_narrow_the_table() {
 fn uptimes_get_a_column() {
     let expected = printed(include_str!("fixtures/tiup-1.16.5/display_uptime.txt"));
     let uptimes = [127, 121, 115, 244, 241, 238, 719];
-    assert_eq!(display(&[], &[], &uptimes).text(Look { uptime: true, colour: false }), expected);
+    assert_eq!(
+        display(&[], &[], &uptimes).text(Look { uptime: true, builds: false, colour: false }),
+        expected
+    );
 }
 
 #[test]

@@ -1098,7 +1098,7 @@ fn a_guard_of_a_node_that_has_no_turn_is_in_nobodys_way() {
     let seen =
         cluster.inventory.hosts.get_mut(&HostId::new("h2").unwrap()).unwrap().as_mut().unwrap();
     let (instance, path) = (id("h2:8262"), "/home/dm/.dmup/guards/x.json".into());
-    seen.leftovers = vec![Leftover { instance, kind: LeftoverKind::ArmedGuard, path }];
+    seen.leftovers = vec![Leftover { instance, kind: LeftoverKind::ArmedGuard, path, build: None }];
     cluster.request.selected = vec![id("h2:8261")];
     assert_eq!(cluster.plan().turns.len(), 1);
     cluster.request.selected = vec![id("h2:8262")];
