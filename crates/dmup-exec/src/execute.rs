@@ -391,6 +391,10 @@ impl<'a> Run<'a> {
                 return Ok(RunEnd::Interrupted);
             }
         }
+        // Killed while another node of the batch was failing: who has not opened its window does not open it now.
+        let has_failed =
+            past.failed.is_some() || past.open.iter().any(|it| it.going_back.is_some());
+        self.is_failing.set(has_failed && past.going_back_wholly.is_none());
         // Last first: who began last had the floor, and what it paused or moved is in the others' way.
         let mut results = Vec::new();
         for open in past.open.iter().rev() {
@@ -432,7 +436,8 @@ impl<'a> Run<'a> {
                 return Ok(RunEnd::Paused);
             }
             let Some(turn) = self.next_turn(&mut queue).await else { break };
-            let wave = self.wave_of(turn, &mut queue);
+            let until_pause = if past.has_paused { None } else { self.nodes_until_pause() };
+            let wave = self.wave_of(turn, &mut queue, until_pause.unwrap_or(usize::MAX));
             let results = self.take_wave(&wave).await?;
             let have_all_begun = results.len() == wave.len();
             if let Some(end) = self.after_turns(results).await? {
@@ -446,15 +451,14 @@ impl<'a> Run<'a> {
     }
 
     /// A turn and those after it that begin while it is still watched.
-    fn wave_of(&self, first: Turn, queue: &mut VecDeque<Turn>) -> Vec<Turn> {
+    fn wave_of(&self, first: Turn, queue: &mut VecDeque<Turn>, most: usize) -> Vec<Turn> {
         let planned =
             |turn: &Turn| self.plan.turns.iter().position(|t| t.instance == turn.instance);
-        let until_pause = self.nodes_until_pause().unwrap_or(usize::MAX);
         let mut wave = vec![first];
         while let (Some(last), Some(next)) = (wave.last(), queue.front())
             && last.overlaps
             && planned(next) == planned(last).map(|at| at + 1)
-            && wave.len() < until_pause
+            && wave.len() < most
         {
             wave.extend(queue.pop_front());
         }

@@ -214,8 +214,7 @@ impl Run<'_> {
     async fn take_steps(&self, stage: &mut Stage, steps: &[Step]) -> Result<TurnResult, RunError> {
         for step in steps {
             if self.yields(stage) {
-                let undone = self.undo(stage).await?;
-                return self.end_turn(stage, TurnEnd::Untouched, failure_of(undone));
+                return self.yield_turn(stage).await;
             }
             self.recorder.say(Event::StepBegins { step: step.clone() });
             let begun = self.reach.clock.elapsed();
@@ -241,8 +240,7 @@ impl Run<'_> {
                 Err(Halt::Failed(error)) => {
                     self.record_failure(step, &error, false)?;
                     if self.yields(stage) {
-                        let undone = self.undo(stage).await?;
-                        return self.end_turn(stage, TurnEnd::Untouched, failure_of(undone));
+                        return self.yield_turn(stage).await;
                     }
                     self.stop_the_others(stage).await;
                     return self.give_up(stage, error).await;
@@ -263,6 +261,15 @@ impl Run<'_> {
     /// Whether another node of the batch has failed before anything was done to this one.
     pub(crate) fn yields(&self, stage: &Stage) -> bool {
         self.is_failing.get() && !stage.is_exchanged && !stage.is_kept
+    }
+
+    async fn yield_turn(&self, stage: &mut Stage) -> Result<TurnResult, RunError> {
+        self.note(format!(
+            "{} gives its turn up: another node of its batch is not healthy",
+            stage.instance.id
+        ));
+        let undone = self.undo(stage).await?;
+        self.end_turn(stage, TurnEnd::Untouched, failure_of(undone))
     }
 
     /// From here on no other node gets the build. Takes the floor, so that not two are down: whoever has it and has not
