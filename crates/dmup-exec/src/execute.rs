@@ -9,14 +9,14 @@ use std::time::Duration;
 use dmup_core::digest::Digest;
 use dmup_core::ids::{HostId, InstanceId, SourceId, TaskName};
 use dmup_core::instance::{Instance, Role};
-use dmup_core::journal::{Entry, Folded, Line, RunState, TurnEnd, fold};
+use dmup_core::journal::{Entry, Folded, Line, OpenTurn, RunState, TurnEnd, fold};
 use dmup_core::plan::{Kind, Plan, Step, Turn, basis_of, check, leader_of};
 use dmup_core::policy::OnFailure;
 use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
 use futures::future::try_join_all;
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::RunError;
@@ -365,7 +365,8 @@ impl<'a> Run<'a> {
             if past.going_back_wholly.is_none() && open.going_back.is_none() {
                 open.going_back = Some(why.to_owned());
             }
-            let result = self.continue_turn(&open).await?;
+            let floor = Arc::clone(&self.floor).lock_owned().await;
+            let result = self.continue_turn(&open, floor).await?;
             let is_back = result.end == Some(TurnEnd::RolledBack);
             bad.extend(self.verdict(&open.instance, result).filter(|_| !is_back));
         }
@@ -396,10 +397,12 @@ impl<'a> Run<'a> {
             past.failed.is_some() || past.open.iter().any(|it| it.going_back.is_some());
         self.is_failing.set(has_failed && past.going_back_wholly.is_none());
         // Last first: who began last had the floor, and what it paused or moved is in the others' way.
-        let mut results = Vec::new();
-        for open in past.open.iter().rev() {
-            results.push((open.instance.clone(), self.continue_turn(open).await?));
-        }
+        let turns = past.open.iter().rev().map(|open| async {
+            let floor = self.floor_for(open).await;
+            let result = self.continue_turn(open, floor).await?;
+            Ok::<_, RunError>((open.instance.clone(), result))
+        });
+        let results = try_join_all(turns).await?;
         let end = if past.going_back_wholly.is_some() {
             worst(results.into_iter().filter_map(|(id, result)| self.verdict(&id, result)))
         } else {
@@ -448,6 +451,27 @@ impl<'a> Run<'a> {
             }
         }
         Ok(RunEnd::Done)
+    }
+
+    /// The floor, for a turn that an earlier process began. Its guard may be armed: it is put off meanwhile, so that a node
+    /// that is well is not put back while another one is continued.
+    async fn floor_for(&self, open: &OpenTurn) -> OwnedMutexGuard<()> {
+        let after = Duration::from_secs(self.plan.policy.guard_s.into());
+        let mut pause = Duration::ZERO;
+        let floor = Arc::clone(&self.floor).lock_owned();
+        tokio::pin!(floor);
+        loop {
+            tokio::select! {
+                biased;
+                floor = &mut floor => return floor,
+                () = self.reach.clock.sleep(pause) => {}
+            }
+            if let (Some(instance), None) = (self.plan.instance(&open.instance), &open.going_back) {
+                // Not armed, or it has acted: the turn looks, and goes on from what it sees.
+                drop(self.reach.hosts.renew_guard(instance, after).await);
+            }
+            pause = after / 10;
+        }
     }
 
     /// A turn and those after it that begin while it is still watched.

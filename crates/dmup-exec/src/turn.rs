@@ -80,7 +80,11 @@ impl Run<'_> {
     }
 
     /// Goes on with a turn that an earlier process began.
-    pub(crate) async fn continue_turn(&self, open: &OpenTurn) -> Result<TurnResult, RunError> {
+    pub(crate) async fn continue_turn(
+        &self,
+        open: &OpenTurn,
+        floor: OwnedMutexGuard<()>,
+    ) -> Result<TurnResult, RunError> {
         let Some(instance) = self.plan.instance(&open.instance).cloned() else {
             return Ok(failed_untouched(format!("{} is not part of the plan", open.instance)));
         };
@@ -100,7 +104,7 @@ impl Run<'_> {
             is_kept: has(|step| matches!(step, Step::DisarmGuard { .. })),
             armed_at: None,
             window_ended: None,
-            floor: Some(Arc::clone(&self.floor).lock_owned().await),
+            floor: Some(floor),
         };
         let process = match self.look_while_it_helps_itself(&stage.instance).await {
             Ok(process) => process,

@@ -544,6 +544,39 @@ async fn once_a_node_of_a_batch_fails_no_other_window_opens() {
 }
 
 #[tokio::test]
+async fn resume_goes_on_with_all_nodes_of_a_batch_and_restarts_none_again() {
+    let sim = Sim::new(&MANY, 1);
+    // Longer than a guard: whoever waited for the others to be watched would be put back meanwhile.
+    let batches = vec![BatchSize::Percent(100)];
+    let policy = Policy { batches, soak_s: 45, healthy_within_s: 20, ..Policy::default() };
+    let Decision::Go(plan) = decide(&sim, &MANY, &policy).await else { panic!() };
+    let last = plan.turns.last().unwrap().instance.clone();
+    let mut journal = MemoryJournal::default();
+    let cancel = CancellationToken::new();
+    let mut watch = |event: Event| {
+        if let Event::StepBegins { step: Step::Soak { instance, .. } } = event
+            && instance == last
+        {
+            let mut state = sim.state.lock().unwrap();
+            state.dies_at = Some((state.effects, sim::Side::Before));
+        }
+    };
+    tokio::select! {
+        () = sim.death() => {}
+        ended = execute(&plan, reach(&sim), &mut journal, &mut watch, &cancel) => panic!("{ended:?}"),
+    }
+    sim.revive();
+    let begun = Clock::elapsed(&sim);
+    let report = go_on(&plan, &sim, &mut journal).await.unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    assert!(all_new(&sim));
+    assert_eq!(sim.state.lock().unwrap().windows, plan.turns.len());
+    let (took, soak) = (Clock::elapsed(&sim) - begun, Duration::from_secs(45));
+    assert!(took < 2 * soak, "they are watched together: {took:?}");
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_soak_that_is_longer_than_the_health_limit_survives_a_lost_answer() {
     let sim = Sim::new(&SMALL, 1);
     let policy = Policy { soak_s: 60, healthy_within_s: 20, ..Policy::default() };
