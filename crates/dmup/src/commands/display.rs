@@ -79,12 +79,9 @@ pub(crate) async fn run(args: &DisplayArgs, context: &Context) -> Result<(), Fai
     context.printer.data(text.trim_end_matches('\n'));
     match builds {
         Some(builds) => {
-            versions::tell(&builds.unfinished, context);
+            versions::tell(&builds.unfinished, &known, context)?;
             versions::outcome(&builds.seen, &known)
         }
-        None => {
-            versions::tell(&in_folder(&known.cluster.traces(), &all), context);
-            Ok(())
-        }
+        None => versions::tell(&in_folder(&known.cluster.traces(), &all), &known, context),
     }
 }

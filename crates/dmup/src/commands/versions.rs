@@ -72,7 +72,7 @@ pub(crate) async fn run(args: &VersionsArgs, context: &Context) -> Result<(), Fa
                 .data(serde_json::to_string_pretty(&document).expect("texts always serialise"));
         }
     }
-    tell(&builds.unfinished, context);
+    tell(&builds.unfinished, &known, context)?;
     outcome(&builds.seen, &known)
 }
 
@@ -133,10 +133,22 @@ fn row(build: &BuildSeen, version: &str) -> Vec<String> {
 }
 
 /// Says what is half done, with what to do about it. Beside the data, whoever calls: scripts read tables.
-pub(crate) fn tell(unfinished: &[Unfinished], context: &Context) {
+pub(crate) fn tell(
+    unfinished: &[Unfinished],
+    known: &Known,
+    context: &Context,
+) -> Result<(), Failure> {
     for half in unfinished {
         context.printer.aside(format_args!("note: {half}; {}", half.hint()));
     }
+    // Of two builds in one role that is the usual reason.
+    for run in known.runs()?.iter().filter(|run| run.can_go_on() && run.touched_a_node()) {
+        context.printer.aside(format_args!(
+            "note: run {} has not ended; `dmup resume {}` goes on with it, `dmup rollback {}` takes it back",
+            run.id, known.name, known.name
+        ));
+    }
+    Ok(())
 }
 
 /// Well only if every node is as recorded.
