@@ -197,6 +197,8 @@ impl Run<'_> {
                 instance.id
             ));
         }
+        // Somebody was faster, perhaps from another desk: the window will find it exchanged and restart nothing.
+        let pid_before = process.pid.filter(|_| !runs_only(&process, &turn.to));
         let stage = Stage {
             instance,
             from: turn.from.clone(),
@@ -205,7 +207,7 @@ impl Run<'_> {
             is_return: self.is_return(turn),
             was_broken: is_broken,
             baseline,
-            pid_before: process.pid,
+            pid_before,
             is_exchanged: false,
             is_kept: false,
             armed_at: None,

@@ -18,7 +18,7 @@ use dmup_core::plan::{Decision, Plan, Step, plan_hotfix};
 use dmup_core::policy::{BatchSize, OnBusy, OnFailure, Policy};
 use dmup_core::report::{InstanceEnd, Report, RunEnd};
 use dmup_exec::ports::Clock;
-use dmup_exec::{Event, MemoryJournal, Reach, RunError, execute, look, resume};
+use dmup_exec::{Event, MemoryJournal, Reach, RunError, execute, look, resume, take_back};
 use tokio_util::sync::CancellationToken;
 
 use sim::{Behaviour, Shape, Sim, id, new, old};
@@ -573,6 +573,33 @@ async fn resume_goes_on_with_all_nodes_of_a_batch_and_restarts_none_again() {
     assert_eq!(sim.state.lock().unwrap().windows, plan.turns.len());
     let (took, soak) = (Clock::elapsed(&sim) - begun, Duration::from_secs(45));
     assert!(took < 2 * soak, "they are watched together: {took:?}");
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_node_that_another_desk_has_put_back_meanwhile_is_left_as_it_is() {
+    let sim = Sim::new(&SMALL, 1);
+    let plan = plan(&sim, &SMALL).await;
+    let mut journal = MemoryJournal::default();
+    let cancel = CancellationToken::new();
+    let mut watch = |event: Event| {
+        if matches!(event, Event::TurnBegins { number: 3, .. }) {
+            cancel.cancel();
+        }
+    };
+    let report = execute(&plan, reach(&sim), &mut journal, &mut watch, &cancel).await.unwrap();
+    assert_eq!(report.end, RunEnd::Interrupted);
+    let first = &plan.turns[0].instance;
+    sim.put_back(first);
+    let pid = sim.pid_of(first);
+    let past = lines(&journal.entries);
+    let (why, cancel) = ("the operator takes the run back", CancellationToken::new());
+    let report = take_back(&plan, &past, why, reach(&sim), &mut journal, &mut |_| {}, &cancel)
+        .await
+        .unwrap();
+    assert!(matches!(report.end, RunEnd::RolledBackAll { .. }), "{:?}", report.end);
+    assert!(all_old(&sim));
+    assert_eq!(sim.pid_of(first), pid);
     assert_eq!(sim.is_settled(), Vec::<String>::new());
 }
 

@@ -375,6 +375,19 @@ impl Sim {
     }
 
     /// From now on, for so long, nobody gets into that host.
+    /// As another desk would.
+    pub(crate) fn put_back(&self, id: &InstanceId) {
+        let mut state = self.state.lock().unwrap();
+        let live = state.nodes[id].live.clone();
+        state.stop(id);
+        state.exchange(id, &live, &old());
+        state.start(id);
+    }
+
+    pub(crate) fn pid_of(&self, id: &InstanceId) -> Option<u32> {
+        self.state.lock().unwrap().nodes[id].pid
+    }
+
     pub(crate) fn silence(&self, host: &str, span: Duration) {
         let mut state = self.state.lock().unwrap();
         let until = state.now + span;
