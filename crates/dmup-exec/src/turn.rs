@@ -873,7 +873,6 @@ enum Taken {
     Skipped(String),
 }
 
-/// A build lies there, runs, and nothing else does.
 /// How a node has the build from before.
 enum Old {
     Runs,
@@ -886,6 +885,7 @@ fn lies_only(process: &ProcessSeen, build: &Digest) -> bool {
         && process.running.as_ref().is_none_or(|running| running == build)
 }
 
+/// A build lies there, runs, and nothing else does.
 fn runs_only(process: &ProcessSeen, build: &Digest) -> bool {
     process.on_disk.as_ref() == Some(build)
         && process.active == UnitActive::Active
