@@ -156,7 +156,14 @@ impl Cluster {
         let dir = self.dir.path().join(format!("bin{variant}"));
         std::fs::create_dir_all(&dir).expect("a folder");
         let exe = dir.join(name);
-        write_stamped(Path::new(env!("CARGO_BIN_EXE_lookalike")), &exe, stamp).expect("a program");
+        // Written here it could not be run at once: another test that forks meanwhile holds our open
+        // file until its child has become another program, and Linux runs nothing that is open for
+        // writing (ETXTBSY). The file of a `cp` is open nowhere once that has ended.
+        let written = dir.join(format!("{name}.written"));
+        write_stamped(Path::new(env!("CARGO_BIN_EXE_lookalike")), &written, stamp)
+            .expect("a program");
+        let copied = Command::new("cp").arg(&written).arg(&exe).status().expect("cp runs");
+        assert!(copied.success(), "cp {} {}: {copied}", written.display(), exe.display());
         exe
     }
 
