@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::{InstanceId, UserName};
 use dmup_wire::message::{
-    Guard, MakeDir, Outcome, PutFile, Refusal, RefusalKind, Request, UnitDone, UnitOrder, Unpack,
+    Guard, MakeDir, Outcome, PutFile, Refusal, RefusalKind, Request, Switch, UnitDone, UnitOrder,
+    Unpack,
 };
 
 use crate::accounts::{Account, ensure_user, forget_key, owner_named};
@@ -84,7 +85,15 @@ impl Agent {
             Request::Unpack(order) => self.unpack(order, &request, stream),
             Request::Prepare(order) => self.or_root(&request, || prepare(order)),
             Request::Switch(order) => {
-                let here = || switch(&*self.services, &self.hashes, order);
+                let order = &self.with_owners(order);
+                let request = Request::Switch(order.clone());
+                let here = || {
+                    let mut order = order.clone();
+                    for text in &mut order.texts {
+                        text.path = self.places.real(&text.path);
+                    }
+                    switch(&*self.services, &self.hashes, &order)
+                };
                 if order.restart {
                     self.by_root(&request, || {
                         self.in_turn(&order.instance)?;
@@ -233,6 +242,15 @@ impl Agent {
         })
     }
 
+    /// Root carries a window out: what is to be ours must say so.
+    fn with_owners(&self, order: &Switch) -> Switch {
+        let mut order = order.clone();
+        for text in order.texts.iter_mut().filter(|text| !text.root && text.owner.is_none()) {
+            text.owner = self.own_name();
+        }
+        order
+    }
+
     fn make_dir(&self, dir: &MakeDir) -> Reply {
         let owner = dir.owner.clone().or_else(|| self.own_name());
         let request = Request::MakeDirs { dirs: vec![MakeDir { owner, ..dir.clone() }] };
@@ -310,6 +328,19 @@ fn fit(lines: Vec<String>) -> Vec<String> {
     kept
 }
 
+fn check_files(files: &[PutFile], most: usize) -> Result<(), Refusal> {
+    at_most("files", files.len(), most)?;
+    files.iter().try_for_each(|file| {
+        check_absolute(&file.path)?;
+        check_mode(&file.path, file.mode)?;
+        at_most(
+            "bytes of a file",
+            file.content.len(),
+            usize::try_from(files::SMALL).unwrap_or(usize::MAX),
+        )
+    })
+}
+
 /// The limits of the wire, and paths that no verb may take.
 fn check(request: &Request) -> Result<(), Refusal> {
     match request {
@@ -335,24 +366,14 @@ fn check(request: &Request) -> Result<(), Refusal> {
         }
         Request::Switch(order) => {
             order.guard_s.map_or(Ok(()), check_guard_time)?;
+            check_files(&order.texts, 64)?;
             within_a_day("the stop", order.stop_within_ms)
         }
         Request::Unit(order) => {
             at_most("units", order.units.len(), 64)?;
             within_a_day("the order", order.within_ms)
         }
-        Request::Put { files } => {
-            at_most("files", files.len(), 256)?;
-            files.iter().try_for_each(|file| {
-                check_absolute(&file.path)?;
-                check_mode(&file.path, file.mode)?;
-                at_most(
-                    "bytes of a file",
-                    file.content.len(),
-                    usize::try_from(files::SMALL).unwrap_or(usize::MAX),
-                )
-            })
-        }
+        Request::Put { files } => check_files(files, 256),
         Request::Get { path, max_bytes } => {
             check_absolute(path)?;
             at_most(

@@ -102,7 +102,15 @@ fn write_draft(
 /// Puts one file. Asked as the one who shall write it.
 pub(crate) fn put(file: &PutFile) -> Result<(), Refusal> {
     let attempted = || format!("write {}", file.path);
+    can_put(file)?;
     let owner = file.owner.as_ref().map(owner_named).transpose()?;
+    write_atomically(&file.path, file.content.as_bytes(), file.mode, owner).when(attempted)
+}
+
+/// What can be known before of whether a file can be written.
+pub(crate) fn can_put(file: &PutFile) -> Result<(), Refusal> {
+    let attempted = || format!("write {}", file.path);
+    file.owner.as_ref().map(owner_named).transpose()?;
     if !file.path.parent().is_some_and(Utf8Path::is_dir) {
         return Err(refuse(RefusalKind::Precondition, attempted(), "its folder does not exist"));
     }
@@ -113,11 +121,20 @@ pub(crate) fn put(file: &PutFile) -> Result<(), Refusal> {
             "there is a folder of that name",
         ));
     }
-    write_atomically(&file.path, file.content.as_bytes(), file.mode, owner).when(attempted)
+    Ok(())
+}
+
+/// Reads a small file; none if it is missing.
+pub(crate) fn read_small(path: &Utf8Path) -> Result<Option<String>, Refusal> {
+    read(path, SMALL)
 }
 
 /// Reads a small file; none if it is missing.
 pub(crate) fn get(path: &Utf8Path, max_bytes: u32) -> Reply {
+    Ok(Outcome::Got { content: read(path, u64::from(max_bytes).min(SMALL))? })
+}
+
+fn read(path: &Utf8Path, limit: u64) -> Result<Option<String>, Refusal> {
     let attempted = || format!("read {path}");
     // Not blocking: a named pipe would hold the agent for ever.
     let opened = std::fs::OpenOptions::new()
@@ -127,7 +144,7 @@ pub(crate) fn get(path: &Utf8Path, max_bytes: u32) -> Reply {
     let file = match opened {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Outcome::Got { content: None });
+            return Ok(None);
         }
         Err(error) => return Err(error).when(attempted),
     };
@@ -135,7 +152,6 @@ pub(crate) fn get(path: &Utf8Path, max_bytes: u32) -> Reply {
     if !meta.is_file() {
         return Err(refuse(RefusalKind::Precondition, attempted(), "it is not a regular file"));
     }
-    let limit = u64::from(max_bytes).min(SMALL);
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).when(attempted)?;
     if bytes.len() as u64 > limit {
@@ -147,7 +163,7 @@ pub(crate) fn get(path: &Utf8Path, max_bytes: u32) -> Reply {
     }
     let content = String::from_utf8(bytes)
         .map_err(|_| refuse(RefusalKind::Content, attempted(), "it is not UTF-8 text"))?;
-    Ok(Outcome::Got { content: Some(content) })
+    Ok(Some(content))
 }
 
 /// Makes one folder and its missing parents; owner and mode are set if they differ.

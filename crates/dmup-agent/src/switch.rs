@@ -1,4 +1,4 @@
-//! The window: stop, exchange, start.
+//! The window: stop, exchange, write files, start.
 //!
 //! Binaries are hashed before the stop; between stop and start there is one rename and one
 //! fsync. Asked again after a crash, it finishes what was begun: the hashes of the two trees
@@ -7,6 +7,8 @@
 //! | live | staged | unit | what is done |
 //! |---|---|---|---|
 //! | `from` | `to` | any | stop, exchange, start |
+//! | `from` = `to` | any | another process than before, files as ordered | nothing: `already` |
+//! | `from` = `to` | any | anything else | stop, start |
 //! | `to` | any | runs `to` | nothing: `already` |
 //! | `to` | any | anything else | stop what runs, start |
 //! | anything else | | | refused, nothing touched |
@@ -18,10 +20,10 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
 use dmup_core::ids::UnitName;
-use dmup_wire::message::{Outcome, Refusal, RefusalKind, Switch, Switched, UnitAction};
+use dmup_wire::message::{Outcome, PutFile, Refusal, RefusalKind, Switch, Switched, UnitAction};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use crate::files::{check_absolute, check_relative, sync_folder};
+use crate::files::{self, check_absolute, check_relative, sync_folder};
 use crate::hash::{Hashes, Identity};
 use crate::processes;
 use crate::refuse::{Reply, When, bad, refuse, with_state};
@@ -41,8 +43,13 @@ pub(crate) fn switch(services: &dyn Services, hashes: &Hashes, order: &Switch) -
     if !order.restart {
         return offline(&trees, &unit, order);
     }
+    let texts = Written::look(&order.texts)?;
     let exchange = match trees.standing(order)? {
-        Standing::Exchanged if runs(hashes, &unit, &order.to)? => {
+        Standing::Exchanged
+            if runs(hashes, &unit, &order.to)?
+                && (order.from != order.to
+                    || unit.pid != order.pid_before && texts.lie_there()) =>
+        {
             return Ok(Outcome::Switched(Switched {
                 already: true,
                 stop_ms: 0,
@@ -57,13 +64,17 @@ pub(crate) fn switch(services: &dyn Services, hashes: &Hashes, order: &Switch) -
         Standing::Exchanged => None,
         Standing::Before => Some(&trees),
     };
-    window(services, order, &unit, exchange).map(Outcome::Switched)
+    window(services, order, &unit, exchange, &texts).map(Outcome::Switched)
 }
 
 fn check(order: &Switch) -> Result<(), Refusal> {
     check_absolute(&order.live)?;
     check_absolute(&order.staged)?;
     check_relative(&order.binary)?;
+    if !order.restart && (order.from == order.to || !order.texts.is_empty()) {
+        let seen = "without a restart a window only exchanges";
+        return Err(bad(attempt(order), seen));
+    }
     if order.live == order.staged || order.live.parent() != order.staged.parent() {
         let seen = format!("{} is not beside {}", order.staged, order.live);
         return Err(bad(format!("exchange {}", order.live), seen));
@@ -130,7 +141,54 @@ impl Trees {
 }
 
 fn attempt(order: &Switch) -> String {
+    if order.from == order.to {
+        return format!("restart {}", order.instance);
+    }
     format!("switch {} from {} to {}", order.instance, order.from, order.to)
+}
+
+/// The files of a window, with what lay there before the stop.
+struct Written<'a>(Vec<(&'a PutFile, Option<String>)>);
+
+impl<'a> Written<'a> {
+    /// Reads what is there, and sees to it that each can be written as far as that can be known before.
+    fn look(texts: &'a [PutFile]) -> Result<Self, Refusal> {
+        let look = |text: &'a PutFile| {
+            files::can_put(text)?;
+            Ok((text, files::read_small(&text.path)?))
+        };
+        texts.iter().map(look).collect::<Result<_, _>>().map(Self)
+    }
+
+    fn lie_there(&self) -> bool {
+        self.0.iter().all(|(text, before)| before.as_ref() == Some(&text.content))
+    }
+
+    /// Writes all of them, or puts those back that it has written.
+    fn write(&self) -> Result<(), Refusal> {
+        for (index, (text, _)) in self.0.iter().enumerate() {
+            if let Err(refusal) = files::put(text) {
+                let state = match self.put_back(index) {
+                    Ok(()) => "the files are as they were".to_owned(),
+                    Err(second) => format!("some files are new, and {second}"),
+                };
+                return Err(with_state(refusal, state));
+            }
+        }
+        Ok(())
+    }
+
+    fn put_back(&self, written: usize) -> Result<(), Refusal> {
+        for (text, before) in &self.0[..written] {
+            match before {
+                Some(content) => {
+                    files::put(&PutFile { content: content.clone(), ..(*text).clone() })?;
+                }
+                None => files::remove(&text.path)?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Whether the unit's main process runs a build, by the hash of what it executes.
@@ -175,6 +233,7 @@ fn window(
     order: &Switch,
     before: &UnitSeen,
     trees: Option<&Trees>,
+    texts: &Written<'_>,
 ) -> Result<Switched, Refusal> {
     let began = Instant::now();
     let within = Duration::from_millis(order.stop_within_ms);
@@ -214,6 +273,15 @@ fn window(
         }
     }
     let exchanged = began.elapsed();
+    if let Err(refusal) = texts.write() {
+        // With the build that lies there now: whoever ordered this sees it, and the guard goes back if there is one.
+        let files = refusal.state.clone().unwrap_or_default();
+        let state = match start(services, &order.unit, before) {
+            Ok(_) => format!("{files}, {} runs again", order.unit),
+            Err(second) => format!("{files}, and {} did not start again: {second}", order.unit),
+        };
+        return Err(with_state(refusal, state));
+    }
     let new_pid = start(services, &order.unit, before).map_err(|refusal| {
         let live = trees.map_or("the build was there before", |_| "the trees are exchanged");
         let unit = services
@@ -304,6 +372,8 @@ pub(crate) fn undo(
         binary: guard.binary.clone(),
         from: guard.to.clone(),
         to: guard.from.clone(),
+        pid_before: None,
+        texts: Vec::new(),
         restart,
         even_if_running: true,
         stop_within_ms: millis(stop_within),
@@ -404,6 +474,8 @@ pub(crate) mod tests {
             binary: "dm-worker/dm-worker".into(),
             from: Digest::of(b"old"),
             to: Digest::of(b"new"),
+            pid_before: None,
+            texts: Vec::new(),
             restart: true,
             even_if_running: false,
             stop_within_ms: 1000,
@@ -438,6 +510,104 @@ pub(crate) mod tests {
         let back = Switch { from: order.to.clone(), to: order.from.clone(), ..order.clone() };
         switched(switch(&services, &hashes, &back));
         assert_eq!(live(&order), "old");
+    }
+
+    /// A window without an exchange around this test's own program, which runs as `old_pid` did before.
+    fn again(keep: &tempfile::TempDir, order: Switch) -> (Switch, Fake) {
+        let own = std::env::current_exe().unwrap();
+        fs::copy(own, order.live.join(&order.binary)).unwrap();
+        let build = Hashes::default().of(&order.live.join(&order.binary)).unwrap().0;
+        let path = Utf8PathBuf::from_path_buf(keep.path().join("run.sh")).unwrap();
+        let text =
+            PutFile { path, mode: 0o755, root: false, owner: None, content: "new".to_owned() };
+        let pid = Some(std::process::id());
+        let services = Fake { pid: Mutex::new(pid), ..Fake::default() };
+        let order =
+            Switch { from: build.clone(), to: build, pid_before: pid, texts: vec![text], ..order };
+        (order, services)
+    }
+
+    fn text(order: &Switch) -> Option<String> {
+        fs::read_to_string(&order.texts[0].path).ok()
+    }
+
+    #[test]
+    fn a_window_without_an_exchange_writes_its_files_between_stop_and_start() {
+        let (keep, order) = trees();
+        let (order, mut services) = again(&keep, order);
+        let path = order.texts[0].path.clone();
+        fs::write(&path, "old").unwrap();
+        services.during_stop = Some(Box::new(move || {
+            assert_eq!(fs::read_to_string(&path).unwrap(), "old", "written before the stop");
+        }));
+        let done = switched(switch(&services, &Hashes::default(), &order));
+        assert_eq!(services.orders(), ["stop", "start"]);
+        assert_eq!((text(&order).as_deref(), done.exchange_us), (Some("new"), 0));
+        assert!(!done.already);
+        assert!(order.staged.join(&order.binary).exists(), "the other tree stays");
+    }
+
+    #[test]
+    fn without_an_exchange_it_was_done_already_if_another_process_runs_with_these_files() {
+        let (keep, order) = trees();
+        let (order, services) = again(&keep, order);
+        fs::write(&order.texts[0].path, "new").unwrap();
+        let later = Switch { pid_before: Some(1), ..order.clone() };
+        assert!(switched(switch(&services, &Hashes::default(), &later)).already);
+        assert!(services.orders().is_empty());
+        // The same process as before, or other files: not yet.
+        assert!(!switched(switch(&services, &Hashes::default(), &order)).already);
+        fs::write(&order.texts[0].path, "old").unwrap();
+        assert!(!switched(switch(&services, &Hashes::default(), &later)).already);
+        assert_eq!(services.orders(), ["stop", "start", "stop", "start"]);
+        assert_eq!(text(&order).as_deref(), Some("new"));
+    }
+
+    #[test]
+    fn files_that_cannot_be_written_are_refused_before_the_stop() {
+        let (keep, order) = trees();
+        let (mut order, services) = again(&keep, order);
+        order.texts[0].path = "/nowhere/at/all".into();
+        let refusal = switch(&services, &Hashes::default(), &order).unwrap_err();
+        assert_eq!(refusal.kind, RefusalKind::Precondition, "{refusal}");
+        let user = dmup_core::ids::UserName::new("nobody-of-that-name").unwrap();
+        order.texts[0].path = Utf8PathBuf::from_path_buf(keep.path().join("run.sh")).unwrap();
+        order.texts[0].owner = Some(user);
+        switch(&services, &Hashes::default(), &order).unwrap_err();
+        assert!(services.orders().is_empty());
+    }
+
+    #[test]
+    fn files_that_fail_half_way_are_put_back_and_the_unit_starts_again() {
+        let (keep, order) = trees();
+        let (mut order, mut services) = again(&keep, order);
+        let first = order.texts[0].path.clone();
+        let second = PutFile {
+            path: Utf8PathBuf::from_path_buf(keep.path().join("folder/conf.toml")).unwrap(),
+            ..order.texts[0].clone()
+        };
+        let folder = second.path.parent().unwrap().to_owned();
+        fs::create_dir(&folder).unwrap();
+        fs::write(&first, "old").unwrap();
+        order.texts.push(second);
+        // The folder is gone by the time it is written to.
+        services.during_stop = Some(Box::new(move || fs::remove_dir(&folder).unwrap()));
+        let refusal = switch(&services, &Hashes::default(), &order).unwrap_err();
+        let state = refusal.state.unwrap();
+        assert!(state.starts_with("the files are as they were"), "{state}");
+        assert!(state.ends_with("runs again"), "{state}");
+        assert_eq!(text(&order).as_deref(), Some("old"));
+        assert_eq!(services.orders(), ["stop", "start"]);
+    }
+
+    #[test]
+    fn without_a_restart_only_an_exchange_makes_sense() {
+        let (keep, order) = trees();
+        let (order, services) = again(&keep, order);
+        let offline = Switch { restart: false, ..order };
+        let refusal = switch(&services, &Hashes::default(), &offline).unwrap_err();
+        assert_eq!(refusal.kind, RefusalKind::BadRequest);
+        assert!(services.orders().is_empty());
     }
 
     #[test]

@@ -231,6 +231,8 @@ fn playground() -> (Playground, Talk) {
         binary: "dm-worker/dm-worker".into(),
         from: Digest::of(&old),
         to: Digest::of(&new),
+        pid_before: None,
+        texts: Vec::new(),
         restart: true,
         even_if_running: false,
         stop_within_ms: 60_000,

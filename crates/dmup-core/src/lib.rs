@@ -21,6 +21,7 @@ pub mod policy;
 pub mod preflight;
 pub mod report;
 pub mod selection;
+pub mod texts;
 pub mod topology;
 pub mod unfinished;
 pub mod version;

@@ -13,6 +13,7 @@ use dmup_core::journal::{Entry, Folded, Line, OpenTurn, RunState, TurnEnd, fold}
 use dmup_core::plan::{Kind, Plan, Step, Turn, basis_of, check, leader_of};
 use dmup_core::policy::OnFailure;
 use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
+use dmup_core::texts::TextsChange;
 use futures::future::try_join_all;
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
@@ -565,10 +566,13 @@ impl<'a> Run<'a> {
             .iter()
             .rev()
             .filter(|turn| self.end_of(&turn.instance) == InstanceEnd::Changed)
+            // A restart leaves nothing that could be taken back.
+            .filter(|turn| turn.from != turn.to || turn.texts.is_some())
             .map(|turn| Turn {
                 instance: turn.instance.clone(),
                 from: turn.to.clone(),
                 to: turn.from.clone(),
+                texts: turn.texts.as_ref().map(TextsChange::reversed),
                 patched: self.plan.instance(&turn.instance).is_some_and(|found| found.patched),
                 was_broken: false,
                 soak_s: None,

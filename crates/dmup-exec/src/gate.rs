@@ -492,7 +492,8 @@ impl Run<'_> {
 
 /// Another process of the build from before: the host has lost us for too long and has helped itself, or somebody else has.
 fn went_back(stage: &Stage, gate: &Gate<'_>, process: &ProcessSeen) -> bool {
-    *gate.build == stage.to
+    stage.is_exchange()
+        && *gate.build == stage.to
         && process.running.as_ref() == Some(&stage.from)
         && process.pid.is_some()
         && process.pid != gate.pid_before

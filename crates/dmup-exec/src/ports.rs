@@ -16,6 +16,7 @@ use dmup_core::ids::{HostId, InstanceId, MemberName, SourceId, TaskName};
 use dmup_core::instance::Instance;
 pub use dmup_core::inventory::ReportedBuild;
 use dmup_core::inventory::{DmSeen, HostSeen, ProcessSeen};
+use dmup_core::texts::Texts;
 
 /// Whether an effect that failed may have happened all the same.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -94,6 +95,26 @@ pub enum Around {
     OfflineEvenIfRunning,
 }
 
+/// What a window is to do.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct WindowOrder {
+    /// The build before.
+    pub from: Digest,
+    /// The build after; the same one: nothing is exchanged.
+    pub to: Digest,
+    /// Whether the unit is stopped and started.
+    pub around: Around,
+    /// How long the stop may take.
+    pub stop_within: Duration,
+    /// An armed guard waits for the window's end, and acts so long after it, whatever has become of us.
+    pub guard: Option<Duration>,
+    /// The main process before. Without an exchange nothing else tells whether the window was: with another process, and
+    /// `texts` on disk as they are to be, nothing is stopped any more.
+    pub pid_before: Option<u32>,
+    /// Written between stop and start.
+    pub texts: Texts,
+}
+
 /// What the hosts can be asked to do. Implemented with one agent per host.
 #[async_trait]
 pub trait Hosts: Send + Sync {
@@ -122,17 +143,9 @@ pub trait Hosts: Send + Sync {
         build: &Build,
     ) -> Result<Option<String>, EffectError>;
 
-    /// Stops, exchanges, starts: one remote program, no round trip within. `from` and `to` are checked first. An armed
-    /// guard waits for the window's end, and acts `guard` after it, whatever has become of us.
-    async fn switch(
-        &self,
-        instance: &Instance,
-        from: &Digest,
-        to: &Digest,
-        around: Around,
-        stop_within: Duration,
-        guard: Option<Duration>,
-    ) -> Result<Window, EffectError>;
+    /// Stops, exchanges, writes files, starts: one remote program, no round trip within. The builds are checked first.
+    async fn switch(&self, instance: &Instance, order: &WindowOrder)
+    -> Result<Window, EffectError>;
 
     /// Arms the guard: the host goes back to `from` by itself unless disarmed in time.
     async fn arm_guard(
@@ -197,4 +210,13 @@ pub trait Records: Send + Sync {
     ///
     /// What could not be written, as a sentence.
     fn mark(&self, instance: &InstanceId, build: &Digest, patched: bool) -> Result<(), String>;
+
+    /// Files of an instance that were kept for this run, before and after, by their digest. In runs without any: none.
+    ///
+    /// # Errors
+    ///
+    /// Why they cannot be read, as a sentence.
+    fn texts(&self, digest: &Digest) -> Result<Texts, String> {
+        Err(format!("no files {digest} are kept for this run"))
+    }
 }

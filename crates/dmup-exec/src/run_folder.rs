@@ -1,9 +1,13 @@
-//! A run on disk: `<folder>/{plan.json, journal.jsonl, report.json}`.
+//! A run on disk: `<folder>/{plan.json, journal.jsonl, report.json}`, and `texts/` if it writes files.
+
+use std::os::unix::fs::PermissionsExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::digest::Digest;
 use dmup_core::journal::Line;
 use dmup_core::plan::Plan;
 use dmup_core::report::Report;
+use dmup_core::texts::Texts;
 use fs_err as fs;
 
 use crate::error::JournalError;
@@ -66,6 +70,38 @@ impl RunFolder {
     /// [`JournalError`].
     pub fn journal(&self) -> Result<(FileJournal, Vec<Line>), JournalError> {
         FileJournal::open(&self.path.join("journal.jsonl"))
+    }
+
+    /// Keeps files that a window writes, readable to their owner only. They are not in the plan, which is shown and kept.
+    ///
+    /// # Errors
+    ///
+    /// [`JournalError::Disk`].
+    pub fn keep_texts(&self, texts: &Texts) -> Result<(), JournalError> {
+        let folder = self.path.join("texts");
+        let owners_only = std::fs::Permissions::from_mode(0o700);
+        fs::create_dir_all(&folder)
+            .and_then(|()| fs::set_permissions(&folder, owners_only))
+            .map_err(|source| disk("make", &folder, source))?;
+        let content = serde_json::to_vec(texts).expect("texts are text and numbers");
+        write_durably(&folder.join(texts.digest().as_str()), &content)
+    }
+
+    /// Files that were kept, by their digest.
+    ///
+    /// # Errors
+    ///
+    /// [`JournalError`], also if they are not what they were.
+    pub fn texts(&self, digest: &Digest) -> Result<Texts, JournalError> {
+        let path = self.path.join("texts").join(digest.as_str());
+        let content = fs::read(&path).map_err(|source| disk("read", &path, source))?;
+        let bad = |why: String| JournalError::BadPlan { path: path.clone(), why };
+        let texts: Texts =
+            serde_json::from_slice(&content).map_err(|error| bad(error.to_string()))?;
+        if texts.digest() != *digest {
+            return Err(bad("its content is not what its name says".to_owned()));
+        }
+        Ok(texts)
     }
 
     /// Writes the report beside the journal.

@@ -12,19 +12,21 @@ use dmup_core::journal::{Entry, OpenTurn, TurnEnd};
 use dmup_core::plan::{Around, Step, Turn, TurnFacts, is_up, leader_of, turn_steps};
 use dmup_core::policy::OnFailure;
 use dmup_core::report::InstanceEnd;
+use dmup_core::texts::TextsChange;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::error::RunError;
 use crate::events::Event;
 use crate::execute::{Halt, Run, TurnResult, attempt, attempt_dm, attempt_look, millis};
 use crate::gate::{Gate, unbound};
-use crate::ports::{self, Certainty, Window};
+use crate::ports::{self, Certainty, Window, WindowOrder};
 
 /// A turn under way.
 pub(crate) struct Stage {
     pub(crate) instance: Instance,
     pub(crate) from: Digest,
     pub(crate) to: Digest,
+    texts: Option<TextsChange>,
     around: Around,
     /// It takes an earlier turn of the same run back.
     pub(crate) is_return: bool,
@@ -41,6 +43,13 @@ pub(crate) struct Stage {
     window_ended: Option<Duration>,
     /// Until it is healthy, and again when it goes back; none: it is watched, and another one may have its turn.
     pub(crate) floor: Option<OwnedMutexGuard<()>>,
+}
+
+impl Stage {
+    /// Its window exchanges builds: a guard can take it back, and what lies on the disk tells how far it came.
+    pub(crate) fn is_exchange(&self) -> bool {
+        self.from != self.to
+    }
 }
 
 impl Run<'_> {
@@ -90,18 +99,22 @@ impl Run<'_> {
         };
         let planned = self.plan.turns.iter().find(|turn| turn.instance == open.instance);
         let around = around_of(&open.steps);
-        let has = |wanted: fn(&Step) -> bool| open.finished.iter().any(wanted);
+        let is_return =
+            planned.is_some_and(|turn| window_of(&turn.steps) != window_of(&open.steps));
+        let texts = planned.and_then(|turn| turn.texts.as_ref());
+        let has_passed = |step: Option<&Step>| step.is_some_and(|it| open.finished.contains(it));
         let mut stage = Stage {
             instance,
             from: open.from.clone(),
             to: open.to.clone(),
+            texts: texts.map(|it| if is_return { it.reversed() } else { it.clone() }),
             around,
-            is_return: planned.is_some_and(|turn| turn.to != open.to),
+            is_return,
             was_broken: planned.is_some_and(|turn| turn.was_broken),
             baseline: open.baseline.clone(),
             pid_before: open.pid,
             is_exchanged: false,
-            is_kept: has(|step| matches!(step, Step::DisarmGuard { .. })),
+            is_kept: has_passed(keeping_step(&open.steps)),
             armed_at: None,
             window_ended: None,
             floor: Some(floor),
@@ -114,23 +127,33 @@ impl Run<'_> {
             Err(Halt::Run(error)) => return Err(error),
         };
         // The host is believed: the guard may have acted while nobody was here.
-        let has_old = process.on_disk.as_ref() == Some(&stage.from);
-        stage.is_exchanged = !has_old;
-        if has_old {
-            stage.is_kept = false;
+        if stage.is_exchange() {
+            let has_old = process.on_disk.as_ref() == Some(&stage.from);
+            stage.is_exchanged = !has_old;
+            if has_old {
+                stage.is_kept = false;
+            }
+        } else {
+            // No build tells. If its window was next, it may have begun.
+            stage.is_exchanged = open
+                .steps
+                .iter()
+                .take_while(|step| !matches!(step, Step::Window { .. }))
+                .all(|step| open.finished.contains(step));
         }
         if let Some(why) = &open.going_back {
-            stage.is_exchanged = true;
+            stage.is_exchanged |= stage.is_exchange();
             return self.go_back(&mut stage, why.clone()).await;
         }
-        let arm = open.steps.iter().position(|s| matches!(s, Step::ArmGuard { .. }));
+        let opening = |s: &Step| matches!(s, Step::ArmGuard { .. } | Step::Window { .. });
+        let opening = open.steps.iter().position(opening);
         let steps: Vec<Step> = open
             .steps
             .iter()
             .enumerate()
             .filter(|(index, step)| {
                 // From the guard on, everything is done again: each step is harmless twice, and looks.
-                let again = !stage.is_kept && arm.is_some_and(|arm| *index >= arm);
+                let again = !stage.is_kept && opening.is_some_and(|at| *index >= at);
                 again || !open.finished.contains(step)
             })
             .map(|(_, step)| step.clone())
@@ -140,7 +163,7 @@ impl Run<'_> {
 
     fn is_return(&self, turn: &Turn) -> bool {
         let planned = self.plan.turns.iter().find(|planned| planned.instance == turn.instance);
-        planned.is_some_and(|planned| planned.to != turn.to)
+        planned.is_some_and(|planned| (&planned.to, &planned.texts) != (&turn.to, &turn.texts))
     }
 
     async fn begin_turn(
@@ -181,6 +204,7 @@ impl Run<'_> {
             instance: &instance,
             from: &turn.from,
             to: &turn.to,
+            texts: turn.texts.as_ref(),
             patched: turn.patched,
             around,
             is_broken,
@@ -191,18 +215,20 @@ impl Run<'_> {
             pending: &pending,
         });
         let planned = self.plan.turns.iter().find(|planned| planned.instance == turn.instance);
-        if planned.is_some_and(|planned| planned.to == turn.to && planned.steps != steps) {
+        if !self.is_return(turn) && planned.is_some_and(|planned| planned.steps != steps) {
             self.note(format!(
                 "{} is taken differently than planned: leadership or its source has moved",
                 instance.id
             ));
         }
         // Somebody was faster, perhaps from another desk: the window will find it exchanged and restart nothing.
-        let pid_before = process.pid.filter(|_| !runs_only(&process, &turn.to));
+        let is_exchange = turn.from != turn.to;
+        let pid_before = process.pid.filter(|_| !is_exchange || !runs_only(&process, &turn.to));
         let stage = Stage {
             instance,
             from: turn.from.clone(),
             to: turn.to.clone(),
+            texts: turn.texts.clone(),
             around,
             is_return: self.is_return(turn),
             was_broken: is_broken,
@@ -218,6 +244,7 @@ impl Run<'_> {
     }
 
     async fn take_steps(&self, stage: &mut Stage, steps: &[Step]) -> Result<TurnResult, RunError> {
+        let keeping = keeping_step(steps);
         for step in steps {
             if self.yields(stage) {
                 return self.yield_turn(stage).await;
@@ -236,6 +263,7 @@ impl Run<'_> {
                     if let Step::AwaitHealthy { .. } = step {
                         stage.floor = None;
                     }
+                    stage.is_kept |= Some(step) == keeping;
                 }
                 Ok(Taken::Skipped(why)) => {
                     self.recorder
@@ -383,7 +411,7 @@ impl Run<'_> {
                 stage.armed_at = Some(reach.clock.elapsed());
                 Ok(Taken::Done(None))
             }
-            Step::Window { from, to, .. } => self.open_window(stage, step, from, to).await,
+            Step::Window { .. } => self.open_window(stage, step).await,
             Step::AwaitHealthy { build, within_s, .. } => {
                 let within = Duration::from_secs((*within_s).into());
                 let pid_before = stage.pid_before;
@@ -409,7 +437,6 @@ impl Run<'_> {
                 let instance = &stage.instance;
                 attempt(reach.clock, || reach.hosts.disarm_guard(instance)).await?;
                 stage.armed_at = None;
-                stage.is_kept = true;
                 Ok(Taken::Done(None))
             }
             Step::CancelEvict { instance } => {
@@ -490,13 +517,7 @@ impl Run<'_> {
     }
 
     /// The window, asked for until its answer is known.
-    async fn open_window(
-        &self,
-        stage: &mut Stage,
-        step: &Step,
-        from: &Digest,
-        to: &Digest,
-    ) -> Result<Taken, Halt> {
+    async fn open_window(&self, stage: &mut Stage, step: &Step) -> Result<Taken, Halt> {
         if !stage.is_exchanged
             && self.await_other_workers(stage, step).await?
             && stage.armed_at.is_some()
@@ -506,11 +527,11 @@ impl Run<'_> {
         }
         self.recorder.write(&Entry::Started { step: step.clone() })?;
         stage.is_exchanged = true;
-        let window = self.exchange(stage, from, to).await?;
+        let window = self.exchange(stage, Direction::Forth).await?;
         stage.window_ended = Some(self.reach.clock.elapsed());
         if let Some(part) = self.parts.borrow_mut().get_mut(&stage.instance.id)
             && !window.already
-            && *to == part.to
+            && !stage.is_return
         {
             part.stop_ms = millis(window.stop);
             part.exchange_us = u64::try_from(window.exchange.as_micros()).unwrap_or(u64::MAX);
@@ -526,25 +547,34 @@ impl Run<'_> {
             ));
         }
         Ok(Taken::Done(Some(if window.already {
-            "it had been exchanged before".to_owned()
+            if stage.is_exchange() {
+                "it had been exchanged before"
+            } else {
+                "it had been done before"
+            }
+            .to_owned()
         } else {
+            let between = match window.exchange.as_micros() {
+                0 => String::new(),
+                micros => format!("exchange {micros} µs, "),
+            };
             format!(
-                "down {} ms: stop {} ms, exchange {} µs, start {} ms",
+                "down {} ms: stop {} ms, {between}start {} ms",
                 window.total.as_millis(),
                 window.stop.as_millis(),
-                window.exchange.as_micros(),
                 window.start.as_millis()
             )
         })))
     }
 
-    async fn exchange(
-        &self,
-        stage: &mut Stage,
-        from: &Digest,
-        to: &Digest,
-    ) -> Result<Window, Halt> {
+    async fn exchange(&self, stage: &mut Stage, direction: Direction) -> Result<Window, Halt> {
         let reach = self.reach;
+        let (from, to, texts) = match direction {
+            Direction::Forth => (&stage.from, &stage.to, stage.texts.as_ref().map(|it| &it.after)),
+            Direction::Back => (&stage.to, &stage.from, stage.texts.as_ref().map(|it| &it.before)),
+        };
+        let texts = texts.map(|digest| reach.records.texts(digest)).transpose();
+        let texts = texts.map_err(Halt::Failed)?.unwrap_or_default();
         let around = match stage.around {
             Around::Restart => ports::Around::Restart,
             Around::Offline => ports::Around::Offline,
@@ -553,9 +583,18 @@ impl Run<'_> {
         let stop_within = Duration::from_secs(self.plan.policy.stop_within_s.into());
         let guard = stage.armed_at.map(|_| Duration::from_secs(self.plan.policy.guard_s.into()));
         let instance = &stage.instance.clone();
+        let order = WindowOrder {
+            from: from.clone(),
+            to: to.clone(),
+            around,
+            stop_within,
+            guard,
+            pid_before: stage.pid_before,
+            texts,
+        };
         let mut last = String::new();
         for _ in 0..4 {
-            match reach.hosts.switch(instance, from, to, around, stop_within, guard).await {
+            match reach.hosts.switch(instance, &order).await {
                 Ok(window) => {
                     // The host has put it off.
                     stage.armed_at = guard.map(|_| reach.clock.elapsed());
@@ -569,7 +608,7 @@ impl Run<'_> {
             }
             // Nobody knows: look, as long as it takes the host to answer, then ask again (it is harmless twice).
             let process = self.look_until_known(&stage.instance).await?;
-            let has_old = process.on_disk.as_ref() == Some(from);
+            let has_old = process.on_disk.as_ref() == Some(&order.from);
             if has_old && stage.armed_at.is_some() {
                 // The guard may have acted meanwhile; the next try has to have one as well.
                 self.arm_anew(stage, self.plan.policy.guard_s + self.plan.policy.stop_within_s)
@@ -624,6 +663,13 @@ impl Run<'_> {
                 Ok(_) | Err(_) => TurnEnd::Left,
             };
             return self.end_turn(stage, end, Some(why));
+        }
+        if !stage.is_exchange()
+            && (stage.texts.is_none() || self.plan.policy.on_failure == OnFailure::Stop)
+        {
+            // Another start would be no other node, and what the operator wants to see stays as it is.
+            let undone = self.undo(stage).await?;
+            return self.end_turn(stage, TurnEnd::Left, Some(join(why, undone)));
         }
         if self.plan.policy.on_failure == OnFailure::Stop {
             let reach = self.reach;
@@ -717,6 +763,9 @@ impl Run<'_> {
     /// or it cannot start for a reason of its host's (a full disk), where its own way back cannot mend it. Its guard has
     /// nothing left to do then: systemd goes on starting it.
     async fn old_build_for_good(&self, stage: &mut Stage) -> Option<Old> {
+        if !stage.is_exchange() {
+            return None;
+        }
         let reach = self.reach;
         let old = match self.look_until_known(&stage.instance).await {
             Ok(process) if runs_only(&process, &stage.from) => Old::Runs,
@@ -734,23 +783,31 @@ impl Run<'_> {
     async fn put_back(&self, stage: &mut Stage) -> Result<(), Halt> {
         let reach = self.reach;
         let process = self.look_while_it_helps_itself(&stage.instance).await?;
-        if !runs_only(&process, &stage.from) {
-            // Our own exchange and the guard's must not meet. If the guard has acted, there is nothing to put off.
-            match self.arm_anew(stage, self.plan.policy.guard_s).await {
-                Ok(()) | Err(Halt::Failed(_)) => {}
-                Err(halt) => return Err(halt),
+        let is_back = if stage.is_exchange() {
+            runs_only(&process, &stage.from)
+        } else {
+            stage.texts.is_none() || !stage.is_exchanged
+        };
+        if !is_back {
+            if stage.is_exchange() {
+                // Our own exchange and the guard's must not meet. If the guard has acted, there is nothing to put off.
+                match self.arm_anew(stage, self.plan.policy.guard_s).await {
+                    Ok(()) | Err(Halt::Failed(_)) => {}
+                    Err(halt) => return Err(halt),
+                }
             }
             let step = Step::Window {
                 instance: stage.instance.id.clone(),
                 from: stage.to.clone(),
                 to: stage.from.clone(),
                 around: stage.around,
+                texts: stage.texts.as_ref().map(|texts| texts.before.clone()),
             };
+            stage.pid_before = process.pid;
             self.recorder.write(&Entry::Started { step: step.clone() })?;
             self.recorder.say(Event::StepBegins { step: step.clone() });
             let begun = reach.clock.elapsed();
-            let (from, to) = (stage.to.clone(), stage.from.clone());
-            self.exchange(stage, &from, &to).await?;
+            self.exchange(stage, Direction::Back).await?;
             let took = reach.clock.elapsed().saturating_sub(begun);
             self.recorder.write(&Entry::Done {
                 step: step.clone(),
@@ -777,6 +834,9 @@ impl Run<'_> {
             self.pass_gate(stage, &gate).await?;
             let took = reach.clock.elapsed().saturating_sub(begun);
             self.recorder.say(Event::StepEnds { step, took, note: None });
+        }
+        if !stage.is_exchange() {
+            return Ok(());
         }
         let instance = &stage.instance;
         match attempt(reach.clock, || reach.hosts.disarm_guard(instance)).await {
@@ -873,6 +933,15 @@ enum Taken {
     Skipped(String),
 }
 
+/// Which way a window goes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Direction {
+    /// To what the turn is for.
+    Forth,
+    /// To what was before it.
+    Back,
+}
+
 /// How a node has the build from before.
 enum Old {
     Runs,
@@ -918,6 +987,19 @@ fn around_of(steps: &[Step]) -> Around {
         .iter()
         .find_map(|step| if let Step::Window { around, .. } = step { Some(*around) } else { None })
         .unwrap_or(Around::Restart)
+}
+
+fn window_of(steps: &[Step]) -> Option<&Step> {
+    steps.iter().find(|step| matches!(step, Step::Window { .. }))
+}
+
+/// After which step a node stays as it is, whatever follows: its guard is off, or without one it has been seen to be healthy.
+fn keeping_step(steps: &[Step]) -> Option<&Step> {
+    let disarms = |step: &&Step| matches!(step, Step::DisarmGuard { .. });
+    let gate = |step: &&Step| matches!(step, Step::AwaitHealthy { .. } | Step::Soak { .. });
+    let is_exchange = |step: &Step| matches!(step, Step::Window { from, to, .. } if from != to);
+    let last_gate = || steps.iter().rfind(gate).filter(|_| !steps.iter().any(is_exchange));
+    steps.iter().find(disarms).or_else(last_gate)
 }
 
 fn no_new_leader(dm: &DmSeen, former: &InstanceId) -> Option<String> {

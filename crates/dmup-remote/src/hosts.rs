@@ -8,8 +8,11 @@ use dmup_core::digest::Digest;
 use dmup_core::ids::{HostId, InstanceId};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::{HostSeen, ProcessSeen};
-use dmup_exec::ports::{Around, Build, Certainty, EffectError, Hosts, Parcel, Window};
-use dmup_wire::message::{Guard, Outcome, Prepare, Probe, ProbeInstance, Request, Stage, Switch};
+use dmup_core::texts::Text;
+use dmup_exec::ports::{Around, Build, Certainty, EffectError, Hosts, Parcel, Window, WindowOrder};
+use dmup_wire::message::{
+    Guard, Outcome, Prepare, Probe, ProbeInstance, PutFile, Request, Stage, Switch,
+};
 
 use crate::fleet::{Fleet, certainty_of, time_to_send, unfitting};
 
@@ -131,13 +134,14 @@ impl Hosts for Fleet {
     async fn switch(
         &self,
         instance: &Instance,
-        from: &Digest,
-        to: &Digest,
-        around: Around,
-        stop_within: Duration,
-        guard: Option<Duration>,
+        order: &WindowOrder,
     ) -> Result<Window, EffectError> {
-        let attempted = format!("switch {} to {to}", instance.id);
+        let WindowOrder { from, to, around, stop_within, guard, pid_before, texts } = order;
+        let attempted = if from == to {
+            format!("restart {}", instance.id)
+        } else {
+            format!("switch {} to {to}", instance.id)
+        };
         let (restart, even_if_running) = match around {
             Around::Restart => (true, false),
             Around::Offline => (false, false),
@@ -151,12 +155,14 @@ impl Hosts for Fleet {
             binary: instance.role.binary().into(),
             from: from.clone(),
             to: to.clone(),
+            pid_before: *pid_before,
+            texts: texts.0.iter().cloned().map(put_file).collect(),
             restart,
             even_if_running,
             stop_within_ms: u64::try_from(stop_within.as_millis()).unwrap_or(u64::MAX),
             guard_s: guard.map(|span| u32::try_from(span.as_secs()).unwrap_or(u32::MAX)),
         });
-        let within = stop_within + AROUND_A_WINDOW;
+        let within = *stop_within + AROUND_A_WINDOW;
         let outcome = self.request(&instance.host, &attempted, &request, within).await?;
         let Outcome::Switched(done) = outcome else {
             return Err(unfitting(&attempted, &instance.host));
@@ -255,6 +261,17 @@ impl Fleet {
             let observed = format!("{} has no home folder to keep packages in", hello.user);
             Err(failed(observed, Certainty::Refused))
         }
+    }
+}
+
+/// As the agent writes it: what is not root's belongs to the user that it runs as.
+pub fn put_file(text: Text) -> PutFile {
+    PutFile {
+        path: text.path,
+        mode: text.mode,
+        root: text.root,
+        owner: None,
+        content: text.content,
     }
 }
 

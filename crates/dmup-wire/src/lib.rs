@@ -21,5 +21,6 @@ pub mod message;
 
 /// Both sides must have the same one; it rises with every change of a message.
 ///
-/// 1: first. 2: leases; login keys are taken away; commands of the operator's run.
-pub const PROTOCOL: u32 = 2;
+/// 1: first. 2: leases; login keys are taken away; commands of the operator's run. 3: windows that
+/// write files, and those that exchange nothing.
+pub const PROTOCOL: u32 = 3;

@@ -209,8 +209,12 @@ pub struct Switch {
     pub binary: Utf8PathBuf,
     /// Hash of the live executable before; anything else is refused before the stop, unless it is already `to`.
     pub from: Digest,
-    /// Hash of the staged executable before.
+    /// Hash of the staged executable before; the same as `from`: nothing is exchanged, the unit is only stopped and started.
     pub to: Digest,
+    /// The main process before. Without an exchange it tells whether this was done already: another one runs, and `texts` lie there.
+    pub pid_before: Option<u32>,
+    /// Written between stop and start, after the exchange; at most 64. Those without an owner belong to the agent's user. Only with `restart`.
+    pub texts: Vec<PutFile>,
     /// Stop and start the unit around it; false for `--offline`, which refuses while the unit runs unless `even_if_running`.
     pub restart: bool,
     /// Only without `restart`.

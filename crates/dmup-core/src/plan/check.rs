@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::decision::{Plan, Turn};
+use super::decision::{Kind, Plan, Turn};
 use super::step::{Around, Step};
 use super::turn::{master_of, worker_of};
 use crate::ids::{HostId, InstanceId, SourceId, TaskName};
@@ -55,6 +55,12 @@ pub fn check(plan: &Plan) -> Vec<BrokenRule> {
         }
         let is_staged = plan.parcel.is_none() || staged.contains(&instance.host);
         rule(place, is_staged, "its host is staged before any window");
+        let may_stay = match plan.kind {
+            Kind::Hotfix | Kind::Rollback => turn.from != turn.to && turn.texts.is_none(),
+            Kind::Restart => turn.from == turn.to && turn.texts.is_none(),
+            Kind::Reload => turn.from == turn.to,
+        };
+        rule(place, may_stay, "a window does what its kind of run is for");
 
         rule(place, !(had_monitoring && instance.role.is_dm()), "monitoring comes after DM");
         had_monitoring |= !instance.role.is_dm();
@@ -119,14 +125,20 @@ fn rules_of_a_turn(turn: &Turn) -> Vec<(bool, &'static str)> {
     let before = |a: Option<usize>, b: Option<usize>| a.is_some() && b.is_some() && a < b;
 
     let own = turn.steps.iter().all(|step| step.instance().is_none_or(|id| *id == turn.instance));
-    let exchange = turn.steps.iter().any(|step| {
-        matches!(step, Step::Window { from, to, .. } if from != to && *from == turn.from && *to == turn.to)
+    let is_exchange = turn.from != turn.to;
+    let after = turn.texts.as_ref().map(|texts| &texts.after);
+    let window_of_turn = turn.steps.iter().any(|step| {
+        matches!(step, Step::Window { from, to, texts, .. }
+            if *from == turn.from && *to == turn.to && texts.as_ref() == after)
     });
     let mut rules = vec![
         (own, "a turn touches its own instance only"),
         (count(|s| matches!(s, Step::Window { .. })) == 1, "a turn has one window"),
-        (exchange, "a window exchanges the turn's builds, which differ"),
-        (before(window, mark), "it is recorded after its window"),
+        (window_of_turn, "a window exchanges the turn's builds and writes its files"),
+        (
+            if is_exchange { before(window, mark) } else { mark.is_none() },
+            "an exchange is recorded after its window, and nothing else is",
+        ),
         (
             !turn.steps.iter().any(|s| matches!(s, Step::Stage { .. } | Step::Prepare { .. })),
             "everything is staged before the first turn",
@@ -138,10 +150,21 @@ fn rules_of_a_turn(turn: &Turn) -> Vec<(bool, &'static str)> {
         (evict.is_none() || before(healthy, cancel), "an eviction is taken back"),
     ];
     if restarts {
+        rules.push((before(window, healthy), "health is awaited after the window"));
+    }
+    if restarts && is_exchange {
         rules.extend([
             (before(arm, window), "the guard is armed before the window"),
-            (before(window, healthy), "health is awaited after the window"),
             (before(healthy, disarm), "the guard is disarmed after health is seen"),
+        ]);
+    }
+    if !is_exchange {
+        rules.extend([
+            (restarts, "a window without an exchange stops and starts"),
+            (
+                arm.is_none() && disarm.is_none(),
+                "a guard is armed only where there is a build to go back to",
+            ),
         ]);
     }
     for (index, step) in turn.steps.iter().enumerate() {

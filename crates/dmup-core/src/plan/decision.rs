@@ -12,6 +12,7 @@ use crate::ids::{ClusterName, HostId, InstanceId, MemberName, SourceId, TaskName
 use crate::instance::{Instance, Role};
 use crate::inventory::{DmSeen, SubtaskUnit};
 use crate::policy::Policy;
+use crate::texts::TextsChange;
 use crate::version::DmVersion;
 
 /// "Not now, and here is why" is neither a plan nor an error.
@@ -56,6 +57,10 @@ pub enum Kind {
     Hotfix,
     /// Puts the trees back that earlier windows took out.
     Rollback,
+    /// Stops and starts.
+    Restart,
+    /// Stops, writes unit, run script and configuration, starts.
+    Reload,
 }
 
 /// What to do, complete: with it and the hosts alone a run can be begun and resumed.
@@ -118,10 +123,13 @@ pub struct Turn {
     pub instance: InstanceId,
     /// The build before.
     pub from: Digest,
-    /// The build after.
+    /// The build after; the same one: nothing is exchanged.
     pub to: Digest,
     /// What `patched` in `meta.yaml` becomes.
     pub patched: bool,
+    /// Files that are written in its window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub texts: Option<TextsChange>,
     /// It was down or unknown to DM before: it owes no health if it has to go back.
     pub was_broken: bool,
     /// How long it is watched, if not as the policy says: the last of a batch.

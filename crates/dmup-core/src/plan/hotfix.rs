@@ -1,4 +1,4 @@
-//! Plans the exchange of executables, one instance at a time.
+//! Plans the exchange of executables, and restarts without one, one instance at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +18,7 @@ use crate::inventory::{
     WorkerStage,
 };
 use crate::policy::{BatchSize, Policy};
+use crate::texts::TextsChange;
 use crate::version::DmVersion;
 
 /// From here on logs do not line up: worth a word.
@@ -117,7 +118,8 @@ pub fn plan_hotfix(request: &HotfixRequest, inventory: &Inventory, policy: &Poli
         };
         match request.targets.get(&instance.role) {
             Some(target) => {
-                goals.insert(id.clone(), Goal { to: target.digest.clone(), patched: true });
+                let goal = Goal::Build { to: target.digest.clone(), patched: true };
+                goals.insert(id.clone(), goal);
             }
             None => {
                 blockers.push(Blocker::NotInPackage { instance: id.clone(), role: instance.role });
@@ -126,7 +128,7 @@ pub fn plan_hotfix(request: &HotfixRequest, inventory: &Inventory, policy: &Poli
     }
     for target in request.targets.values() {
         if let Some(why) = request.known_bad.get(&target.digest)
-            && goals.values().any(|goal| goal.to == target.digest)
+            && goals.values().any(|goal| goal.build() == Some(&target.digest))
         {
             blockers.push(Blocker::KnownBad { build: target.digest.clone(), why: why.clone() });
         }
@@ -156,7 +158,8 @@ pub fn plan_rollback(
     for (id, target) in &request.targets {
         match &target.build {
             Some(build) => {
-                goals.insert(id.clone(), Goal { to: build.clone(), patched: target.patched });
+                let goal = Goal::Build { to: build.clone(), patched: target.patched };
+                goals.insert(id.clone(), goal);
             }
             None => blockers.push(Blocker::NothingToGoBackTo { instance: id.clone() }),
         }
@@ -175,13 +178,63 @@ pub fn plan_rollback(
     plan_exchange(&work, blockers, inventory, policy)
 }
 
-/// Where an instance goes.
-struct Goal {
-    to: Digest,
-    patched: bool,
+/// What the operator wants stopped and started.
+#[derive(Clone, Debug)]
+pub struct RestartRequest {
+    /// Of which cluster.
+    pub cluster: ClusterName,
+    /// Its version of DM.
+    pub version: DmVersion,
+    /// All its instances.
+    pub instances: Vec<Instance>,
+    /// Those that are meant, and the files that are written in their windows (`reload`).
+    pub targets: BTreeMap<InstanceId, Option<TextsChange>>,
+    /// Whether it is a reload, also of nodes whose files are as they should be.
+    pub is_reload: bool,
+    /// What does not count as an obstacle.
+    pub allow: Allowances,
 }
 
-/// A hotfix or a rollback.
+/// Plans a restart or a reload: the order and the checks of a hotfix, and no build changes.
+pub fn plan_restart(request: &RestartRequest, inventory: &Inventory, policy: &Policy) -> Decision {
+    let goals = request
+        .targets
+        .iter()
+        .map(|(id, texts)| (id.clone(), Goal::Again { texts: texts.clone() }))
+        .collect();
+    let work = Work {
+        cluster: &request.cluster,
+        version: &request.version,
+        instances: &request.instances,
+        goals,
+        kind: if request.is_reload { Kind::Reload } else { Kind::Restart },
+        parcel: None,
+        targets: BTreeMap::new(),
+        offline: false,
+        allow: &request.allow,
+    };
+    plan_exchange(&work, Vec::new(), inventory, policy)
+}
+
+/// What becomes of an instance.
+enum Goal {
+    /// It gets a build.
+    Build { to: Digest, patched: bool },
+    /// It is stopped and started.
+    Again { texts: Option<TextsChange> },
+}
+
+impl Goal {
+    /// The build that it is to have, if that is another one than lies there.
+    fn build(&self) -> Option<&Digest> {
+        match self {
+            Self::Build { to, .. } => Some(to),
+            Self::Again { .. } => None,
+        }
+    }
+}
+
+/// A hotfix, a rollback, or a restart.
 struct Work<'a> {
     cluster: &'a ClusterName,
     version: &'a DmVersion,
@@ -199,6 +252,7 @@ struct Candidate<'a> {
     instance: &'a Instance,
     goal: &'a Goal,
     from: Digest,
+    to: Digest,
     is_broken: bool,
     /// It runs, so its host answers and its unit is active.
     is_active: bool,
@@ -275,9 +329,11 @@ fn plan_exchange(
 impl Candidate<'_> {
     /// Its disk has the target, and it runs nothing else: there is nothing to exchange.
     fn is_done(&self, inventory: &Inventory) -> bool {
-        inventory.processes.get(&self.instance.id).is_some_and(|process| {
-            process.on_disk.as_ref() == Some(&self.goal.to)
-                && process.running.as_ref().is_none_or(|running| *running == self.goal.to)
+        self.goal.build().is_some_and(|to| {
+            inventory.processes.get(&self.instance.id).is_some_and(|process| {
+                process.on_disk.as_ref() == Some(to)
+                    && process.running.as_ref().is_none_or(|running| running == to)
+            })
         })
     }
 
@@ -294,7 +350,7 @@ impl Candidate<'_> {
         inventory
             .processes
             .get(&self.instance.id)
-            .is_some_and(|process| process.on_disk.as_ref() == Some(&self.goal.to))
+            .is_some_and(|process| process.on_disk.as_ref() == Some(&self.to))
     }
 }
 
@@ -332,7 +388,7 @@ fn look_at<'a>(
     if let Some(running) = &process.running
         && running != on_disk
     {
-        if *on_disk == goal.to {
+        if goal.build() == Some(on_disk) {
             from = running.clone(); // exchanged before, not restarted: the window will see to that
         } else {
             has_drifted = true;
@@ -340,7 +396,8 @@ fn look_at<'a>(
     }
     let seen = if work.offline { Ok(()) } else { is_up(instance, Some(process), dm) };
     let is_broken = seen.is_err();
-    let candidate = Candidate { instance, goal, from, is_broken, is_active };
+    let to = goal.build().unwrap_or(on_disk).clone();
+    let candidate = Candidate { instance, goal, from, to, is_broken, is_active };
     if candidate.is_done(inventory) {
         return Some(candidate);
     }
@@ -691,7 +748,7 @@ fn prepare(work: &Work<'_>, ordered: &[Candidate<'_>], inventory: &Inventory) ->
     let prepares = ordered
         .iter()
         .filter(|candidate| !candidate.is_exchanged(inventory))
-        .map(|c| Step::Prepare { instance: c.instance.id.clone(), to: c.goal.to.clone() });
+        .map(|c| Step::Prepare { instance: c.instance.id.clone(), to: c.to.clone() });
     stages.chain(prepares).collect()
 }
 
@@ -716,11 +773,16 @@ fn take_turns(
             (true, false) => Around::Offline,
             (true, true) => Around::OfflineEvenIfRunning,
         };
+        let (patched, texts) = match candidate.goal {
+            Goal::Build { patched, .. } => (*patched, None),
+            Goal::Again { texts } => (candidate.instance.patched, texts.clone()),
+        };
         let steps = turn_steps(&TurnFacts {
             instance: candidate.instance,
             from: &candidate.from,
-            to: &candidate.goal.to,
-            patched: candidate.goal.patched,
+            to: &candidate.to,
+            texts: texts.as_ref(),
+            patched,
             around,
             is_broken: candidate.is_broken,
             dm: forecast.as_ref(),
@@ -736,8 +798,9 @@ fn take_turns(
         turns.push(Turn {
             instance: id.clone(),
             from: candidate.from.clone(),
-            to: candidate.goal.to.clone(),
-            patched: candidate.goal.patched,
+            to: candidate.to.clone(),
+            patched,
+            texts,
             was_broken: candidate.is_broken,
             soak_s,
             overlaps: soak_s.is_none()

@@ -10,6 +10,8 @@ pub fn render(plan: &Plan) -> String {
     let what = match plan.kind {
         Kind::Hotfix => "Hotfix",
         Kind::Rollback => "Rollback",
+        Kind::Restart => "Restart",
+        Kind::Reload => "Reload",
     };
     let mut line = |line: String| {
         text.push_str(&line);
@@ -32,8 +34,10 @@ pub fn render(plan: &Plan) -> String {
         let role = plan.instance(&turn.instance).map_or("?", |instance| instance.role.as_str());
         let mut head = String::new();
         // Writing to a string cannot fail.
-        let _ok =
-            write!(head, "{}. {} {}: {} -> {}", index + 1, role, turn.instance, turn.from, turn.to);
+        let _ok = write!(head, "{}. {} {}", index + 1, role, turn.instance);
+        if turn.from != turn.to {
+            let _ok = write!(head, ": {} -> {}", turn.from, turn.to);
+        }
         if turn.was_broken {
             head.push_str(" (down now)");
         }
@@ -41,6 +45,9 @@ pub fn render(plan: &Plan) -> String {
             head.push_str(" (the next turn begins while it is watched)");
         }
         line(head);
+        for path in turn.texts.iter().flat_map(|texts| &texts.paths) {
+            line(format!("    differs: {path}"));
+        }
         for step in &turn.steps {
             line(format!("    {}", step.describe()));
         }

@@ -112,10 +112,13 @@ pub enum Step {
         instance: InstanceId,
         /// The build before.
         from: Digest,
-        /// The build after.
+        /// The build after; the same one: nothing is exchanged.
         to: Digest,
         /// Whether it is stopped and started.
         around: Around,
+        /// Files that are written between stop and start, by their digest.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        texts: Option<Digest>,
     },
     /// Waits until the instance and the cluster are as healthy as before.
     AwaitHealthy {
@@ -189,14 +192,21 @@ impl Step {
             Self::ArmGuard { instance, from, after_s, .. } => {
                 format!("arm the guard of {instance}: back to {from} after {after_s}s without us")
             }
-            Self::Window { instance, from, to, around: Around::Restart } => {
-                format!("stop {instance}, exchange {from} for {to}, start")
+            Self::Window { instance, from, to, around: Around::Restart, texts } => {
+                let exchange =
+                    if from == to { String::new() } else { format!(", exchange {from} for {to}") };
+                let write = match texts {
+                    Some(texts) => format!(", write its files as of {texts}"),
+                    None => String::new(),
+                };
+                format!("stop {instance}{exchange}{write}, start")
             }
             Self::Window {
                 instance,
                 from,
                 to,
                 around: Around::Offline | Around::OfflineEvenIfRunning,
+                ..
             } => {
                 format!("exchange {from} for {to} of {instance}; nothing is started")
             }

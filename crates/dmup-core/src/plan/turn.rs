@@ -20,6 +20,7 @@ use crate::inventory::{
     DmSeen, MasterSeen, ProcessSeen, SubtaskStage, UnitActive, WorkerSeen, WorkerStage,
 };
 use crate::policy::Policy;
+use crate::texts::TextsChange;
 use crate::version::DmVersion;
 
 /// What a turn depends on.
@@ -29,8 +30,10 @@ pub struct TurnFacts<'a> {
     pub instance: &'a Instance,
     /// The build before.
     pub from: &'a Digest,
-    /// The build after.
+    /// The build after; the same one: it is only restarted.
     pub to: &'a Digest,
+    /// Files that are written in the window.
+    pub texts: Option<&'a TextsChange>,
     /// What `patched` becomes.
     pub patched: bool,
     /// Whether it is stopped and started.
@@ -58,7 +61,10 @@ pub fn turn_steps(facts: &TurnFacts<'_>) -> Vec<Step> {
         from: from.clone(),
         to: to.clone(),
         around: facts.around,
+        texts: facts.texts.map(|texts| texts.after.clone()),
     };
+    // The guard goes back to another build. Without one, whatever cuts us off, the host starts what it stopped.
+    let is_exchange = from != to;
     let mark =
         Step::MarkPatched { instance: instance.clone(), build: to.clone(), patched: facts.patched };
     if facts.around != Around::Restart {
@@ -74,13 +80,15 @@ pub fn turn_steps(facts: &TurnFacts<'_>) -> Vec<Step> {
     };
     let policy = facts.policy;
     let mut steps = before;
-    steps.push(Step::ArmGuard {
-        instance: instance.clone(),
-        from,
-        to: to.clone(),
-        // The window itself is inside: a slow stop must not fire it.
-        after_s: policy.guard_s.saturating_add(policy.stop_within_s),
-    });
+    if is_exchange {
+        steps.push(Step::ArmGuard {
+            instance: instance.clone(),
+            from,
+            to: to.clone(),
+            // The window itself is inside: a slow stop must not fire it.
+            after_s: policy.guard_s.saturating_add(policy.stop_within_s),
+        });
+    }
     steps.push(window);
     steps.extend(after_window);
     steps.push(Step::AwaitHealthy {
@@ -91,9 +99,13 @@ pub fn turn_steps(facts: &TurnFacts<'_>) -> Vec<Step> {
     if facts.soak_s > 0 {
         steps.push(Step::Soak { instance: instance.clone(), build: to, soak_s: facts.soak_s });
     }
-    steps.push(Step::DisarmGuard { instance: instance.clone() });
+    if is_exchange {
+        steps.push(Step::DisarmGuard { instance: instance.clone() });
+    }
     steps.extend(at_the_end);
-    steps.push(mark);
+    if is_exchange {
+        steps.push(mark);
+    }
     steps
 }
 

@@ -6,6 +6,7 @@
 )]
 
 mod promises;
+mod restarts;
 mod sim;
 mod stories;
 

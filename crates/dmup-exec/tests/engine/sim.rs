@@ -17,8 +17,10 @@ use dmup_core::inventory::{
     WorkerSeen, WorkerStage,
 };
 use dmup_core::plan::{Allowances, HotfixRequest, ParcelSpec, TargetBuild};
+use dmup_core::texts::Texts;
 use dmup_exec::ports::{
-    Around, Build, Certainty, Clock, Dm, EffectError, Hosts, Parcel, Records, ReportedBuild, Window,
+    Around, Build, Certainty, Clock, Dm, EffectError, Hosts, Parcel, Records, ReportedBuild,
+    Window, WindowOrder,
 };
 
 /// A small generator of numbers: same seed, same run.
@@ -53,6 +55,10 @@ pub(crate) struct Node {
     pub(crate) live: Digest,
     pub(crate) staged: Option<Digest>,
     pub(crate) running: Option<Digest>,
+    /// Its files, by their digest.
+    pub(crate) texts: Digest,
+    /// How often it was started by order.
+    pub(crate) starts: usize,
     pub(crate) pid: Option<u32>,
     pub(crate) restarts: u32,
     pub(crate) is_looping: bool,
@@ -76,6 +82,9 @@ pub(crate) struct State {
     pub(crate) subtasks: BTreeMap<(TaskName, SourceId), SubtaskStage>,
     pub(crate) marks: BTreeMap<InstanceId, (Digest, bool)>,
     pub(crate) behaviours: BTreeMap<Digest, Behaviour>,
+    /// Files kept for the run; a process that starts with bad ones ends at once.
+    pub(crate) texts: BTreeMap<Digest, Texts>,
+    pub(crate) bad_texts: Option<Digest>,
     pub(crate) stops_before_lease: bool,
     pub(crate) windows: usize,
     pub(crate) elections: usize,
@@ -223,6 +232,8 @@ impl Sim {
                     live: old(),
                     staged: None,
                     running: Some(old()),
+                    texts: Texts::default().digest(),
+                    starts: 0,
                     pid: Some(next_pid),
                     restarts: 0,
                     is_looping: false,
@@ -254,6 +265,8 @@ impl Sim {
                 subtasks,
                 marks: BTreeMap::new(),
                 behaviours: BTreeMap::new(),
+                texts: BTreeMap::new(),
+                bad_texts: None,
                 stops_before_lease: version.stops_subtasks_before_lease(),
                 windows: 0,
                 elections: 0,
@@ -374,7 +387,6 @@ impl Sim {
         state.settle();
     }
 
-    /// From now on, for so long, nobody gets into that host.
     /// As another desk would.
     pub(crate) fn put_back(&self, id: &InstanceId) {
         let mut state = self.state.lock().unwrap();
@@ -388,6 +400,7 @@ impl Sim {
         self.state.lock().unwrap().nodes[id].pid
     }
 
+    /// From now on, for so long, nobody gets into that host.
     pub(crate) fn silence(&self, host: &str, span: Duration) {
         let mut state = self.state.lock().unwrap();
         let until = state.now + span;
@@ -752,13 +765,15 @@ impl State {
         let behaviour =
             self.behaviours.get(&self.nodes[id].live).copied().unwrap_or(Behaviour::Good);
         let now = self.now;
+        let has_bad_texts = self.bad_texts.as_ref() == Some(&self.nodes[id].texts);
         let node = self.nodes.get_mut(id).unwrap();
         node.restarts = 0;
+        node.starts += 1;
         node.is_looping = false;
         node.running = Some(node.live.clone());
         node.pid = Some(pid);
         node.started = now;
-        if behaviour == Behaviour::ExitsAtStart {
+        if behaviour == Behaviour::ExitsAtStart || has_bad_texts {
             self.crash(id);
         } else {
             node.broken_from_the_start = false;
@@ -857,17 +872,23 @@ impl Hosts for Sim {
     async fn switch(
         &self,
         instance: &Instance,
-        from: &Digest,
-        to: &Digest,
-        around: Around,
-        within: Duration,
-        guard: Option<Duration>,
+        order: &WindowOrder,
     ) -> Result<Window, EffectError> {
         let id = &instance.id;
+        let WindowOrder { from, to, around, stop_within, guard, pid_before, texts } = order.clone();
+        let (from, to, within) = (&from, &to, stop_within);
         self.check_reachable(&instance.host)?;
         self.effect(id.as_str(), |state| {
             let node = &state.nodes[id];
-            if node.live == *to && node.staged.as_ref() == Some(from) {
+            if from == to {
+                if node.live != *to {
+                    return Err("another build lies there".into());
+                }
+                let are_there = texts.0.is_empty() || node.texts == texts.digest();
+                if are_there && node.pid.is_some() && node.pid != pid_before {
+                    return Ok(Window { already: true, ..Window::default() });
+                }
+            } else if node.live == *to && node.staged.as_ref() == Some(from) {
                 if around != Around::Restart || node.running.as_ref() == Some(to) {
                     return Ok(Window { already: true, ..Window::default() });
                 }
@@ -876,7 +897,7 @@ impl Hosts for Sim {
             }
             let has_old = node.live == *from;
             if around == Around::Restart {
-                if has_old && *from == old() && node.guard.is_none() {
+                if has_old && from != to && *from == old() && node.guard.is_none() {
                     state.violations.push(format!("the window of {id} has no guard"));
                 }
                 let whole = guard.map(|span| span + within);
@@ -886,9 +907,12 @@ impl Hosts for Sim {
             } else if node.is_up() && around == Around::Offline {
                 return Err("it runs".into());
             }
-            if state.nodes[id].live == *from {
+            if from != to && state.nodes[id].live == *from {
                 state.exchange(id, from, to);
                 state.windows += 1;
+            }
+            if !texts.0.is_empty() {
+                state.nodes.get_mut(id).unwrap().texts = texts.digest();
             }
             if around == Around::Restart {
                 state.start(id);
@@ -1178,5 +1202,10 @@ impl Records for Sim {
         let mut state = self.state.lock().unwrap();
         state.marks.insert(instance.clone(), (build.clone(), patched));
         Ok(())
+    }
+
+    fn texts(&self, digest: &Digest) -> Result<Texts, String> {
+        let state = self.state.lock().unwrap();
+        state.texts.get(digest).cloned().ok_or_else(|| format!("no files {digest}"))
     }
 }

@@ -14,9 +14,10 @@ use dmup_core::instance::{Instance, Role};
 use dmup_core::layout::{self, Deployment, PlacedFile};
 pub(crate) use dmup_core::preflight::unit_path;
 use dmup_core::preflight::{self, Finding, Found, Planned, Weight};
+use dmup_core::texts::Texts;
 use dmup_core::topology::{Neighbour, Topology};
 use dmup_core::version::DmVersion;
-use dmup_exec::ports::{Around, Build, EffectError, Hosts, Parcel};
+use dmup_exec::ports::{Around, Build, EffectError, Hosts, Parcel, WindowOrder};
 use dmup_mirror::package::{self, ComponentPackage, Package, Wanted, component_package};
 use dmup_remote::hosts::{probe_instance, store};
 use dmup_remote::login::needs_passphrase;
@@ -403,6 +404,16 @@ pub(crate) struct Laid {
     has_dashboards: bool,
 }
 
+impl Laid {
+    pub(crate) fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    pub(crate) fn files(&self) -> &[PutFile] {
+        &self.files
+    }
+}
+
 /// Renders everything that will lie on hosts; a setting that makes no sense shows here, before anything is touched.
 pub(crate) fn render(
     deployment: &Deployment<'_>,
@@ -574,8 +585,16 @@ async fn put_hotfix_over(
     let build = Build { digest: part.binary.clone(), replace: part.replace.clone() };
     if *from != build.digest {
         fleet.prepare(instance, &parcel, &build).await?;
-        let around = Around::Offline;
-        fleet.switch(instance, from, &build.digest, around, Duration::from_secs(10), None).await?;
+        let order = WindowOrder {
+            from: from.clone(),
+            to: build.digest,
+            around: Around::Offline,
+            stop_within: Duration::from_secs(10),
+            guard: None,
+            pid_before: None,
+            texts: Texts::default(),
+        };
+        fleet.switch(instance, &order).await?;
     }
     // Best effort: a copy in the store is only in nobody's way.
     if let Ok(hello) = fleet.hello(&instance.host).await {
