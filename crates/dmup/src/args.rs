@@ -183,11 +183,10 @@ pub enum Command {
     /// Stop a DM cluster
     #[command(after_help = "Examples:\n  dmup stop prod\n  dmup stop prod -N 10.0.1.11:8262")]
     Stop(SelectedArgs),
-    /// Restart a DM cluster: stop all that is selected, then start it
-    #[command(
-        after_help = "Examples:\n  dmup restart prod --yes\n  dmup restart prod -R prometheus,grafana"
-    )]
-    Restart(SelectedArgs),
+    /// Restart a DM cluster, node by node, while it serves
+    Restart(RestartArgs),
+    /// Bring units, run scripts and configurations to what the topology says, node by node
+    Reload(ReloadArgs),
     /// Enable a DM cluster at boot
     #[command(after_help = "Examples:\n  dmup enable prod")]
     Enable(SelectedArgs),
@@ -511,6 +510,24 @@ pub struct PatchArgs {
 /// How new builds are brought to nodes that serve.
 #[derive(Args, Clone, Debug)]
 pub struct Rollout {
+    /// How nodes have their turns
+    #[command(flatten)]
+    pub rolling: Rolling,
+    /// What to do when a node is not healthy on the new build
+    #[arg(long, default_value = "rollback-node", value_name = "POLICY")]
+    pub on_failure: OnFailureArg,
+    /// Seconds in which the host goes back by itself when dmup is gone; while a node is being stopped and started they do
+    /// not run
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(10..=86400), value_name = "SECONDS")]
+    pub guard: u32,
+    /// Also put a build in that failed before; --force does that, too
+    #[arg(long)]
+    pub force_build: bool,
+}
+
+/// How nodes that serve have their turns, one after the other.
+#[derive(Args, Clone, Debug)]
+pub struct Rolling {
     /// Seconds that a node must stay healthy before the next one's turn
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=86400), value_name = "SECONDS")]
     pub soak: u32,
@@ -521,13 +538,6 @@ pub struct Rollout {
     /// again; `stop` leaves it as it is and ends the run there
     #[arg(long, default_value = "go-on", value_name = "POLICY")]
     pub on_busy: OnBusyArg,
-    /// What to do when a node is not healthy on the new build
-    #[arg(long, default_value = "rollback-node", value_name = "POLICY")]
-    pub on_failure: OnFailureArg,
-    /// Seconds in which the host goes back by itself when dmup is gone; while a node is being stopped and started they do
-    /// not run
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(10..=86400), value_name = "SECONDS")]
-    pub guard: u32,
     /// Sizes of the first batches of nodes, e.g. `1,10%,50%`; the last batch is the rest. Nodes are stopped one after the
     /// other in any case. Workers of a batch are watched together (from v6.5.0): the next one's turn begins once the one
     /// before it is healthy. Between two batches the cluster is watched for --batch-soak
@@ -549,20 +559,79 @@ pub struct Rollout {
     /// Refuse when a task is more than so many seconds behind its source
     #[arg(long, value_name = "SECONDS")]
     pub max_lag: Option<u32>,
-    /// Also patch instances that are down
+    /// Also instances that are down
     #[arg(long)]
     pub include_down: bool,
-    /// Also patch instances that run something else than lies on their disk: what lies there is what they go back to
+    /// Also instances that run something else than lies on their disk: what lies there is the build before
     #[arg(long)]
     pub adopt: bool,
-    /// Also put a build in that failed before
-    #[arg(long)]
-    pub force_build: bool,
     /// Go on although: subtasks have errors, dump, load or are behind; a source is bound to nobody; DDLs wait for a lock;
-    /// another node is down; a clock is off; a guard is armed; with --offline, a node runs. Does what --adopt and
-    /// --force-build do, too. Quorum, an agreed leader, room on disks and reachable hosts are never given up
+    /// another node is down; a clock is off; a guard is armed; with --offline, a node runs. Does what --adopt does, too.
+    /// Quorum, an agreed leader, room on disks and reachable hosts are never given up
     #[arg(long)]
     pub force: bool,
+}
+
+/// Arguments of `restart`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  dmup restart prod                         node by node, while the cluster serves
+  dmup restart prod -R dm-worker --plan
+  dmup restart prod --fast --yes            all at once: sources stand still meanwhile
+  dmup restart prod -R prometheus,grafana
+
+With the order, the checks and the journal of `patch`: masters that follow, the leader, free workers, bound workers,
+monitoring. A node that does not come back ends the run. `dmup resume` goes on with a run that was interrupted.
+Exporters are restarted by --fast only.")]
+pub struct RestartArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// Which instances of it
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Stop all that is selected, then start it, whatever state it is in; the flags below have no meaning then
+    #[arg(long, conflicts_with = "plan")]
+    pub fast: bool,
+    /// Print what would be done, and end
+    #[arg(long)]
+    pub plan: bool,
+    /// How
+    #[command(flatten)]
+    pub rolling: Rolling,
+}
+
+/// Arguments of `reload`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  dmup edit-config prod && dmup reload prod
+  dmup reload prod --plan                   which files differ, and what would be done
+  dmup reload prod --skip-restart           files only; they count from the next start on
+  dmup reload prod -N 10.0.1.11:8262
+
+Units, run scripts and configurations as the topology has them, and a restart, node by node, as `restart` does it. A node
+that is not healthy with them gets its files from before.")]
+pub struct ReloadArgs {
+    /// Which cluster
+    #[arg(value_name = "CLUSTER")]
+    pub cluster: String,
+    /// Which instances of it
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Write the files and restart nothing
+    #[arg(long, conflicts_with = "plan")]
+    pub skip_restart: bool,
+    /// Print what would be done, and end
+    #[arg(long)]
+    pub plan: bool,
+    /// What to do when a node is not healthy with its new files
+    #[arg(long, default_value = "rollback-node", value_name = "POLICY")]
+    pub on_failure: OnFailureArg,
+    /// How
+    #[command(flatten)]
+    pub rolling: Rolling,
 }
 
 /// What to do when a worker's tasks do not catch up.

@@ -16,6 +16,7 @@ use dmup_core::journal::{Folded, RunState, TurnEnd, fold};
 use dmup_core::plan::{Kind as RunKind, ParcelSpec, Plan, TargetBuild};
 use dmup_core::report::{Report, RunEnd};
 use dmup_core::selection::BadSelection;
+use dmup_core::texts::Texts;
 use dmup_core::topology::Meta;
 use dmup_exec::RunFolder;
 use dmup_exec::ports::{Clock, Records};
@@ -181,6 +182,7 @@ impl Context {
             | Command::Start(_)
             | Command::Stop(_)
             | Command::Restart(_)
+            | Command::Reload(_)
             | Command::Enable(_)
             | Command::Disable(_)
             | Command::List
@@ -343,7 +345,12 @@ impl Known {
     }
 
     pub(crate) fn records(&self) -> MetaRecords {
-        MetaRecords { cluster: self.cluster.clone() }
+        MetaRecords { cluster: self.cluster.clone(), run: None }
+    }
+
+    /// As [`Self::records`], with the files that this run keeps.
+    pub(crate) fn records_of(&self, run: &RunFolder) -> MetaRecords {
+        MetaRecords { run: Some(run.clone()), ..self.records() }
     }
 
     /// Builds that were put back before, and why.
@@ -476,7 +483,7 @@ impl Known {
         let mut latest = BTreeMap::new();
         for run in self.runs()?.iter().rev() {
             let Ok((plan, folded)) = &run.content else { continue };
-            for turn in &plan.turns {
+            for turn in plan.turns.iter().filter(|turn| turn.from != turn.to) {
                 let is_open = folded.open.iter().any(|it| it.instance == turn.instance);
                 let left = match folded.ended.get(&turn.instance) {
                     _ if is_open => None,
@@ -514,8 +521,8 @@ impl Known {
             let has_it = folded.ended.get(instance) == Some(&TurnEnd::Changed)
                 || folded.ended.get(instance) == Some(&TurnEnd::Left)
                 || folded.open.iter().any(|open| open.instance == *instance);
-            if !has_it {
-                continue;
+            if !has_it || turn.from == turn.to {
+                continue; // nothing was exchanged
             }
             if before.is_none() {
                 // The newest word counts: after a rollback there is no further way back.
@@ -569,6 +576,7 @@ impl PastRun {
 /// Writes `patched` into `meta.yaml`.
 pub(crate) struct MetaRecords {
     cluster: Cluster,
+    run: Option<RunFolder>,
 }
 
 impl Records for MetaRecords {
@@ -580,6 +588,13 @@ impl Records for MetaRecords {
             return Ok(());
         }
         self.cluster.save_meta(&meta, &jiff::Zoned::now()).map_err(|error| chain(&error))
+    }
+
+    fn texts(&self, digest: &Digest) -> Result<Texts, String> {
+        let Some(run) = &self.run else {
+            return Err(format!("no run keeps the files {digest}"));
+        };
+        run.texts(digest).map_err(|error| chain(&error))
     }
 }
 

@@ -115,6 +115,7 @@ fn the_manual_as_it_is_written() {
     let second = Stamp::new("v5.3.0-20220101", &"3".repeat(40));
     let package = scene.hotfix("second.tar.gz", &second).unwrap();
     scene.dmup(&["patch", CLUSTER, package.as_str(), "--yes"]).well();
+    settings_are_brought_to_the_nodes(&scene);
     let flow = scene.flow().expect("rows flow");
     for (source, seen) in flow.witness.settle(&flow.writer, Duration::from_secs(90)) {
         assert!(seen.is_whole(), "{source}: {seen}");
@@ -155,6 +156,88 @@ fn the_manual_as_it_is_written() {
     assert!(!units.contains("dm-master"), "{units}");
     let gone = scene.dmup(&["display", CLUSTER]).with_code(3);
     assert!(gone.stderr.contains("not exists"), "{gone}");
+}
+
+/// `edit-config`, `reload` and `restart`, with rows flowing.
+fn settings_are_brought_to_the_nodes(scene: &Scene) {
+    let worker = &format!("{}:8262", scene.hosts.hosts()[0].address);
+    let on_host = |words: &[&str]| scene.hosts.run_on(1, words).expect("it runs");
+    let pid = |unit: &str| on_host(&["systemctl", "show", "-p", "MainPID", "--value", unit]);
+    let pids = || ["dm-master-8261", "dm-worker-8262", "prometheus-9090"].map(pid);
+    let config = "/home/tidb/dm/deploy/dm-worker-8262/conf/dm-worker.toml";
+    let marks = scene.dmup(&["display", CLUSTER]).well().stdout.matches("(patched)").count();
+
+    // What was deployed is what the topology says.
+    let before = pids();
+    let plan = scene.dmup(&["reload", CLUSTER, "--plan"]).well();
+    assert!(
+        plan.stdout.contains("Reload of prod") && !plan.to_string().contains("differs"),
+        "{plan}"
+    );
+
+    let meta = scene.operator.tiup_home().join("storage/dm/clusters/prod/meta.yaml");
+    let edit = |settings: &[&str]| {
+        let text = std::fs::read_to_string(&meta).expect("a cluster");
+        let (_, topology) = text.split_once("topology:\n").expect("a topology");
+        let mut edited = String::from("server_configs:\n    worker:\n");
+        edited.extend(settings.iter().map(|setting| format!("        {setting}\n")));
+        let mut is_former = false;
+        for line in topology.lines().map(|line| line.strip_prefix("    ").unwrap_or(line)) {
+            is_former = line == "server_configs:" || is_former && line.starts_with(' ');
+            if !is_former {
+                edited.push_str(line);
+                edited.push('\n');
+            }
+        }
+        let file = scene.operator.folder().join("edited.yaml");
+        std::fs::write(&file, edited).expect("a file");
+        let words = ["edit-config", CLUSTER, "--topology-file", file.as_str(), "--yes"];
+        scene.dmup(&words).well();
+    };
+    edit(&["log-level: debug"]);
+    let plan = scene.dmup(&["reload", CLUSTER, "--plan"]).well();
+    assert!(plan.stdout.contains(&format!("differs: {config}")), "{plan}");
+    let written = scene.dmup(&["reload", CLUSTER, "-N", worker, "--skip-restart", "--yes"]).well();
+    assert!(written.stderr.contains(config), "{written}");
+    assert!(on_host(&["cat", config]).contains("log-level = \"debug\""));
+    assert_eq!(pids(), before, "nothing was restarted");
+
+    // In the worker's own window; the unit is written by root, and systemd reads it anew.
+    edit(&["log-level: warn"]);
+    let unit = "/etc/systemd/system/dm-worker-8262.service";
+    on_host(&["sed", "-i", "s/^Description=.*/Description=by hand/", unit]);
+    let reloaded = scene.dmup(&["reload", CLUSTER, "-N", worker, "--soak", "1", "--yes"]).well();
+    assert!(reloaded.stderr.contains("1 node(s) reloaded, all healthy"), "{reloaded}");
+    assert!(on_host(&["cat", config]).contains("log-level = \"warn\""));
+    assert_eq!(on_host(&["stat", "-c", "%U", config]).trim(), "tidb");
+    assert_eq!(on_host(&["stat", "-c", "%U", unit]).trim(), "root");
+    let shown =
+        on_host(&["systemctl", "show", "-p", "Description,NeedDaemonReload", "dm-worker-8262"]);
+    assert!(!shown.contains("by hand") && shown.contains("NeedDaemonReload=no"), "{shown}");
+    let after = pids();
+    assert!(after[1] != before[1] && after[0] == before[0] && after[2] == before[2]);
+
+    // A setting with which it does not start: it has its files from before again, and runs.
+    let good = on_host(&["cat", config]);
+    edit(&["log-level: warn", "no-such-setting: 1"]);
+    let words = ["reload", CLUSTER, "-N", worker, "--soak", "0", "--wait-timeout", "10", "--yes"];
+    let refused = scene.dmup(&words).with_code(5);
+    assert!(refused.stderr.contains("with their files from before"), "{refused}");
+    assert_eq!(on_host(&["cat", config]), good);
+    edit(&["log-level: warn"]);
+
+    // Everything once more, and all at once; no build has changed.
+    let before = pids();
+    let restarted = scene.dmup(&["restart", CLUSTER, "--soak", "0", "--yes"]).well();
+    assert!(restarted.stderr.contains("5 node(s) restarted, all healthy"), "{restarted}");
+    let after = pids();
+    assert!(before.iter().zip(&after).all(|(before, after)| before != after));
+    scene.dmup(&["restart", CLUSTER, "-R", "dm-worker", "--fast", "--yes"]).well();
+    assert_ne!(pid("dm-worker-8262"), after[1]);
+    let display = scene.dmup(&["display", CLUSTER, "--verify"]).well();
+    assert_eq!(display.stdout.matches("(patched)").count(), marks, "{display}");
+    let runs = scene.dmup(&["runs", CLUSTER]).well();
+    assert!(runs.stdout.contains("restart") && runs.stdout.contains("reload"), "{runs}");
 }
 
 /// Addresses and column widths differ with the host; everything else must not.

@@ -42,8 +42,7 @@ pub(crate) fn run(args: &EditConfigArgs, context: &Context) -> Result<(), Failur
     known.meta.topology = edited;
     known.cluster.save_meta(&known.meta, &jiff::Zoned::now()).map_err(state_failure)?;
     context.printer.talk(format_args!(
-        "Saved the settings of `{0}`. Its instances run with the old ones until they are rendered anew and \
-         restarted: `tiup dm reload {0}`, as dmup has no `reload` yet",
+        "Saved the settings of `{0}`. Its instances run with the old ones until `dmup reload {0}`",
         known.name
     ));
     Ok(())

@@ -16,7 +16,7 @@ use dmup_core::unfinished::in_folder;
 use dmup_mirror::package::{Package, Refusal, Wanted, open};
 
 use super::run;
-use crate::args::{Format, OnBusyArg, OnFailureArg, PatchArgs, Rollout};
+use crate::args::{Format, OnBusyArg, OnFailureArg, PatchArgs, Rolling, Rollout};
 use crate::ask;
 use crate::context::{Context, Known, bad_selection};
 use crate::failure::{Failure, chain};
@@ -134,17 +134,13 @@ pub(crate) async fn roll_out(
         },
         targets: targets_of(package),
         offline: order.offline,
-        allow: Allowances {
-            force: rollout.force,
-            include_down: rollout.include_down,
-            adopt: rollout.adopt,
-            force_build: rollout.force_build,
-            defer: rollout.defer,
-            max_lag_s: rollout.max_lag,
-        },
+        allow: Allowances { force_build: rollout.force_build, ..allowances_of(&rollout.rolling) },
         known_bad: known.bad_builds()?,
     };
-    let policy = policy_of(rollout, context);
+    let policy = Policy {
+        guard_s: rollout.guard,
+        ..policy_of(&rollout.rolling, rollout.on_failure, context)
+    };
     let decide = || async {
         progress.under_way("look at the cluster");
         let concurrency = context.concurrency();
@@ -157,7 +153,7 @@ pub(crate) async fn roll_out(
         progress.end();
         read_plan(file, known, package)?
     } else {
-        let decision = match rollout.wait {
+        let decision = match rollout.rolling.wait {
             Some(seconds) => {
                 let patience = Duration::from_secs(seconds.into());
                 run::decide_patiently(decide, Blocker::is_worth_waiting, patience, context).await?
@@ -261,7 +257,20 @@ fn read_plan(file: &Utf8Path, known: &Known, package: &Package) -> Result<Plan, 
     Ok(plan)
 }
 
-fn policy_of(args: &Rollout, context: &Context) -> Policy {
+/// What the flags allow.
+pub(crate) fn allowances_of(args: &Rolling) -> Allowances {
+    Allowances {
+        force: args.force,
+        include_down: args.include_down,
+        adopt: args.adopt,
+        force_build: false,
+        defer: args.defer,
+        max_lag_s: args.max_lag,
+    }
+}
+
+/// The limits that the flags set.
+pub(crate) fn policy_of(args: &Rolling, on_failure: OnFailureArg, context: &Context) -> Policy {
     Policy {
         concurrency: context.concurrency(),
         soak_s: args.soak,
@@ -274,8 +283,7 @@ fn policy_of(args: &Rollout, context: &Context) -> Policy {
         batch_soak_s: args.batch_soak,
         pause_after: args.pause_after,
         healthy_within_s: u32::try_from(context.global.wait_timeout).unwrap_or(u32::MAX),
-        guard_s: args.guard,
-        on_failure: match args.on_failure {
+        on_failure: match on_failure {
             OnFailureArg::RollbackNode => OnFailure::RollbackNode,
             OnFailureArg::RollbackAll => OnFailure::RollbackAll,
             OnFailureArg::Stop => OnFailure::Stop,

@@ -6,7 +6,7 @@ use camino::Utf8Path;
 use dmup_core::ids::InstanceId;
 use dmup_core::instance::Instance;
 use dmup_core::plan::{
-    Allowances, Blocker, Decision, RollbackRequest, RollbackTarget, plan_rollback,
+    Allowances, Blocker, Decision, Kind, RollbackRequest, RollbackTarget, plan_rollback,
 };
 use dmup_core::policy::Policy;
 use dmup_core::report::RunEnd;
@@ -180,7 +180,13 @@ async fn take_back(folder: &Utf8Path, known: &Known, context: &Context) -> Resul
     let work = run::go_on(folder, run::Onward::Back, known, &fleet, &dm, context);
     let (report, kind) = context.with_lease(&known.name, "rollback", &fleet, work).await?;
     if matches!(report.end, RunEnd::RolledBackAll { .. }) && report.exit_code() == 5 {
-        context.printer.talk("Done: every node of the run is back on the build from before");
+        context.printer.talk(match kind {
+            Kind::Hotfix | Kind::Rollback => {
+                "Done: every node of the run is back on the build from before"
+            }
+            Kind::Reload => "Done: every node of the run has its files from before",
+            Kind::Restart => "Done: the run is given up; nothing stays paused or moved",
+        });
         return Ok(());
     }
     run::end(&report, kind, known, context)

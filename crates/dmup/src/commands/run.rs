@@ -8,6 +8,7 @@ use dmup_core::ids::HostId;
 use dmup_core::instance::Instance;
 use dmup_core::plan::{Blocker, Decision, Kind as RunKind, Plan};
 use dmup_core::report::{InstanceEnd, Report, RunEnd};
+use dmup_core::texts::Texts;
 use dmup_exec::ports::Clock as _;
 use dmup_exec::{Event, JournalError, Reach, RunError, RunFolder, execute, resume, take_back};
 use dmup_remote::Fleet;
@@ -66,11 +67,26 @@ pub(crate) async fn begin(
     dm: &DmClient,
     context: &Context,
 ) -> Result<Report, Failure> {
+    begin_with(plan, &[], known, fleet, dm, context).await
+}
+
+/// As [`begin`], of a run that writes files: they are kept in its folder, for whoever resumes it.
+pub(crate) async fn begin_with(
+    plan: &Plan,
+    texts: &[Texts],
+    known: &Known,
+    fleet: &Fleet,
+    dm: &DmClient,
+    context: &Context,
+) -> Result<Report, Failure> {
     let folder = known.new_run_folder(context)?;
     let (run, mut journal) =
         RunFolder::create(&folder, plan).map_err(|error| not_begun(&error.into()))?;
+    for texts in texts {
+        run.keep_texts(texts).map_err(|error| not_begun(&error.into()))?;
+    }
     context.printer.talk(format_args!("run {}", id_of(&folder)));
-    let records = known.records();
+    let records = known.records_of(&run);
     let reach = Reach { hosts: fleet, dm, clock: &context.clock, records: &records };
     let cancel = CancellationToken::new();
     let listener = listen(&cancel, known, &folder);
@@ -81,8 +97,16 @@ pub(crate) async fn begin(
     listener.abort();
     drop(progress);
     let report = finish(outcome, &run, &folder, known)?;
-    known.note_bad_builds(&report)?;
+    note_bad_builds(&report, plan.kind, known)?;
     Ok(report)
+}
+
+/// The build of a node that had to be put back is known as bad; what a restart or a file did is not the build's fault.
+fn note_bad_builds(report: &Report, kind: RunKind, known: &Known) -> Result<(), Failure> {
+    match kind {
+        RunKind::Hotfix | RunKind::Rollback => known.note_bad_builds(report),
+        RunKind::Restart | RunKind::Reload => Ok(()),
+    }
 }
 
 /// What to do with a run that was interrupted.
@@ -111,7 +135,7 @@ pub(crate) async fn go_on(
         Onward::Back => "taken back",
     };
     context.printer.talk(format_args!("run {}, {word}", id_of(folder)));
-    let records = known.records();
+    let records = known.records_of(&run);
     let reach = Reach { hosts: fleet, dm, clock: &context.clock, records: &records };
     let cancel = CancellationToken::new();
     let listener = listen(&cancel, known, folder);
@@ -129,7 +153,7 @@ pub(crate) async fn go_on(
     drop(progress);
     let report = finish(outcome, &run, folder, known)?;
     if onward == Onward::Forth {
-        known.note_bad_builds(&report)?;
+        note_bad_builds(&report, plan.kind, known)?;
     }
     Ok((report, plan.kind))
 }
@@ -259,6 +283,7 @@ pub(crate) fn end(
             context.printer.talk(format_args!("  took {}, sent {sent} bytes", span(took)));
         }
     }
+    let is_exchange = matches!(kind, RunKind::Hotfix | RunKind::Rollback);
     let changed = of_end(report, InstanceEnd::Changed);
     let now = state(report, kind);
     let failure = |kind, error: String| Failure::new(kind, error).now(&now);
@@ -267,6 +292,8 @@ pub(crate) fn end(
             let words = match kind {
                 RunKind::Hotfix => "changed",
                 RunKind::Rollback => "back on their earlier builds",
+                RunKind::Restart => "restarted",
+                RunKind::Reload => "reloaded",
             };
             context
                 .printer
@@ -309,7 +336,7 @@ pub(crate) fn end(
                 _ => Kind::Failed,
             };
             let mut failure = failure(kind, error).because([why]);
-            if kind == Kind::Mixed {
+            if kind == Kind::Mixed && is_exchange {
                 failure = failure.hint(format_args!(
                     "`dmup rollback {}` puts the changed nodes back, too",
                     known.name
@@ -341,6 +368,8 @@ fn state(report: &Report, kind: RunKind) -> String {
     let (changed, returned) = match kind {
         RunKind::Hotfix => ("on the new build", "back on the old build"),
         RunKind::Rollback => ("back on the earlier build", "on the hotfix again"),
+        RunKind::Restart => ("restarted", "as they were"),
+        RunKind::Reload => ("reloaded", "with their files from before"),
     };
     let parts: Vec<String> = [
         (InstanceEnd::Changed, changed),

@@ -101,6 +101,8 @@ fn kind_word(kind: Kind) -> &'static str {
     match kind {
         Kind::Hotfix => "hotfix",
         Kind::Rollback => "rollback",
+        Kind::Restart => "restart",
+        Kind::Reload => "reload",
     }
 }
 

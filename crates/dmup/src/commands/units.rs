@@ -43,20 +43,24 @@ pub(crate) async fn stop(args: &SelectedArgs, context: &Context) -> Result<(), F
     Ok(())
 }
 
-pub(crate) async fn restart(args: &SelectedArgs, context: &Context) -> Result<(), Failure> {
-    let (known, selected) = known_and_selected(args, context)?;
+/// Stops all that is selected, then starts it: TiUP's way, in whatever state the cluster is.
+pub(crate) async fn restart(
+    known: &Known,
+    selected: &[Instance],
+    context: &Context,
+) -> Result<(), Failure> {
     if !context.global.yes {
         ask::confirm(&format!(
             "Will restart the cluster {} (all that is selected at once): {}.\nIts sources stand still meanwhile.",
             known.name,
-            named(&selected)
+            named(selected)
         ))?;
     }
     let _lock = known.lock("restart")?;
     let fleet = known.fleet(context, &known.meta.instances())?;
     let work = async {
-        bring_down(&fleet, &selected, context).await?;
-        bring_up(&fleet, &known, &selected, context).await
+        bring_down(&fleet, selected, context).await?;
+        bring_up(&fleet, known, selected, context).await
     };
     context.with_lease(&known.name, "restart", &fleet, work).await?;
     context.printer.talk(format_args!("Restarted cluster `{}` successfully", known.name));

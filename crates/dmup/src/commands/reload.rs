@@ -1,0 +1,182 @@
+//! `reload`: units, run scripts and configurations as the topology has them, and a restart, node by node.
+//!
+//! What is rendered is compared with what lies on the hosts. Files of DM are written in the node's own window, between
+//! stop and start, and go back with it; those of monitoring, which nothing depends on, before the first turn.
+
+use std::collections::BTreeMap;
+
+use dmup_core::instance::{Instance, Role};
+use dmup_core::layout::Deployment;
+use dmup_core::selection::select;
+use dmup_core::texts::{Text, Texts, TextsChange};
+use dmup_mirror::package::component_package;
+use dmup_remote::Fleet;
+use dmup_wire::message::PutFile;
+use futures::future::join_all;
+
+use super::laying_out::{self, Laid, Packages};
+use super::obtaining::Obtaining;
+use super::patch;
+use super::restart::{Again, write};
+use crate::args::ReloadArgs;
+use crate::ask;
+use crate::context::{Context, Known, bad_selection};
+use crate::failure::{Failure, chain};
+use crate::progress::Progress;
+
+pub(crate) async fn run(args: &ReloadArgs, context: &Context) -> Result<(), Failure> {
+    let known = context.cluster(&args.cluster)?;
+    known.refuse_unfinished_scale_out(false)?;
+    let all = known.meta.instances();
+    let selected = select(&all, &args.selection.nodes, &args.selection.roles)
+        .map_err(|bad| bad_selection(&bad))?;
+    if !args.plan {
+        known.refuse_unfinished_runs()?;
+    }
+    let _lock = if args.plan { None } else { Some(known.lock("reload")?) };
+    let differing = differing(&known, &selected, context).await?;
+    if args.skip_restart {
+        return only_write(&known, &all, differing, context).await;
+    }
+    let mut again = Again {
+        what: "reload",
+        selected: &selected,
+        changes: BTreeMap::new(),
+        texts: Vec::new(),
+        before: Vec::new(),
+        plan_only: args.plan,
+        policy: patch::policy_of(&args.rolling, args.on_failure, context),
+        rolling: &args.rolling,
+    };
+    for Differing { instance, before, after } in differing {
+        if instance.role.is_dm() {
+            let (before, after) = (texts_of(before), texts_of(after));
+            let change = TextsChange {
+                before: before.digest(),
+                after: after.digest(),
+                paths: after.0.iter().map(|text| text.path.clone()).collect(),
+            };
+            again.changes.insert(instance.id.clone(), change);
+            again.texts.extend([before, after]);
+        } else {
+            for file in &after {
+                context.printer.talk(format_args!("  {}: {} differs", instance.id, file.path));
+            }
+            again.before.push((instance.host.clone(), after));
+        }
+    }
+    again.roll(&known, context).await
+}
+
+/// Files of an instance that are not as the topology has them.
+struct Differing {
+    instance: Instance,
+    /// As they lie there; those that are missing are not among them.
+    before: Vec<PutFile>,
+    /// As they should be.
+    after: Vec<PutFile>,
+}
+
+/// What lies there for each selected instance, compared with what should. Changes nothing.
+async fn differing(
+    known: &Known,
+    selected: &[Instance],
+    context: &Context,
+) -> Result<Vec<Differing>, Failure> {
+    let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
+    let deployment = Deployment::new(&known.name, &known.meta.topology);
+    let mut laid = laying_out::render(&deployment, selected)?;
+    if let Some(monitoring) = selected.iter().find(|it| !it.role.is_dm()) {
+        let scratch = context.scratch()?;
+        match texts_of_dm(known, monitoring, scratch.path(), &progress, context).await {
+            Ok(packages) => laying_out::add_monitoring(&mut laid, &packages, &known.name),
+            Err(why) => context
+                .printer
+                .talk(format_args!("note: alert rules and dashboards stay as they are: {why}")),
+        }
+    }
+    progress.under_way("compare the files on the hosts");
+    let fleet = known.fleet(context, selected)?;
+    let looks = join_all(laid.iter().map(|part| compare(&fleet, part))).await;
+    progress.end();
+    let (differing, silent): (Vec<_>, Vec<_>) = looks.into_iter().partition(Result::is_ok);
+    let silent: Vec<String> = silent.into_iter().filter_map(Result::err).collect();
+    if !silent.is_empty() {
+        return Err(Failure::refused(format_args!("compare the files of {}", known.name))
+            .because(silent)
+            .hint("leave these nodes out with -N, or bring their hosts up"));
+    }
+    let differing = differing.into_iter().filter_map(Result::ok);
+    Ok(differing.filter(|it| !it.after.is_empty()).collect())
+}
+
+/// DM's own package, which brings alert rules and dashboards.
+async fn texts_of_dm(
+    known: &Known,
+    monitoring: &Instance,
+    scratch: &camino::Utf8Path,
+    progress: &Progress,
+    context: &Context,
+) -> Result<Packages, String> {
+    let mut obtaining = Obtaining::new(context);
+    let (os, arch) = (monitoring.os.as_str(), monitoring.arch.as_str());
+    let role = Role::DmMaster;
+    let path = obtaining.package(role, &known.meta.version, os, arch, progress).await?;
+    progress.under_way(&format!("open {path}"));
+    let package = component_package(&path, Some(role), arch, scratch).map_err(|it| chain(&it))?;
+    Ok(Packages::from([((role, arch.to_owned()), package)]))
+}
+
+async fn compare(fleet: &Fleet, part: &Laid) -> Result<Differing, String> {
+    let instance = part.instance().clone();
+    let mut differing = Differing { instance, before: Vec::new(), after: Vec::new() };
+    for file in part.files() {
+        let there = fleet.get(&differing.instance.host, &file.path).await;
+        match there.map_err(|error| error.to_string())? {
+            Some(content) if content == file.content => continue,
+            Some(content) => differing.before.push(PutFile { content, ..file.clone() }),
+            None => {}
+        }
+        differing.after.push(file.clone());
+    }
+    Ok(differing)
+}
+
+fn texts_of(files: Vec<PutFile>) -> Texts {
+    let text = |file: PutFile| Text {
+        path: file.path,
+        mode: file.mode,
+        root: file.root,
+        content: file.content,
+    };
+    Texts(files.into_iter().map(text).collect())
+}
+
+/// `--skip-restart`.
+async fn only_write(
+    known: &Known,
+    all: &[Instance],
+    differing: Vec<Differing>,
+    context: &Context,
+) -> Result<(), Failure> {
+    if differing.is_empty() {
+        context.printer.talk("Nothing to do: every file is as the topology has it");
+        return Ok(());
+    }
+    for Differing { instance, after, .. } in &differing {
+        for file in after {
+            context.printer.talk(format_args!("  {}: {}", instance.id, file.path));
+        }
+    }
+    if !context.global.yes {
+        ask::confirm(&format!("Will write these files of {} and restart nothing.", known.name))?;
+    }
+    let fleet = known.fleet(context, all)?;
+    let files: Vec<_> = differing.into_iter().map(|it| (it.instance.host, it.after)).collect();
+    context.with_lease(&known.name, "reload", &fleet, write(&fleet, &files)).await?;
+    context.printer.talk(format_args!(
+        "Wrote the files of {}; they count from the next start on: `dmup restart {}`",
+        known.name, known.name
+    ));
+    Ok(())
+}
