@@ -212,10 +212,33 @@ fn the_other_workers_are_as_before() {
 
 #[test]
 fn each_task_is_compared_with_itself() {
-    let stands = |dm: &mut DmSeen| dm.subtasks[1].stage = SubtaskStage::Paused;
-    assert_eq!(missing("w1", nothing, stands), ["task t2 on source s1 is Paused, was Running"]);
-    let elsewhere = |dm: &mut DmSeen| dm.subtasks[2].stage = SubtaskStage::Paused;
-    assert_eq!(missing("w1", nothing, elsewhere), ["task t1 on source s2 is Paused, was Running"]);
+    let stands = |dm: &mut DmSeen| dm.subtasks[1].stage = SubtaskStage::Stopped;
+    assert_eq!(missing("w1", nothing, stands), ["task t2 on source s1 is Stopped, was Running"]);
+    let elsewhere = |dm: &mut DmSeen| dm.subtasks[2].stage = SubtaskStage::Stopped;
+    assert_eq!(missing("w1", nothing, elsewhere), ["task t1 on source s2 is Stopped, was Running"]);
+}
+
+#[test]
+fn what_is_paused_without_an_error_is_somebodys_doing_and_owes_nothing() {
+    let paused = |stage: SubtaskStage, errors: &[&str]| {
+        let mut now = dm();
+        now.subtasks[0].stage = stage;
+        now.subtasks[0].errors = errors.iter().map(|&it| it.to_owned()).collect();
+        let health = cluster_health("w1", &dm(), &now);
+        (health.missing, health.paused_by_others)
+    };
+    let by_others = (Vec::new(), vec!["task t1 on source s1".to_owned()]);
+    assert_eq!(paused(SubtaskStage::Paused, &[]), by_others);
+    assert_eq!(paused(SubtaskStage::Pausing, &[]), by_others);
+    let (missing, others) = paused(SubtaskStage::Paused, &["Duplicate entry"]);
+    assert_eq!(
+        missing,
+        [
+            "task t1 on source s1 is Paused, was Running",
+            "task t1 on source s1 has an error: Duplicate entry"
+        ]
+    );
+    assert_eq!(others, NONE);
 }
 
 #[test]
@@ -267,7 +290,7 @@ fn rows_that_flow_past_a_node_that_hangs_are_no_progress_of_it() {
         (now.subtasks[0].stage, now.subtasks[0].position) = (stage, Some(position.into()));
         cluster_health("w1", &dm(), &now).progress
     };
-    let (running, standing) = (SubtaskStage::Running, SubtaskStage::Paused);
+    let (running, standing) = (SubtaskStage::Running, SubtaskStage::Stopped);
     assert_eq!(progress(running, "1"), progress(running, "2"));
     assert_ne!(progress(standing, "1"), progress(standing, "2"));
 }

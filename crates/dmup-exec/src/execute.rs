@@ -703,6 +703,13 @@ impl<'a> Run<'a> {
         self.notes.borrow_mut().push(text);
     }
 
+    /// As [`Self::note`], however often it is seen.
+    pub(crate) fn note_once(&self, text: String) {
+        if !self.notes.borrow().contains(&text) {
+            self.note(text);
+        }
+    }
+
     fn end_of(&self, instance: &InstanceId) -> InstanceEnd {
         self.parts.borrow().get(instance).map_or(InstanceEnd::Untouched, |part| part.end)
     }

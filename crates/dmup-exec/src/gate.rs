@@ -147,6 +147,9 @@ impl Run<'_> {
             process,
             dm.as_ref(),
         );
+        for what in &health.paused_by_others {
+            self.note_once(format!("{what} was paused by somebody meanwhile: it is left so"));
+        }
         let mut is_silent = stage.baseline.is_some() && dm.is_none();
         if health.is_good() && stage.instance.role.is_dm() {
             is_silent = !self.compare_build(stage, gate, &mut health).await;

@@ -400,6 +400,9 @@ impl Run<'_> {
                 }
                 self.recorder.write(&Entry::Started { step: step.clone() })?;
                 attempt_dm(reach, || reach.dm.resume(task, source)).await?;
+                // Only now whoever finds it paused knows that it was somebody else.
+                let within_s = self.plan.policy.settle_within_s;
+                self.await_dm(stage, step, within_s, &[], |dm| stands(dm, &key)).await?;
                 self.paused.borrow_mut().remove(&key);
                 Ok(Taken::Done(None))
             }
@@ -959,6 +962,18 @@ fn runs_only(process: &ProcessSeen, build: &Digest) -> bool {
     process.on_disk.as_ref() == Some(build)
         && process.active == UnitActive::Active
         && process.running.as_ref() == Some(build)
+}
+
+/// What keeps a subtask from counting as resumed.
+fn stands(dm: &DmSeen, (task, source): &(TaskName, SourceId)) -> Option<String> {
+    let Some(subtask) = dm.subtasks.iter().find(|s| s.task == *task && s.source == *source) else {
+        return Some("nobody answers for it".to_owned());
+    };
+    match (subtask.stage, subtask.errors.first()) {
+        (SubtaskStage::Running | SubtaskStage::Finished, _) => None,
+        (stage, None) => Some(format!("it is {stage:?}")),
+        (stage, Some(error)) => Some(format!("it is {stage:?}: {error}")),
+    }
 }
 
 fn failed_untouched(why: String) -> TurnResult {

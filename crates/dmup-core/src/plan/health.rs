@@ -42,6 +42,8 @@ pub struct Health {
     pub missing: Vec<String>,
     /// Why waiting longer is of no use.
     pub hopeless: Option<String>,
+    /// What stands because somebody has paused it meanwhile, one sentence each: it says nothing about the node.
+    pub paused_by_others: Vec<String>,
     /// Changes whenever something moves on; compared for equality only.
     pub progress: String,
 }
@@ -98,6 +100,7 @@ pub fn judge(expected: &Expectation<'_>, process: &ProcessSeen, dm: Option<&DmSe
             Some(dm) => {
                 let cluster = judge_cluster(expected, baseline, dm);
                 health.missing.extend(cluster.missing);
+                health.paused_by_others = cluster.paused_by_others;
                 health.progress.push_str(&cluster.progress);
             }
             None => health.missing.push("DM does not answer".to_owned()),
@@ -132,7 +135,12 @@ pub fn judge_cluster(expected: &Expectation<'_>, baseline: &DmSeen, dm: &DmSeen)
         match now {
             Some(now) => {
                 let lacked = missing.len();
-                judge_subtask(before, now, may_stand, moved.contains(&before.source), missing);
+                if !may_stand && is_paused_meanwhile(before.stage, now.stage, &now.errors) {
+                    let (task, source) = &key;
+                    health.paused_by_others.push(format!("task {task} on source {source}"));
+                } else {
+                    judge_subtask(before, now, may_stand, moved.contains(&before.source), missing);
+                }
                 // Rows that flow past a node which hangs are no progress of that node.
                 let position = now.position.as_deref().filter(|_| missing.len() > lacked);
                 health.progress.push_str(&format!(
@@ -157,10 +165,23 @@ pub fn judge_cluster(expected: &Expectation<'_>, baseline: &DmSeen, dm: &DmSeen)
         let same_worker = dm.sources.get(source) == baseline.sources.get(source);
         if same_worker {
             let what = format!("the relay log of source {source}");
-            judge_side(&what, before, dm.relays.get(source), missing);
+            let now = dm.relays.get(source);
+            if now.is_some_and(|now| is_paused_meanwhile(before.stage, now.stage, &now.errors)) {
+                health.paused_by_others.push(what);
+            } else {
+                judge_side(&what, before, now, missing);
+            }
         }
     }
     health
+}
+
+/// DM itself pauses what has an error, and only that (tiflow dm/worker/subtask.go: without one a unit that ends is
+/// `Finished`, or `Paused` if it was told to): without one it was told to.
+fn is_paused_meanwhile(before: SubtaskStage, now: SubtaskStage, errors: &[String]) -> bool {
+    matches!(before, SubtaskStage::Running | SubtaskStage::Resuming)
+        && matches!(now, SubtaskStage::Paused | SubtaskStage::Pausing)
+        && errors.is_empty()
 }
 
 fn judge_side(what: &str, before: &SideSeen, now: Option<&SideSeen>, missing: &mut Vec<String>) {
@@ -479,7 +500,7 @@ mod tests {
             |_, dm| {
                 dm.sources.insert(SourceId::new("s1").unwrap(), None);
             },
-            |_, dm| dm.subtasks[0].stage = SubtaskStage::Paused,
+            |_, dm| dm.subtasks[0].stage = SubtaskStage::Stopped,
             |_, dm| dm.subtasks[0].errors = vec!["Duplicate entry".into()],
             |_, dm| dm.subtasks.clear(),
         ];
@@ -560,7 +581,7 @@ mod tests {
         };
         assert_eq!(missing(&before), Vec::<String>::new());
         let mut now = before.clone();
-        now.relays.insert(source.clone(), side(SubtaskStage::Paused, ""));
+        now.relays.insert(source.clone(), side(SubtaskStage::Paused, "no such file"));
         now.subtasks[0].validator = Some(side(SubtaskStage::Running, "lost connection"));
         assert_eq!(
             missing(&now),
@@ -569,6 +590,10 @@ mod tests {
                 "the relay log of source s1 is Paused, was Running",
             ]
         );
+        // Nothing is wrong with it: somebody has paused it.
+        let mut by_others = before.clone();
+        by_others.relays.insert(source.clone(), side(SubtaskStage::Paused, ""));
+        assert_eq!(missing(&by_others), Vec::<String>::new());
         now.relays.clear();
         now.subtasks[0].validator = None;
         assert_eq!(

@@ -80,6 +80,68 @@ async fn a_task_that_a_person_pauses_right_before_we_would_is_left_to_that_perso
 }
 
 #[tokio::test]
+async fn a_task_that_a_person_pauses_while_a_node_is_watched_stays_so_and_does_not_count_against_the_build()
+ {
+    for shape in [SMALL, old_version()] {
+        let at: [fn(&Step) -> bool; 3] = [
+            |step| matches!(step, Step::AwaitHealthy { .. }),
+            |step| matches!(step, Step::Soak { .. }),
+            |step| matches!(step, Step::ArmGuard { .. }),
+        ];
+        for meant in at {
+            let sim = Sim::new(&shape, 1);
+            let plan = plan(&sim, &shape).await;
+            let mut has_paused = false;
+            let report = go_and(&plan, &sim, |step| {
+                if meant(step) && !has_paused {
+                    has_paused = sim.person_pauses("s1");
+                }
+            })
+            .await;
+            assert!(has_paused);
+            assert_eq!(report.end, RunEnd::Done);
+            assert!(all_new(&sim));
+            // Also: nobody has resumed it.
+            assert_eq!(sim.is_settled(), Vec::<String>::new());
+            let said = "task t1 on source s1 was paused by somebody meanwhile: it is left so";
+            assert_eq!(report.notes.iter().filter(|note| *note == said).count(), 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_dm_pauses_since_it_has_an_error_counts_against_the_build() {
+    let sim = Sim::new(&SMALL, 1);
+    let plan = plan(&sim, &SMALL).await;
+    let key = (TaskName::new("t1").unwrap(), SourceId::new("s1").unwrap());
+    let report = go_and(&plan, &sim, |step| {
+        if matches!(step, Step::Soak { .. }) {
+            let mut state = sim.state.lock().unwrap();
+            state.subtasks.insert(key.clone(), SubtaskStage::Paused);
+            state.errors.insert(key.clone(), "Duplicate entry".into());
+        }
+    })
+    .await;
+    let RunEnd::RolledBackNode { why, .. } = &report.end else { panic!("{:?}", report.end) };
+    assert!(why.contains("is Paused, was Running"), "{why}");
+    assert!(all_old(&sim));
+    assert_eq!(report.notes, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn no_worker_is_stopped_before_what_was_paused_for_it_runs_elsewhere() {
+    let shape = old_version();
+    let sim = Sim::new(&shape, 1);
+    let plan = plan(&sim, &shape).await;
+    sim.state.lock().unwrap().resumes = false;
+    let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+    let RunEnd::Failed { why } = &report.end else { panic!("{:?}", report.end) };
+    assert!(why.contains("resume task t1 on source s1: it is Paused"), "{why}");
+    assert_eq!(sim.builds()[&id("h1:8262")], (old(), Some(old())));
+    assert_eq!(report.notes, Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_process_that_begins_as_the_shell_of_its_run_script_is_looked_at_again() {
     let sim = Sim::new(&SMALL, 1);
     let plan = plan(&sim, &SMALL).await;

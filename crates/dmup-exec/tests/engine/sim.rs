@@ -80,6 +80,12 @@ pub(crate) struct State {
     pub(crate) leader: Option<InstanceId>,
     pub(crate) sources: BTreeMap<SourceId, Option<InstanceId>>,
     pub(crate) subtasks: BTreeMap<(TaskName, SourceId), SubtaskStage>,
+    /// What DM says of them, apart from their stages.
+    pub(crate) errors: BTreeMap<(TaskName, SourceId), String>,
+    /// What a person has paused; nobody else may resume it.
+    by_person: BTreeSet<(TaskName, SourceId)>,
+    /// Whether DM does what it is told when it is told to resume.
+    pub(crate) resumes: bool,
     pub(crate) marks: BTreeMap<InstanceId, (Digest, bool)>,
     pub(crate) behaviours: BTreeMap<Digest, Behaviour>,
     /// Files kept for the run; a process that starts with bad ones ends at once.
@@ -246,13 +252,15 @@ impl Sim {
             );
         }
         let mut sources = BTreeMap::new();
-        let mut subtasks = BTreeMap::new();
+        let (mut subtasks, mut by_person) = (BTreeMap::new(), BTreeSet::new());
         for number in 1..=shape.sources {
             let source = SourceId::new(format!("s{number}")).unwrap();
             sources.insert(source.clone(), Some(id(&format!("h{number}:8262"))));
             subtasks.insert((TaskName::new("t1").unwrap(), source.clone()), SubtaskStage::Running);
             // Somebody has paused this one; it has to stay so.
-            subtasks.insert((TaskName::new("t2").unwrap(), source), SubtaskStage::Paused);
+            let key = (TaskName::new("t2").unwrap(), source);
+            by_person.insert(key.clone());
+            subtasks.insert(key, SubtaskStage::Paused);
         }
         let version: dmup_core::version::DmVersion = shape.version.parse().unwrap();
         let rows = sources.keys().map(|source| (source.clone(), (0, 0))).collect();
@@ -263,6 +271,9 @@ impl Sim {
                 leader: Some(id(&format!("h{}:8261", shape.leader + 1))),
                 sources,
                 subtasks,
+                errors: BTreeMap::new(),
+                by_person,
+                resumes: true,
                 marks: BTreeMap::new(),
                 behaviours: BTreeMap::new(),
                 texts: BTreeMap::new(),
@@ -342,11 +353,11 @@ impl Sim {
     pub(crate) fn is_settled(&self) -> Vec<String> {
         let state = self.state.lock().unwrap();
         let mut wrong = state.violations.clone();
-        for ((task, source), stage) in &state.subtasks {
-            let expected =
-                if task.as_str() == "t1" { SubtaskStage::Running } else { SubtaskStage::Paused };
+        for (key, stage) in &state.subtasks {
+            let is_paused = state.by_person.contains(key);
+            let expected = if is_paused { SubtaskStage::Paused } else { SubtaskStage::Running };
             if *stage != expected {
-                wrong.push(format!("{task} on {source} is {stage:?}"));
+                wrong.push(format!("{} on {} is {stage:?}", key.0, key.1));
             }
         }
         for (source, worker) in &state.sources {
@@ -405,6 +416,18 @@ impl Sim {
         let mut state = self.state.lock().unwrap();
         let until = state.now + span;
         state.silent.insert(HostId::new(host).unwrap(), until);
+    }
+
+    /// A person pauses the task of a source, if it runs.
+    pub(crate) fn person_pauses(&self, source: &str) -> bool {
+        let mut state = self.state.lock().unwrap();
+        let key = (TaskName::new("t1").unwrap(), SourceId::new(source).unwrap());
+        let runs = state.subtasks.get(&key) == Some(&SubtaskStage::Running);
+        if runs {
+            state.subtasks.insert(key.clone(), SubtaskStage::Paused);
+            state.by_person.insert(key);
+        }
+        runs
     }
 
     /// Another master that may lead does so, if there is one.
@@ -534,6 +557,11 @@ fn superseded(place: &str) -> EffectError {
 }
 
 impl State {
+    /// Its task that runs in the beginning.
+    pub(crate) fn is_paused_by_person(&self, source: &SourceId) -> bool {
+        self.by_person.contains(&(TaskName::new("t1").unwrap(), source.clone()))
+    }
+
     /// What its process is at the moment.
     fn executable_of(&self, node: &Node) -> Option<Digest> {
         let running = node.running.clone()?;
@@ -1044,7 +1072,12 @@ impl Dm for Sim {
                     worker: worker.map(name),
                     stage: if worker.is_some() { *stage } else { SubtaskStage::Unknown },
                     unit: SubtaskUnit::Sync,
-                    errors: Vec::new(),
+                    errors: state
+                        .errors
+                        .get(&(task.clone(), source.clone()))
+                        .cloned()
+                        .into_iter()
+                        .collect(),
                     synced: false,
                     position: Some(format!("{:?}", state.now)),
                     source_position: Some("further".into()),
@@ -1108,10 +1141,13 @@ impl Dm for Sim {
             if state.sources[source].is_none() {
                 return Err("source is not bound".into());
             }
-            if task.as_str() == "t2" {
+            let key = (task.clone(), source.clone());
+            if state.by_person.contains(&key) {
                 state.violations.push("a task that a person paused was resumed".into());
             }
-            state.subtasks.insert((task.clone(), source.clone()), SubtaskStage::Running);
+            if state.resumes {
+                state.subtasks.insert(key, SubtaskStage::Running);
+            }
             Ok(())
         })
     }

@@ -1,8 +1,8 @@
 //! One story per seed: any cluster, any build, and whatever goes wrong on the way, until the run has ended.
 //!
 //! A seed chooses the cluster, how the new builds behave, the policy, which answers get lost, which effects are done twice, when the
-//! controller dies (before or after an effect) or is interrupted, which host cannot be reached for a while, how long nobody is there, and whether the operator goes on or
-//! back. Whatever it chose: what must never happen has not, at any step (the sim looks); the exit code says how the cluster
+//! controller dies (before or after an effect) or is interrupted, which host cannot be reached for a while, whether a person pauses a task, how long nobody is there,
+//! and whether the operator goes on or back. Whatever it chose: what must never happen has not, at any step (the sim looks); the exit code says how the cluster
 //! is; nothing temporary is left; rows flow.
 //!
 //! `DMUP_SIM_SEEDS=10000` tells so many stories, `DMUP_SIM_SEED=17` tells that one and prints it.
@@ -54,6 +54,8 @@ enum Aside {
     Silence(u64, u64),
     /// Another master leads.
     LeaderMoves,
+    /// A person pauses a task.
+    Pause,
 }
 
 /// How one process of a run ends, and what comes after it.
@@ -106,6 +108,7 @@ impl Story {
                     [5, 40, 200][dice.roll(3) as usize],
                 )),
                 4 => Some(Aside::LeaderMoves),
+                5 => Some(Aside::Pause),
                 _ => None,
             }
             .map(|aside| (dice.roll(80), aside)),
@@ -229,8 +232,12 @@ impl Story {
             );
         }
         if !is_left {
-            for (source, (written, arrived)) in &sim.state.lock().unwrap().rows {
-                must(written == arrived, &format!("{source}: {arrived} of {written} rows arrived"));
+            let state = sim.state.lock().unwrap();
+            for (source, (written, arrived)) in &state.rows {
+                must(
+                    written == arrived || state.is_paused_by_person(source),
+                    &format!("{source}: {arrived} of {written} rows arrived"),
+                );
             }
         }
         wrong
@@ -261,6 +268,9 @@ async fn one_process(
                     sim.silence(&format!("h{host}"), Duration::from_secs(span_s));
                 }
                 Aside::LeaderMoves => sim.move_leadership(),
+                Aside::Pause => {
+                    sim.person_pauses("s1");
+                }
             }
         }
         said += 1;
