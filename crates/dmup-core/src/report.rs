@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::ids::{ClusterName, HostId, InstanceId};
 use crate::instance::Role;
+use crate::journal::Away;
 
 /// How a run ended.
 #[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
@@ -72,18 +73,11 @@ pub struct InstanceReport {
     pub to: Digest,
     /// What became of it.
     pub end: InstanceEnd,
-    /// From the order to stop until the unit was down.
-    pub stop_ms: u64,
-    /// From down to exchanged, in microseconds.
-    pub exchange_us: u64,
-    /// From the order to start until active.
-    pub start_ms: u64,
-    /// From the order to stop until active again: how long the process was away.
-    pub down_ms: u64,
+    /// How long its window took it out of service; all 0 if it did not, or if nobody knows.
+    #[serde(flatten)]
+    pub away: Away,
     /// From the end of the window until it was healthy.
     pub healthy_after_ms: u64,
-    /// systemd had to kill the old process.
-    pub killed: bool,
     /// Logs and exit status, saved when it was not healthy.
     pub evidence: Vec<String>,
 }

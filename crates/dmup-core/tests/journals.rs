@@ -1,9 +1,11 @@
 //! Journals that were written by released formats parse for ever, and mean the same.
 #![allow(clippy::unwrap_used, reason = "the whole file is a test")]
 
+use std::collections::BTreeMap;
+
 use dmup_core::digest::Digest;
 use dmup_core::ids::{ClusterName, InstanceId, SourceId, TaskName};
-use dmup_core::journal::{BadJournal, Entry, RunState, TurnEnd, fold, parse};
+use dmup_core::journal::{Away, BadJournal, Entry, RunState, TurnEnd, fold, parse};
 use dmup_core::plan::Step;
 use dmup_core::report::RunEnd;
 
@@ -43,7 +45,7 @@ fn sequences_that_no_run_writes_are_refused_with_their_line() {
         Entry::RunBegins { cluster: ClusterName::new("prod").unwrap(), plan: Digest::of(b"plan") };
     let instance = InstanceId::new("h1:8261").unwrap();
     let step = Step::DisarmGuard { instance: instance.clone() };
-    let done = Entry::Done { step: step.clone(), took_ms: 1, note: None };
+    let done = Entry::Done { step: step.clone(), took_ms: 1, note: None, away: None };
     let ends = Entry::TurnEnds { instance, end: TurnEnd::Changed, failure: None };
     let over = Entry::RunEnds { end: RunEnd::Done };
     let interrupted = Entry::RunEnds { end: RunEnd::Interrupted };
@@ -76,7 +78,7 @@ fn turns_that_overlap_are_open_together_and_each_ends_for_itself() {
         to: Digest::of(b"new"),
         around: dmup_core::plan::Around::Restart,
     };
-    let done = |step: Step| Entry::Done { step, took_ms: 1, note: None };
+    let done = |step: Step| Entry::Done { step, took_ms: 1, note: None, away: None };
     let mut entries = vec![
         Entry::RunBegins { cluster: ClusterName::new("prod").unwrap(), plan: Digest::of(b"plan") },
         begins("h1:8262"),
@@ -99,4 +101,37 @@ fn turns_that_overlap_are_open_together_and_each_ends_for_itself() {
     assert_eq!(folded.open[0].finished, [window("h2:8262")]);
     entries.push(begins("h2:8262"));
     assert_eq!(fold(&entries).unwrap_err().line, 9);
+}
+
+#[test]
+fn how_long_nodes_were_away_is_kept() {
+    let id = |text: &str| InstanceId::new(text).unwrap();
+    let build = Digest::of(b"new");
+    let window = |instance: &str| Step::Window {
+        instance: id(instance),
+        from: Digest::of(b"old"),
+        to: build.clone(),
+        around: dmup_core::plan::Around::Restart,
+    };
+    let healthy = |instance: &str| Entry::Done {
+        step: Step::AwaitHealthy { instance: id(instance), build: build.clone(), within_s: 9 },
+        took_ms: 700,
+        note: None,
+        away: None,
+    };
+    let away = Away { stop_ms: 3, exchange_us: 4, start_ms: 5, down_ms: 8, killed: false };
+    let step = window("h1:8262");
+    let done = Entry::Done { step: step.clone(), took_ms: 9, note: None, away: Some(away) };
+    let begins =
+        Entry::RunBegins { cluster: ClusterName::new("prod").unwrap(), plan: Digest::of(b"plan") };
+    let mut entries = vec![begins, Entry::Started { step }, done];
+    let kept = |entries: &[Entry]| fold(entries).unwrap().away;
+    assert_eq!(kept(&entries), BTreeMap::from([(id("h1:8262"), (away, 0))]));
+    entries.extend([healthy("h1:8262"), healthy("h2:8262")]);
+    assert_eq!(kept(&entries), BTreeMap::from([(id("h1:8262"), (away, 700))]));
+    // Asked again, it had been exchanged before: what was measured is not forgotten.
+    let step = window("h1:8262");
+    let again = Entry::Done { step: step.clone(), took_ms: 9, note: None, away: None };
+    entries.extend([Entry::Started { step }, again]);
+    assert_eq!(kept(&entries), BTreeMap::from([(id("h1:8262"), (away, 700))]));
 }

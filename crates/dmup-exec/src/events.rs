@@ -50,6 +50,8 @@ pub enum Event {
     },
     /// Still waiting: sent when what is missing changes.
     Waiting {
+        /// Whose turn it is that waits: those of a batch overlap.
+        instance: InstanceId,
         /// For what.
         step: Step,
         /// One sentence each.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use dmup_core::digest::Digest;
 use dmup_core::ids::{HostId, InstanceId, SourceId, TaskName};
 use dmup_core::instance::{Instance, Role};
-use dmup_core::journal::{Entry, Folded, Line, OpenTurn, RunState, TurnEnd, fold};
+use dmup_core::journal::{Away, Entry, Folded, Line, OpenTurn, RunState, TurnEnd, fold};
 use dmup_core::plan::{Kind, Plan, Step, Turn, basis_of, check, leader_of};
 use dmup_core::policy::OnFailure;
 use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
@@ -296,12 +296,8 @@ impl<'a> Run<'a> {
                 from: turn.from.clone(),
                 to: turn.to.clone(),
                 end: InstanceEnd::Untouched,
-                stop_ms: 0,
-                exchange_us: 0,
-                start_ms: 0,
-                down_ms: 0,
+                away: Away::default(),
                 healthy_after_ms: 0,
-                killed: false,
                 evidence: Vec::new(),
             }
         };
@@ -333,6 +329,11 @@ impl<'a> Run<'a> {
         for (step, note) in &folded.prepared {
             if let (Step::Prepare { instance, .. }, Some(text)) = (step, note) {
                 self.versions.insert(instance.clone(), text.clone());
+            }
+        }
+        for (instance, (away, healthy_after_ms)) in &folded.away {
+            if let Some(part) = self.parts.get_mut().get_mut(instance) {
+                (part.away, part.healthy_after_ms) = (*away, *healthy_after_ms);
             }
         }
         for (instance, end) in &folded.ended {
@@ -679,6 +680,7 @@ impl<'a> Run<'a> {
                         step: step.clone(),
                         took_ms: millis(took),
                         note: note.clone(),
+                        away: None,
                     })?;
                     self.recorder.say(Event::StepEnds { step: step.clone(), took, note });
                 }

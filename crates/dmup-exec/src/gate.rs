@@ -112,12 +112,16 @@ impl Run<'_> {
             if said != health.missing {
                 said.clone_from(&health.missing);
                 if !said.is_empty() {
-                    self.recorder
-                        .say(Event::Waiting { step: gate.step.clone(), missing: health.missing });
+                    self.say_waiting(&stage.instance, gate.step, health.missing);
                 }
             }
             clock.sleep(POLL).await;
         }
+    }
+
+    fn say_waiting(&self, instance: &Instance, step: &Step, missing: Vec<String>) {
+        let (instance, step) = (instance.id.clone(), step.clone());
+        self.recorder.say(Event::Waiting { instance, step, missing });
     }
 
     /// What is known of the node's health, and whether all that is missing is an answer.
@@ -384,8 +388,7 @@ impl Run<'_> {
                 return Err(Halt::Failed(format!("{}: {lacks}", step.describe())));
             }
             if said.as_ref() != Some(&lacks) {
-                self.recorder
-                    .say(Event::Waiting { step: step.clone(), missing: vec![lacks.clone()] });
+                self.say_waiting(&stage.instance, step, vec![lacks.clone()]);
                 said = Some(lacks);
             }
             self.reach.clock.sleep(POLL).await;
@@ -442,7 +445,7 @@ impl Run<'_> {
                 )));
             }
             if !waited {
-                self.recorder.say(Event::Waiting { step: step.clone(), missing });
+                self.say_waiting(own, step, missing);
             }
             waited = true;
             reach.clock.sleep(POLL).await;
@@ -485,7 +488,7 @@ impl Run<'_> {
             }
             // Positions move all the time; that it waits is said once.
             if !has_said {
-                self.recorder.say(Event::Waiting { step: step.clone(), missing });
+                self.say_waiting(instance, step, missing);
                 has_said = true;
             }
             self.reach.clock.sleep(POLL).await;

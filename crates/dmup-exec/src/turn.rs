@@ -8,7 +8,7 @@ use dmup_core::digest::Digest;
 use dmup_core::ids::{InstanceId, SourceId, TaskName};
 use dmup_core::instance::Instance;
 use dmup_core::inventory::{DmSeen, ProcessSeen, SubtaskStage, UnitActive};
-use dmup_core::journal::{Entry, OpenTurn, TurnEnd};
+use dmup_core::journal::{Away, Entry, OpenTurn, TurnEnd};
 use dmup_core::plan::{Around, Step, Turn, TurnFacts, is_up, leader_of, turn_steps};
 use dmup_core::policy::OnFailure;
 use dmup_core::report::InstanceEnd;
@@ -39,6 +39,8 @@ pub(crate) struct Stage {
     is_kept: bool,
     /// When the guard was armed or put off last; none: it is not armed.
     armed_at: Option<Duration>,
+    /// How long the window took it out of service, until that is written down.
+    away: Option<Away>,
     /// When the window ended.
     window_ended: Option<Duration>,
     /// Until it is healthy, and again when it goes back; none: it is watched, and another one may have its turn.
@@ -116,6 +118,7 @@ impl Run<'_> {
             is_exchanged: false,
             is_kept: has_passed(keeping_step(&open.steps)),
             armed_at: None,
+            away: None,
             window_ended: None,
             floor: Some(floor),
         };
@@ -237,6 +240,7 @@ impl Run<'_> {
             is_exchanged: false,
             is_kept: false,
             armed_at: None,
+            away: None,
             window_ended: None,
             floor: None,
         };
@@ -258,6 +262,7 @@ impl Run<'_> {
                         step: step.clone(),
                         took_ms: millis(took),
                         note: note.clone(),
+                        away: stage.away.take(),
                     })?;
                     self.recorder.say(Event::StepEnds { step: step.clone(), took, note });
                     if let Step::AwaitHealthy { .. } = step {
@@ -536,11 +541,14 @@ impl Run<'_> {
             && !window.already
             && !stage.is_return
         {
-            part.stop_ms = millis(window.stop);
-            part.exchange_us = u64::try_from(window.exchange.as_micros()).unwrap_or(u64::MAX);
-            part.start_ms = millis(window.start);
-            part.down_ms = millis(window.total);
-            part.killed = window.killed;
+            part.away = Away {
+                stop_ms: millis(window.stop),
+                exchange_us: u64::try_from(window.exchange.as_micros()).unwrap_or(u64::MAX),
+                start_ms: millis(window.start),
+                down_ms: millis(window.total),
+                killed: window.killed,
+            };
+            stage.away = Some(part.away);
         }
         if window.killed {
             self.note(format!(
@@ -816,6 +824,7 @@ impl Run<'_> {
                 step: step.clone(),
                 took_ms: millis(took),
                 note: None,
+                away: None,
             })?;
             self.recorder.say(Event::StepEnds { step, took, note: None });
         }
@@ -899,6 +908,7 @@ impl Run<'_> {
                         step: step.clone(),
                         took_ms: millis(took),
                         note: None,
+                        away: None,
                     })?;
                     self.recorder.say(Event::StepEnds { step, took, note: None });
                 }
@@ -917,7 +927,12 @@ impl Run<'_> {
             match attempt_dm(reach, || reach.dm.cancel_evict(&instance)).await {
                 Ok(()) => {
                     self.evicted.borrow_mut().remove(&id);
-                    self.recorder.write(&Entry::Done { step, took_ms: 0, note: None })?;
+                    self.recorder.write(&Entry::Done {
+                        step,
+                        took_ms: 0,
+                        note: None,
+                        away: None,
+                    })?;
                 }
                 Err(Halt::Run(error)) => return Err(error),
                 Err(Halt::Failed(error) | Halt::Unknown(error)) => {

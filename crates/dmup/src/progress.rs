@@ -17,7 +17,7 @@ use crate::args::Format;
 pub(crate) struct Progress {
     format: Format,
     spinner: Option<ProgressBar>,
-    last_wait: Vec<String>,
+    last_wait: Option<String>,
 }
 
 impl Progress {
@@ -31,7 +31,7 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        Self { format, spinner, last_wait: Vec::new() }
+        Self { format, spinner, last_wait: None }
     }
 
     /// A sentence outside of any run.
@@ -62,7 +62,7 @@ impl Progress {
                 self.line(&format!("[{number}/{of}] {instance}"));
             }
             Event::StepBegins { step } => {
-                self.last_wait.clear();
+                self.last_wait = None;
                 self.under_way(&step.describe());
             }
             Event::StepEnds { step, took, note } => {
@@ -77,14 +77,14 @@ impl Progress {
             Event::StepFails { step, error } => {
                 self.line(&format!("      FAILED: {}: {error}", step.describe()));
             }
-            Event::Waiting { missing, .. } => {
-                if self.last_wait != *missing {
-                    self.last_wait.clone_from(missing);
-                    let text = format!("waiting: {}", missing.join("; "));
+            Event::Waiting { instance, missing, .. } => {
+                let text = format!("{instance} waits: {}", missing.join("; "));
+                if self.last_wait.as_ref() != Some(&text) {
                     match &self.spinner {
-                        Some(spinner) => spinner.set_message(text),
+                        Some(spinner) => spinner.set_message(text.clone()),
                         None => self.line(&format!("      {text}")),
                     }
+                    self.last_wait = Some(text);
                 }
             }
             Event::Evidence { instance, lines } => {

@@ -71,6 +71,9 @@ pub enum Entry {
         /// What was measured or said, if it matters later: the output of `-V`, bytes sent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         note: Option<String>,
+        /// Of a window that took the node out of service: for how long.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        away: Option<Away>,
     },
     /// It was not necessary.
     Skipped {
@@ -124,6 +127,21 @@ pub enum Entry {
         /// How.
         end: RunEnd,
     },
+}
+
+/// How long a window took a node out of service, as its host measured it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Deserialize, Serialize)]
+pub struct Away {
+    /// From the order to stop until the unit was down.
+    pub stop_ms: u64,
+    /// From down to exchanged, in microseconds.
+    pub exchange_us: u64,
+    /// From the order to start until active.
+    pub start_ms: u64,
+    /// From the order to stop until active again.
+    pub down_ms: u64,
+    /// systemd had to kill the old process.
+    pub killed: bool,
 }
 
 /// How a turn ended.

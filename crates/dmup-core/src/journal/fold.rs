@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::entry::{Entry, TurnEnd};
+use super::entry::{Away, Entry, TurnEnd};
 use crate::digest::Digest;
 use crate::ids::{InstanceId, SourceId, TaskName};
 use crate::inventory::DmSeen;
@@ -65,6 +65,8 @@ pub struct Folded {
     pub prepared: Vec<(Step, Option<String>)>,
     /// Turns that are over; with a rollback of the whole run, the later turn counts.
     pub ended: BTreeMap<InstanceId, TurnEnd>,
+    /// For how long windows took nodes out of service, and how many milliseconds later those were healthy.
+    pub away: BTreeMap<InstanceId, (Away, u64)>,
     /// The turns under way, in the order in which they began: several, if nodes of a batch are watched together.
     pub open: Vec<OpenTurn>,
     /// The turn that went wrong, if one did: how it ended, and what was wrong.
@@ -100,6 +102,7 @@ pub fn fold<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Folded, 
         plan: None,
         prepared: Vec::new(),
         ended: BTreeMap::new(),
+        away: BTreeMap::new(),
         open: Vec::new(),
         failed: None,
         paused: BTreeSet::new(),
@@ -152,11 +155,12 @@ impl Folded {
                 self.open_effect(step);
                 self.begin(step);
             }
-            Entry::Done { step, note, .. } => {
+            Entry::Done { step, note, took_ms, away } => {
                 if !self.finish(step) && !step.is_wait() {
                     return Err(format!("`{}` was never begun", step.describe()));
                 }
                 self.close_effect(step);
+                self.measure(step, *took_ms, *away);
                 self.hold(step, note.clone());
             }
             Entry::Skipped { step, .. } => {
@@ -225,6 +229,17 @@ impl Folded {
             self.state = RunState::Ready;
         }
         found
+    }
+
+    fn measure(&mut self, step: &Step, took_ms: u64, away: Option<Away>) {
+        if let (Step::Window { instance, .. }, Some(away)) = (step, away) {
+            self.away.insert(instance.clone(), (away, 0));
+        }
+        if let Step::AwaitHealthy { instance, .. } = step
+            && let Some((_, healthy_after_ms)) = self.away.get_mut(instance)
+        {
+            *healthy_after_ms = took_ms;
+        }
     }
 
     fn hold(&mut self, step: &Step, note: Option<String>) {

@@ -8,5 +8,5 @@
 mod entry;
 mod fold;
 
-pub use entry::{BadJournal, Entry, Line, TurnEnd, parse};
+pub use entry::{Away, BadJournal, Entry, Line, TurnEnd, parse};
 pub use fold::{Folded, IllegalEntry, OpenTurn, RunState, fold};

@@ -904,7 +904,7 @@ async fn a_slow_stop_is_reported_as_one_and_does_not_count_against_the_time_to_b
     let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
     assert_eq!(report.end, RunEnd::Done);
     for (_, part) in &report.instances {
-        assert_eq!((part.stop_ms, part.killed), (20_000, true));
+        assert_eq!((part.away.stop_ms, part.away.killed), (20_000, true));
         assert!(part.healthy_after_ms < 5_000, "{}", part.healthy_after_ms);
     }
     assert!(report.notes[0].contains("systemd had to kill it after 20 s"), "{:?}", report.notes);

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dmup_core::ids::HostId;
+use dmup_core::ids::{HostId, InstanceId};
 use dmup_core::instance::Instance;
+use dmup_core::journal::Away;
 use dmup_core::plan::{Blocker, Decision, Kind as RunKind, Plan};
-use dmup_core::report::{InstanceEnd, Report, RunEnd};
+use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
 use dmup_core::texts::Texts;
 use dmup_exec::ports::Clock as _;
 use dmup_exec::{Event, JournalError, Reach, RunError, RunFolder, execute, resume, take_back};
@@ -248,6 +249,31 @@ fn not_begun(error: &RunError) -> Failure {
     Failure::new(kind, chain(error))
 }
 
+/// What became of a node, if its turn came.
+fn line_of(id: &InstanceId, part: &InstanceReport) -> Option<String> {
+    let Away { stop_ms, exchange_us, start_ms, down_ms, killed } = part.away;
+    if down_ms == 0 {
+        // An `--offline` exchange, or a window whose answer was lost with the process that had ordered it.
+        let end = match part.end {
+            InstanceEnd::Untouched => return None,
+            InstanceEnd::Changed => "changed",
+            InstanceEnd::RolledBack => "back on the build from before",
+            InstanceEnd::Left => "left as it is",
+            InstanceEnd::Unknown => "nobody knows how it is",
+        };
+        return Some(format!("  {id}: {end}"));
+    }
+    let exchange_ms = exchange_us as f64 / 1000.0;
+    let mut line = format!(
+        "  {id}: down {down_ms} ms (stop {stop_ms}, exchange {exchange_ms:.1}, start {start_ms}), healthy after {} ms",
+        part.healthy_after_ms
+    );
+    if killed {
+        line.push_str(&format!("; systemd had to kill it after {} s", stop_ms / 1000));
+    }
+    Some(line)
+}
+
 /// Prints the report and turns it into the end of the command.
 pub(crate) fn end(
     report: &Report,
@@ -261,20 +287,8 @@ pub(crate) fn end(
         }
         Format::Default => {
             for (id, part) in &report.instances {
-                if part.down_ms > 0 {
-                    context.printer.talk(format_args!(
-                        "  {id}: down {} ms (stop {}, exchange {:.1}, start {}), healthy after {} ms{}",
-                        part.down_ms,
-                        part.stop_ms,
-                        part.exchange_us as f64 / 1000.0,
-                        part.start_ms,
-                        part.healthy_after_ms,
-                        if part.killed {
-                            format!("; systemd had to kill it after {} s", part.stop_ms / 1000)
-                        } else {
-                            String::new()
-                        },
-                    ));
+                if let Some(line) = line_of(id, part) {
+                    context.printer.talk(line);
                 }
             }
             let took = report.ended.duration_since(report.began);
@@ -455,4 +469,37 @@ pub(crate) fn blocked(what: &str, known: &Known, blockers: &[Blocker]) -> Failur
 /// The last part of a run's folder.
 pub(crate) fn id_of(folder: &Utf8Path) -> &str {
     folder.file_name().unwrap_or("?")
+}
+
+#[cfg(test)]
+mod tests {
+    use dmup_core::digest::Digest;
+    use dmup_core::instance::Role;
+
+    use super::*;
+
+    #[test]
+    fn every_node_whose_turn_came_has_a_line() {
+        let line = |end, down_ms, killed| {
+            let away = Away { stop_ms: 90_000, exchange_us: 400, start_ms: 7, down_ms, killed };
+            let part = InstanceReport {
+                role: Role::DmWorker,
+                from: Digest::of(b"old"),
+                to: Digest::of(b"new"),
+                end,
+                away,
+                healthy_after_ms: 600,
+                evidence: Vec::new(),
+            };
+            line_of(&InstanceId::new("h1:8262").unwrap(), &part)
+        };
+        assert_eq!(line(InstanceEnd::Untouched, 0, false), None);
+        let changed = "  h1:8262: changed".to_owned();
+        assert_eq!(line(InstanceEnd::Changed, 0, false), Some(changed));
+        let times =
+            "  h1:8262: down 90009 ms (stop 90000, exchange 0.4, start 7), healthy after 600 ms";
+        assert_eq!(line(InstanceEnd::Changed, 90_009, false), Some(times.to_owned()));
+        let killed = format!("{times}; systemd had to kill it after 90 s");
+        assert_eq!(line(InstanceEnd::RolledBack, 90_009, true), Some(killed));
+    }
 }
