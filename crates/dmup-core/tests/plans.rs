@@ -628,6 +628,72 @@ fn each_obstacle_is_overridden_by_its_own_flag_or_by_force() {
     ");
 }
 
+/// Restarted so often by systemd, up for so many seconds by its host's clock, which is off by a minute.
+fn crashes(cluster: &mut Cluster, instance: &str, restarts: u32, up_s: i64) {
+    let process = cluster.inventory.processes.get_mut(&id(instance)).unwrap();
+    (process.restarts, process.active_since_ms) = (restarts, Some(60_000 - up_s * 1000));
+    let host = HostId::new(instance.split(':').next().unwrap()).unwrap();
+    let seen = cluster.inventory.hosts.get_mut(&host).unwrap().as_mut().unwrap();
+    seen.clock_skew_ms = 60_000;
+}
+
+#[test]
+fn a_node_that_keeps_crashing_is_in_the_way_of_others_and_comes_first_itself() {
+    let with = |instance, restarts, up_s| {
+        let mut cluster = cluster(3, 1, 3, 2, "v8.1.0");
+        crashes(&mut cluster, instance, restarts, up_s);
+        cluster
+    };
+    for (instance, restarts, up_s) in [("h3:8261", 2, 59), ("h2:8262", 7, 0)] {
+        let mut cluster = with(instance, restarts, up_s);
+        let text: Vec<String> = cluster.blockers().iter().map(ToString::to_string).collect();
+        let said = format!(
+            "{instance} keeps crashing: systemd has restarted it {restarts} times, and it is up for {up_s}s"
+        );
+        assert_eq!(text, [said.clone()]);
+        cluster.request.allow.include_down = true;
+        let plan = cluster.plan();
+        assert_eq!(plan.turns[0].instance, id(instance));
+        // It is up: it hands over what it has.
+        assert!(!plan.turns[0].was_broken);
+        assert!(
+            plan.warnings
+                .contains(&Warning::Overridden { flag: "--include-down".into(), blocker: said })
+        );
+        // Of others it is an obstacle if they have the same role.
+        cluster.request.allow = Allowances::default();
+        cluster.request.selected.retain(|it| it.as_str() != instance);
+        assert_eq!(cluster.codes(), ["crashing"]);
+        let [blocker] = &cluster.blockers()[..] else { panic!() };
+        assert_eq!(blocker.overridden_by(), Some(Override::Force));
+        cluster.request.allow.force = true;
+        assert_eq!(cluster.plan().turns.len(), 5);
+        cluster.request.allow.force = false;
+        let port = &instance[2..];
+        cluster.request.selected.retain(|it| !it.as_str().ends_with(port));
+        assert_eq!(cluster.plan().turns.len(), 3);
+    }
+}
+
+#[test]
+fn one_restart_or_some_long_ago_are_no_crash_loop() {
+    for (instance, restarts, up_s) in [("h3:8261", 1, 0), ("h2:8262", 99, 60)] {
+        let mut cluster = cluster(3, 1, 3, 2, "v8.1.0");
+        crashes(&mut cluster, instance, restarts, up_s);
+        let plan = cluster.plan();
+        assert_eq!(plan.turns[0].instance, id("h2:8261"));
+        assert!(!plan.warnings.iter().any(|it| matches!(it, Warning::Overridden { .. })));
+    }
+}
+
+#[test]
+fn a_leader_that_keeps_crashing_still_comes_last_of_the_masters() {
+    let mut cluster = cluster(3, 1, 3, 2, "v8.1.0");
+    crashes(&mut cluster, "h1:8261", 3, 1);
+    cluster.request.allow.include_down = true;
+    assert_eq!(cluster.plan().turns[2].instance, id("h1:8261"));
+}
+
 #[test]
 fn a_worker_in_its_full_load_is_left_out_when_that_is_wanted() {
     let mut cluster = cluster(3, 1, 3, 2, "v8.1.0");

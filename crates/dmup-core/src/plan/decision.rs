@@ -363,6 +363,20 @@ pub enum Blocker {
         /// What was seen.
         seen: String,
     },
+    /// It runs at the moment, and not for long, again and again.
+    #[error(
+        "{instance} keeps crashing: systemd has restarted it {restarts} times, and it is up for {up_s}s"
+    )]
+    Crashing {
+        /// Which.
+        instance: InstanceId,
+        /// Since it was last started by somebody.
+        restarts: u32,
+        /// Since the last of them.
+        up_s: u64,
+        /// It would be restarted itself: that may be its cure.
+        has_its_turn: bool,
+    },
     /// `--offline`, and it runs.
     #[error("{instance} runs, although the cluster is declared stopped")]
     StillRunning {
@@ -524,6 +538,7 @@ impl Blocker {
             Self::KnownBad { .. } => "known-bad",
             Self::InstanceDown { .. } => "instance-down",
             Self::AnotherDown { .. } => "another-down",
+            Self::Crashing { .. } => "crashing",
             Self::StillRunning { .. } => "still-running",
             Self::DmSilent { .. } => "dm-silent",
             Self::LeaderDisputed { .. } => "leader-disputed",
@@ -547,10 +562,13 @@ impl Blocker {
     /// The flag that overrides it, where overriding can be right.
     pub fn overridden_by(&self) -> Option<Override> {
         match self {
-            Self::InstanceDown { .. } => Some(Override::IncludeDown),
+            Self::InstanceDown { .. } | Self::Crashing { has_its_turn: true, .. } => {
+                Some(Override::IncludeDown)
+            }
             Self::KnownBad { .. } => Some(Override::ForceBuild),
             Self::Drift { .. } => Some(Override::Adopt),
             Self::AnotherDown { .. }
+            | Self::Crashing { has_its_turn: false, .. }
             | Self::StillRunning { .. }
             | Self::SourceUnbound { .. }
             | Self::SubtaskFailing { .. }
@@ -592,6 +610,7 @@ impl Blocker {
             | Self::ProcessUnknown { .. }
             | Self::InstanceDown { .. }
             | Self::AnotherDown { .. }
+            | Self::Crashing { .. }
             | Self::DmSilent { .. }
             | Self::LeaderDisputed { .. }
             | Self::EtcdUnhealthy { .. }
@@ -645,6 +664,9 @@ impl Blocker {
                 "a `tiup dm patch` that did not end leaves that, and a file that was replaced by hand: `dmup versions` shows which; --adopt makes what lies on the disk the build to go back to",
             ),
             Self::DdlWaiting { .. } => Some("look at it with `dmctl show-ddl-locks`"),
+            Self::Crashing { .. } => Some(
+                "its log says why; if this run is to cure it, select it with --include-down: it comes first",
+            ),
             Self::ProcessUnknown { .. }
             | Self::UnitMissing { .. }
             | Self::BinaryMissing { .. }

@@ -26,6 +26,11 @@ const SKEW_TO_TELL_MS: i64 = 30_001;
 /// From here on times of hosts cannot be compared at all, and certificates may not be valid yet.
 const SKEW_TOO_LARGE_MS: i64 = 300_000;
 
+/// One restart may have been anything.
+const RESTARTS_OF_A_LOOP: u32 = 2;
+/// Whoever is up for longer has got over it. As long as commands wait for what passes by itself.
+const UP_FOR_GOOD_MS: i64 = 60_000;
+
 /// What the operator has seen and goes on with, and what keeps a node out of the run.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Allowances {
@@ -254,6 +259,8 @@ struct Candidate<'a> {
     from: Digest,
     to: Digest,
     is_broken: bool,
+    /// It runs at the moment, but crashes again and again.
+    is_crashing: bool,
     /// It runs, so its host answers and its unit is active.
     is_active: bool,
 }
@@ -396,8 +403,10 @@ fn look_at<'a>(
     }
     let seen = if work.offline { Ok(()) } else { is_up(instance, Some(process), dm) };
     let is_broken = seen.is_err();
+    let crashing = if work.offline { None } else { crashing(instance, inventory, true) };
+    let is_crashing = crashing.is_some();
     let to = goal.build().unwrap_or(on_disk).clone();
-    let candidate = Candidate { instance, goal, from, to, is_broken, is_active };
+    let candidate = Candidate { instance, goal, from, to, is_broken, is_crashing, is_active };
     if candidate.is_done(inventory) {
         return Some(candidate);
     }
@@ -408,10 +417,29 @@ fn look_at<'a>(
             on_disk: on_disk.clone(),
         });
     }
-    if let Err(seen) = seen {
-        blockers.push(Blocker::InstanceDown { instance: id.clone(), seen });
+    match seen {
+        Err(seen) => blockers.push(Blocker::InstanceDown { instance: id.clone(), seen }),
+        Ok(()) => blockers.extend(crashing),
     }
     Some(candidate)
+}
+
+/// A DM process that is up, but has not been for long, and not for the first time.
+fn crashing(instance: &Instance, inventory: &Inventory, has_its_turn: bool) -> Option<Blocker> {
+    let process = inventory.processes.get(&instance.id)?;
+    let Some(Ok(host)) = inventory.hosts.get(&instance.host) else { return None };
+    let now_ms = inventory.at.as_millisecond().saturating_add(host.clock_skew_ms);
+    let up_ms = now_ms.saturating_sub(process.active_since_ms?).max(0);
+    let is_it = instance.role.is_dm()
+        && process.active == UnitActive::Active
+        && process.restarts >= RESTARTS_OF_A_LOOP
+        && up_ms < UP_FOR_GOOD_MS;
+    is_it.then(|| Blocker::Crashing {
+        instance: instance.id.clone(),
+        restarts: process.restarts,
+        up_s: up_ms.unsigned_abs() / 1000,
+        has_its_turn,
+    })
 }
 
 fn unreachable_hosts(selected: &[Instance], inventory: &Inventory) -> Vec<Blocker> {
@@ -454,16 +482,20 @@ fn dm_obstacles(
         }
     }
     for instance in work.instances {
-        let Some(seen) = down.get(&instance.id) else { continue };
         let another_has_its_turn = candidates.iter().any(|candidate| {
             candidate.instance.role == instance.role && candidate.instance.id != instance.id
         });
-        if another_has_its_turn && !work.goals.contains_key(&instance.id) {
-            blockers.push(Blocker::AnotherDown {
+        if !another_has_its_turn || candidates.iter().any(|it| it.instance.id == instance.id) {
+            continue;
+        }
+        match down.get(&instance.id) {
+            Some(_) if work.goals.contains_key(&instance.id) => {}
+            Some(seen) => blockers.push(Blocker::AnotherDown {
                 instance: instance.id.clone(),
                 role: instance.role,
                 seen: seen.clone(),
-            });
+            }),
+            None => blockers.extend(crashing(instance, inventory, false)),
         }
     }
     blockers.extend(quorum_at_risk(candidates, dm));
@@ -720,8 +752,12 @@ fn in_order<'a>(mut candidates: Vec<Candidate<'a>>, dm: Option<&DmSeen>) -> Vec<
             _ if candidate.is_broken && is_dm => 0,
             (Role::DmMaster, Some(dm)) => {
                 let leads = master_of(dm, id).is_some_and(|master| master.leader);
-                if leads { 2 } else { 1 }
+                match (leads, candidate.is_crashing) {
+                    (true, _) => 2,
+                    (false, crashing) => i32::from(!crashing),
+                }
             }
+            _ if candidate.is_crashing => 0,
             (Role::DmMaster, None) => 1,
             (Role::DmWorker, Some(dm)) => match worker_of(dm, id).map(|worker| worker.stage) {
                 Some(WorkerStage::Free) => 3,
