@@ -26,6 +26,9 @@ pub struct Policy {
     /// What to do when there was none. To go on is slower, not unsafe.
     #[serde(skip_serializing_if = "is_usual_on_busy")]
     pub on_busy: OnBusy,
+    /// Subtasks may be so many seconds behind when the run begins; none: any number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_lag_s: Option<u32>,
     /// How long DM may take to move a source, to pause, to elect.
     pub settle_within_s: u32,
     /// What to do when a node is not healthy on the new build.
@@ -53,6 +56,7 @@ impl Default for Policy {
             guard_s: 30,
             quiet_within_s: 30,
             on_busy: OnBusy::GoOn,
+            max_lag_s: None,
             settle_within_s: 60,
             on_failure: OnFailure::RollbackNode,
             batches: Vec::new(),

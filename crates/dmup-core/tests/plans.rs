@@ -11,12 +11,12 @@ use dmup_core::digest::Digest;
 use dmup_core::ids::{ClusterName, HostId, InstanceId, MemberName, SourceId, TaskName, UnitName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::{
-    DmSeen, HostSeen, Inventory, Leftover, LeftoverKind, MasterSeen, ProcessSeen, SubtaskSeen,
-    SubtaskStage, SubtaskUnit, UnitActive, WorkerSeen, WorkerStage,
+    DmSeen, HostSeen, Inventory, Leftover, LeftoverKind, MasterSeen, ProcessSeen, SideSeen,
+    SubtaskSeen, SubtaskStage, SubtaskUnit, UnitActive, WorkerSeen, WorkerStage,
 };
 use dmup_core::plan::{
     Allowances, Blocker, Decision, HotfixRequest, Override, ParcelSpec, Plan, RollbackRequest,
-    RollbackTarget, Step, TargetBuild, Warning, check, plan_hotfix, plan_rollback,
+    RollbackTarget, Step, TargetBuild, Turn, Warning, basis_of, check, plan_hotfix, plan_rollback,
 };
 use dmup_core::policy::Policy;
 use proptest::prelude::*;
@@ -26,6 +26,7 @@ use proptest::prelude::*;
 struct Cluster {
     request: HotfixRequest,
     inventory: Inventory,
+    policy: Policy,
 }
 
 fn cluster(
@@ -204,12 +205,12 @@ fn cluster_with(
         allow: Allowances::default(),
         known_bad: BTreeMap::new(),
     };
-    Cluster { request, inventory }
+    Cluster { request, inventory, policy: Policy::default() }
 }
 
 impl Cluster {
     fn decide(&self) -> Decision {
-        plan_hotfix(&self.request, &self.inventory, &Policy::default())
+        plan_hotfix(&self.request, &self.inventory, &self.policy)
     }
 
     fn plan(&self) -> Plan {
@@ -578,6 +579,7 @@ fn each_obstacle_is_overridden_by_its_own_flag_or_by_force() {
     let flags = |allow: Allowances| {
         let mut cluster = cluster(3, 1, 3, 2, "v8.1.0");
         cluster.request.allow = allow;
+        cluster.policy.max_lag_s = Some(60);
         let process = cluster.inventory.processes.get_mut(&id("h3:8262")).unwrap();
         process.on_disk = Some(Digest::of(b"foreign"));
         cluster.request.known_bad.insert(new(Role::DmMaster), "it exited 3 times".into());
@@ -602,8 +604,7 @@ fn each_obstacle_is_overridden_by_its_own_flag_or_by_force() {
             Decision::NothingToDo => panic!(),
         }
     };
-    let most = Allowances { max_lag_s: Some(60), ..Allowances::default() };
-    insta::assert_snapshot!(flags(most.clone()), @r"
+    insta::assert_snapshot!(flags(Allowances::default()), @r"
     known-bad: build 525231024e5b failed before: it exited 3 times
     drift: h3:8262 runs build cba06b5736fa, but 656771905e1e lies on its disk
     clock-off: the clock of h2 is -400s off
@@ -611,14 +612,14 @@ fn each_obstacle_is_overridden_by_its_own_flag_or_by_force() {
     lagging: task task on source s1 is 120s behind, 60s are allowed
     lag-unknown: DM does not say how far task task on source s2 is behind
     ");
-    let adopting = Allowances { adopt: true, force_build: true, ..most.clone() };
+    let adopting = Allowances { adopt: true, force_build: true, ..Allowances::default() };
     insta::assert_snapshot!(flags(adopting), @r"
     clock-off: the clock of h2 is -400s off
     guard-armed: a guard of h2:8262 is armed: its host may put it back at any moment
     lagging: task task on source s1 is 120s behind, 60s are allowed
     lag-unknown: DM does not say how far task task on source s2 is behind
     ");
-    insta::assert_snapshot!(flags(Allowances { force: true, ..most }), @r"
+    insta::assert_snapshot!(flags(Allowances { force: true, ..Allowances::default() }), @r"
     overridden by --force-build: build 525231024e5b failed before: it exited 3 times
     overridden by --adopt: h3:8262 runs build cba06b5736fa, but 656771905e1e lies on its disk
     overridden by --force: the clock of h2 is -400s off
@@ -810,7 +811,10 @@ fn a_plan_in_which_others_are_watched_together_is_refused() {
 
 #[test]
 fn every_fact_that_has_changed_since_the_plan_is_named() {
-    let then = cluster(3, 1, 3, 2, "v8.1.0");
+    let mut then = cluster(3, 1, 3, 2, "v8.1.0");
+    then.policy.max_lag_s = Some(60);
+    let runs = SideSeen { stage: SubtaskStage::Running, errors: Vec::new() };
+    then.dm().subtasks[1].validator = Some(runs);
     let basis = then.plan().based_on;
     let mut now = then.clone();
     let process = now.inventory.processes.get_mut(&id("h3:8262")).unwrap();
@@ -823,21 +827,44 @@ fn every_fact_that_has_changed_since_the_plan_is_named() {
     dm.masters[1].alive = false;
     dm.workers[2].stage = WorkerStage::Offline;
     dm.sources.insert(SourceId::new("s1").unwrap(), Some(name("w3")));
-    dm.subtasks[1].stage = SubtaskStage::Paused;
+    dm.subtasks[1].validator.as_mut().unwrap().stage = SubtaskStage::Stopped;
+    (dm.subtasks[1].synced, dm.subtasks[1].lag_s) = (false, Some(61));
     dm.subtasks.remove(0);
+    let seen = now.inventory.hosts.get_mut(&HostId::new("h2").unwrap()).unwrap();
+    seen.as_mut().unwrap().leftovers = [LeftoverKind::ArmedGuard, LeftoverKind::TiupUpload]
+        .map(|kind| Leftover { instance: id("h2:8262"), kind, path: "/x".into(), build: None })
+        .into();
     let changes =
-        basis.changes(&dmup_core::plan::basis_of(&now.request.instances, &now.inventory, true));
+        basis.changes(&basis_of(&now.request.instances, &now.inventory, true, &now.policy));
     insta::assert_snapshot!(changes.join("\n"), @r"
+    a package that TiUP sent of h2:8262: nothing then, /x now
+    an armed guard of h2:8262: nothing then, /x now
     instance h2:8261: Active, runs cba06b5736fa, has cba06b5736fa then, Failed, runs cba06b5736fa, has cba06b5736fa now
     instance h3:8262: Active, runs cba06b5736fa, has cba06b5736fa then, Active, runs 656771905e1e, has cba06b5736fa now
+    lag of task on s1: at most 60s then, nothing now
+    lag of task on s2: at most 60s then, more than 60s now
     leader: m1 then, m3 now
     master m2: alive then, down now
     source s1: w1 then, w3 now
     task task on s1: Running, Sync then, nothing now
-    task task on s2: Running, Sync then, Paused, Sync now
+    validator of task on s2: Running then, Stopped now
     worker w3: Free then, Offline now
     ");
-    let same = dmup_core::plan::basis_of(&then.request.instances, &then.inventory, true);
+    let same = basis_of(&then.request.instances, &then.inventory, true, &then.policy);
+    assert_eq!(basis.changes(&same), Vec::<String>::new());
+    // Without a limit any lag is as good as any other; what lies beside other nodes is nobody's business.
+    let mut now = then.clone();
+    now.policy.max_lag_s = None;
+    let basis = now.plan().based_on;
+    (now.dm().subtasks[1].synced, now.dm().subtasks[1].lag_s) = (false, Some(61));
+    let seen = now.inventory.hosts.get_mut(&HostId::new("h2").unwrap()).unwrap();
+    seen.as_mut().unwrap().leftovers = vec![Leftover {
+        instance: id("h2:9999"),
+        kind: LeftoverKind::ArmedGuard,
+        path: "/x".into(),
+        build: None,
+    }];
+    let same = basis_of(&now.request.instances, &now.inventory, true, &now.policy);
     assert_eq!(basis.changes(&same), Vec::<String>::new());
 }
 
@@ -1115,7 +1142,7 @@ fn a_node_that_is_down_is_in_the_way_only_of_others_of_its_kind() {
 fn a_task_is_too_far_behind_only_while_it_follows_its_source_and_only_beyond_the_limit() {
     let blocked = |bend: fn(&mut SubtaskSeen)| {
         let mut cluster = cluster(3, 1, 2, 1, "v8.1.0");
-        cluster.request.allow.max_lag_s = Some(60);
+        cluster.policy.max_lag_s = Some(60);
         let subtask = &mut cluster.dm().subtasks[0];
         (subtask.synced, subtask.lag_s) = (false, Some(61));
         bend(subtask);
@@ -1329,7 +1356,7 @@ fn any_cluster() -> impl Strategy<Value = Cluster> {
             cluster.request.offline = bit(2) && bit(3) && bit(4);
             cluster.request.allow.defer = bit(40);
             cluster.request.allow.adopt = bit(41);
-            cluster.request.allow.max_lag_s = bit(42).then_some(0);
+            cluster.policy.max_lag_s = bit(42).then_some(0);
             if bit(43) && bit(44) {
                 let dm = cluster.inventory.dm.as_mut().unwrap();
                 for subtask in dm.subtasks.iter_mut().step_by(2) {
@@ -1383,6 +1410,7 @@ fn any_cluster() -> impl Strategy<Value = Cluster> {
                             subtask.stage = SubtaskStage::Paused;
                         }
                     }
+                    5 => (process.restarts, process.active_since_ms) = (3, Some(0)),
                     _ => {}
                 }
             }
@@ -1417,7 +1445,10 @@ proptest! {
                         *moves.entry(source.clone()).or_insert(0) += 1;
                     }
                 }
-                prop_assert!(moves.values().all(|count| *count == 1), "{:?}", moves);
+                // But the source of a worker that keeps crashing leaves it first, whoever can take it.
+                let crashes = |turn: &Turn| cluster.inventory.processes[&turn.instance].restarts > 0;
+                let once = moves.values().all(|count| *count == 1);
+                prop_assert!(once || plan.turns.iter().any(crashes), "{:?}", moves);
                 // Every selected instance that has not the build yet has one turn; nobody else has.
                 for instance in &plan.instances {
                     let process = &cluster.inventory.processes[&instance.id];

@@ -157,7 +157,7 @@ async fn refuse_stale(plan: &Plan, reach: Reach<'_>) -> Result<(), RunError> {
     if !silent.is_empty() {
         return Err(RunError::Look { why: silent.join("; ") });
     }
-    let changes = plan.based_on.changes(&basis_of(&selected, &now, with_dm));
+    let changes = plan.based_on.changes(&basis_of(&selected, &now, with_dm, &plan.policy));
     if changes.is_empty() { Ok(()) } else { Err(RunError::Stale { changes }) }
 }
 

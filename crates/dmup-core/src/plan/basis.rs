@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::decision::Blocker;
+use super::hotfix::too_far_behind;
 use crate::ids::InstanceId;
 use crate::instance::Instance;
-use crate::inventory::Inventory;
+use crate::inventory::{Inventory, LeftoverKind};
+use crate::policy::Policy;
 
 /// What was seen, as text: compared before the first effect, and only then (later, the
 /// cluster differs by the run's own doing).
@@ -34,7 +37,14 @@ impl Basis {
 }
 
 /// Collects the facts about the given instances, and about DM as a whole if it is asked for.
-pub fn basis_of(selected: &[Instance], inventory: &Inventory, with_dm: bool) -> Basis {
+///
+/// How far tasks are behind changes all the time: that is a fact only where there is a limit, and only as far as it keeps it.
+pub fn basis_of(
+    selected: &[Instance],
+    inventory: &Inventory,
+    with_dm: bool,
+    policy: &Policy,
+) -> Basis {
     let mut facts = BTreeMap::new();
     let short = |digest: &Option<crate::digest::Digest>| {
         digest.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string)
@@ -52,6 +62,17 @@ pub fn basis_of(selected: &[Instance], inventory: &Inventory, with_dm: bool) -> 
             },
         );
         facts.insert(format!("instance {}", instance.id), seen);
+    }
+    for leftover in inventory.hosts.values().flatten().flat_map(|host| &host.leftovers) {
+        if selected.iter().any(|instance| instance.id == leftover.instance) {
+            let what = match leftover.kind {
+                LeftoverKind::ArmedGuard => "an armed guard",
+                LeftoverKind::FiredGuard => "a guard that has acted",
+                LeftoverKind::TiupBackup => "a tree that TiUP saved",
+                LeftoverKind::TiupUpload => "a package that TiUP sent",
+            };
+            facts.insert(format!("{what} of {}", leftover.instance), leftover.path.to_string());
+        }
     }
     if let (true, Ok(dm)) = (with_dm, &inventory.dm) {
         let leaders: Vec<&str> =
@@ -76,6 +97,20 @@ pub fn basis_of(selected: &[Instance], inventory: &Inventory, with_dm: bool) -> 
                 format!("task {} on {}", subtask.task, subtask.source),
                 format!("{:?}, {:?}", subtask.stage, subtask.unit),
             );
+            if let Some(validator) = &subtask.validator {
+                facts.insert(
+                    format!("validator of {} on {}", subtask.task, subtask.source),
+                    format!("{:?}", validator.stage),
+                );
+            }
+            if let Some(max_s) = policy.max_lag_s {
+                let lag = match too_far_behind(policy, subtask) {
+                    None => format!("at most {max_s}s"),
+                    Some(Blocker::LagUnknown { .. }) => "not known".to_owned(),
+                    Some(_) => format!("more than {max_s}s"),
+                };
+                facts.insert(format!("lag of {} on {}", subtask.task, subtask.source), lag);
+            }
         }
     }
     Basis(facts)

@@ -11,7 +11,7 @@ use super::step::{Around, Step};
 use super::turn::{TurnFacts, is_up, leader_of, master_of, turn_steps, worker_of};
 use crate::builds::unmarked_patch;
 use crate::digest::Digest;
-use crate::ids::{ClusterName, HostId, InstanceId, MemberName, SourceId, TaskName};
+use crate::ids::{ClusterName, HostId, InstanceId, MemberName};
 use crate::instance::{Instance, Role};
 use crate::inventory::{
     DmSeen, Inventory, LeftoverKind, SubtaskSeen, SubtaskStage, SubtaskUnit, UnitActive,
@@ -44,8 +44,6 @@ pub struct Allowances {
     pub force_build: bool,
     /// `--defer`: workers whose subtasks dump or load are left out, instead of being in the way.
     pub defer: bool,
-    /// `--max-lag`: subtasks may be so many seconds behind; any number without it.
-    pub max_lag_s: Option<u32>,
 }
 
 impl Allowances {
@@ -297,7 +295,7 @@ fn plan_exchange(
         }
     } else if wants_dm && candidates.iter().any(|candidate| candidate.instance.role.is_dm()) {
         match &inventory.dm {
-            Ok(dm) => blockers.extend(dm_obstacles(work, &candidates, inventory, dm)),
+            Ok(dm) => blockers.extend(dm_obstacles(work, &candidates, inventory, dm, policy)),
             Err(why) => blockers.push(Blocker::DmSilent { why: why.clone() }),
         }
     }
@@ -317,7 +315,7 @@ fn plan_exchange(
         cluster: work.cluster.clone(),
         kind: work.kind,
         version: work.version.clone(),
-        based_on: basis_of(&selected, inventory, wants_dm),
+        based_on: basis_of(&selected, inventory, wants_dm, policy),
         baseline: dm.cloned(),
         instances: work.instances.to_vec(),
         parcel: work.parcel.cloned(),
@@ -462,6 +460,7 @@ fn dm_obstacles(
     candidates: &[Candidate<'_>],
     inventory: &Inventory,
     dm: &DmSeen,
+    policy: &Policy,
 ) -> Vec<Blocker> {
     let mut blockers = Vec::new();
     let down: BTreeMap<&InstanceId, String> = work
@@ -542,19 +541,15 @@ fn dm_obstacles(
             let (task, source_id) = (task.clone(), source_id.clone());
             blockers.push(Blocker::DdlWaiting { task, source_id, count: subtask.blocked_ddls });
         }
-        blockers.extend(too_far_behind(work.allow, subtask, task, source_id));
+        blockers.extend(too_far_behind(policy, subtask));
     }
     blockers
 }
 
 /// A subtask that follows its source, but not closely enough for the operator.
-fn too_far_behind(
-    allow: &Allowances,
-    subtask: &SubtaskSeen,
-    task: TaskName,
-    source_id: SourceId,
-) -> Option<Blocker> {
-    let max_s = allow.max_lag_s?;
+pub(super) fn too_far_behind(policy: &Policy, subtask: &SubtaskSeen) -> Option<Blocker> {
+    let max_s = policy.max_lag_s?;
+    let (task, source_id) = (subtask.task.clone(), subtask.source.clone());
     if subtask.stage != SubtaskStage::Running || subtask.unit != SubtaskUnit::Sync || subtask.synced
     {
         return None;

@@ -265,7 +265,6 @@ pub(crate) fn allowances_of(args: &Rolling) -> Allowances {
         adopt: args.adopt,
         force_build: false,
         defer: args.defer,
-        max_lag_s: args.max_lag,
     }
 }
 
@@ -279,6 +278,7 @@ pub(crate) fn policy_of(args: &Rolling, on_failure: OnFailureArg, context: &Cont
             OnBusyArg::GoOn => OnBusy::GoOn,
             OnBusyArg::Stop => OnBusy::Stop,
         },
+        max_lag_s: args.max_lag,
         batches: args.batch.clone(),
         batch_soak_s: args.batch_soak,
         pause_after: args.pause_after,
