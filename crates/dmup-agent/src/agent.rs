@@ -87,32 +87,25 @@ impl Agent {
             Request::Switch(order) => {
                 let order = &self.with_owners(order);
                 let request = Request::Switch(order.clone());
-                let here = || {
-                    let mut order = order.clone();
-                    for text in &mut order.texts {
+                self.by_root(&request, || {
+                    self.in_turn(&order.instance)?;
+                    // None armed, or one that has acted: fine, too.
+                    let put_off = |by_s: u32| {
+                        guard::renew(&self.places, &order.instance, by_s).ok();
+                    };
+                    let stop_s = u32::try_from(order.stop_within_ms / 1000).unwrap_or(u32::MAX);
+                    if let Some(guard_s) = order.guard_s {
+                        put_off(guard_s.saturating_add(stop_s));
+                    }
+                    let mut here = order.clone();
+                    for text in &mut here.texts {
                         text.path = self.places.real(&text.path);
                     }
-                    switch(&*self.services, &self.hashes, &order)
-                };
-                if order.restart {
-                    self.by_root(&request, || {
-                        self.in_turn(&order.instance)?;
-                        // None armed, or one that has acted: fine, too.
-                        let put_off = |by_s: u32| {
-                            guard::renew(&self.places, &order.instance, by_s).ok();
-                        };
-                        let stop_s = u32::try_from(order.stop_within_ms / 1000).unwrap_or(u32::MAX);
-                        if let Some(guard_s) = order.guard_s {
-                            put_off(guard_s.saturating_add(stop_s));
-                        }
-                        let done = here();
-                        // Also after a window that failed half-way.
-                        order.guard_s.map(put_off);
-                        done
-                    })
-                } else {
-                    self.or_root(&request, here)
-                }
+                    let done = switch(&*self.services, &self.hashes, &here);
+                    // Also after a window that failed half-way.
+                    order.guard_s.map(put_off);
+                    done
+                })
             }
             Request::Unit(order) => self.by_root(&request, || Ok(self.act_on(order))),
             Request::Put { files } => self.each(files, |file| self.put(file)),
@@ -448,10 +441,10 @@ fn deep_enough(path: &Utf8PathBuf) -> Result<(), Refusal> {
 #[cfg(test)]
 pub(crate) mod tests {
     use dmup_core::ids::{InstanceId, UnitName};
-    use dmup_wire::message::{PathKind, Probe, ProbeInstance};
+    use dmup_wire::message::{PathKind, Probe, ProbeInstance, Switch};
 
     use super::*;
-    use crate::switch::tests::Fake;
+    use crate::switch::tests::{Fake, trees};
 
     /// An agent with a fake unit, on a playground of its own.
     pub(crate) fn agent(dir: &Utf8Path) -> Agent {
@@ -508,6 +501,24 @@ pub(crate) mod tests {
             );
         }
         assert_eq!(fs_err::read_dir(&dir).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_exchange_without_a_restart_that_comes_late_is_refused_as_any_window() {
+        let (_keep, hotfix) = trees();
+        let hotfix = Switch { restart: false, ..hotfix };
+        let dir = hotfix.live.parent().unwrap();
+        let back = Switch { from: hotfix.to.clone(), to: hotfix.from.clone(), ..hotfix.clone() };
+        let live = || fs_err::read_to_string(hotfix.live.join(&hotfix.binary)).unwrap();
+        let of_session = |since_ms| Agent { session: Session::since(since_ms), ..agent(dir) };
+        let (older, younger) = (of_session(1000), of_session(2000));
+        ask(&younger, Request::Switch(hotfix.clone())).unwrap();
+        assert_eq!(live(), "new");
+        ask(&younger, Request::Switch(back)).unwrap();
+        // It would fit.
+        let late = ask(&older, Request::Switch(hotfix.clone())).unwrap_err();
+        assert!(late.observed.contains("came late"), "{late}");
+        assert_eq!(live(), "old");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! A cut connection keeps what was written into it and delivers it when the cut is over, half a minute later if need
 //! be. By then the controller has connected anew and gone on: the window that it once asked for, done now, would
 //! put another build in than it believes, without a guard (seen on test hosts: the window of a hotfix came after that
-//! of its rollback). So every conversation has an age, and an instance's windows and guards obey the youngest that
-//! has worked on it.
+//! of its rollback). So every conversation has an age, and an instance's windows, exchanges of `--offline`, and guards obey the
+//! youngest that has worked on it.
 //!
 //! ```text
 //! /var/lib/dmup/guards/<instance>.session    { boot_id, since_ms }: the youngest so far
