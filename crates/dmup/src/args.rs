@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 
 use camino::Utf8PathBuf;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use dmup_core::policy::BatchSize;
 
@@ -44,8 +45,21 @@ impl Cli {
     ///
     /// clap's, which are help as well as mistakes.
     pub fn of_words(words: &[OsString]) -> Result<Self, clap::Error> {
-        Self::try_parse_from(plain_switches(words))
+        Self::try_parse_from(plain_switches(words)).map_err(|error| with_a_tip(error, words))
     }
+}
+
+/// `--wait` may stand alone, so its value cannot be the next word: who writes it so gets a surplus word somewhere.
+fn with_a_tip(mut error: clap::Error, words: &[OsString]) -> clap::Error {
+    let seconds = words.windows(2).find_map(|pair| {
+        let next = pair[1].to_str().filter(|next| next.parse::<u32>().is_ok())?;
+        (pair[0] == "--wait").then_some(next)
+    });
+    if let (ErrorKind::UnknownArgument, Some(seconds)) = (error.kind(), seconds) {
+        let tip = format!("the value of '--wait' comes after an equals sign: '--wait={seconds}'");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
 }
 
 /// TiUP's manual lets switches have a value, `--overwrite=true`: clap does not.
@@ -360,7 +374,7 @@ pub struct SelectedArgs {
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
 Examples:
-  dmup edit-config prod                                opens $EDITOR
+  dmup edit-config prod                                opens $EDITOR, or vi on a terminal
   dmup edit-config prod --topology-file edited.yaml --yes
 
 Names, addresses, ports and dirs stay as they were deployed. Hosts are not touched.")]
@@ -559,7 +573,7 @@ pub struct Rolling {
     /// Refuse when a task is more than so many seconds behind its source
     #[arg(long, value_name = "SECONDS")]
     pub max_lag: Option<u32>,
-    /// Also instances that are down
+    /// Also instances that are down, or crash again and again
     #[arg(long)]
     pub include_down: bool,
     /// Also instances that run something else than lies on their disk: what lies there is the build before

@@ -21,10 +21,12 @@ pub struct Surroundings {
     pub user: String,
     /// `SSH_AUTH_SOCK`.
     pub ssh_agent: Option<Utf8PathBuf>,
-    /// `EDITOR`; `vi` when it is not set (TiUP's rule).
-    pub editor: String,
+    /// `EDITOR`.
+    pub editor: Option<String>,
     /// Standard output is a terminal and `NO_COLOR` is not set.
     pub colour: bool,
+    /// Standard output is a terminal.
+    pub stdout_is_terminal: bool,
     /// Standard error is a terminal.
     pub stderr_is_terminal: bool,
     /// Standard input is a terminal.
@@ -70,8 +72,9 @@ impl Surroundings {
                 .or_else(|| variable("LOGNAME"))
                 .unwrap_or_else(|| "root".to_owned()),
             ssh_agent: variable("SSH_AUTH_SOCK").map(Utf8PathBuf::from),
-            editor: variable("EDITOR").unwrap_or_else(|| "vi".to_owned()),
+            editor: variable("EDITOR"),
             colour: std::io::stdout().is_terminal() && variable("NO_COLOR").is_none(),
+            stdout_is_terminal: std::io::stdout().is_terminal(),
             stderr_is_terminal: std::io::stderr().is_terminal(),
             stdin_is_terminal: std::io::stdin().is_terminal(),
             supervised: variable("DMUP_SUPERVISED").map(Utf8PathBuf::from),

@@ -61,6 +61,17 @@ fn checked(known: &Known, path: &Utf8Path, text: &str) -> Result<Topology, Failu
 
 /// Lets the operator edit until it can be taken, or they give up.
 fn edit(known: &Known, before: &str, context: &Context) -> Result<Topology, Failure> {
+    let around = &context.surroundings;
+    let editor = match &around.editor {
+        Some(editor) => editor,
+        // TiUP's choice. Without a terminal it waits for ever for somebody who types.
+        None if around.stdin_is_terminal && around.stdout_is_terminal => "vi",
+        None => {
+            return Err(Failure::refused("there is no terminal to edit the topology on").hint(
+                "give the edited topology with --topology-file, or a program that edits by itself with EDITOR",
+            ));
+        }
+    };
     let scratch = context.scratch()?;
     let path = scratch.path().join("topology.yaml");
     let prepare = || -> std::io::Result<()> {
@@ -73,7 +84,7 @@ fn edit(known: &Known, before: &str, context: &Context) -> Result<Topology, Fail
     prepare()
         .map_err(|error| Failure::refused(format_args!("prepare the file to edit: {error}")))?;
     loop {
-        open_editor(&context.surroundings.editor, &path)?;
+        open_editor(editor, &path)?;
         let failure = match read_text(&path).and_then(|text| checked(known, &path, &text)) {
             Ok(edited) => return Ok(edited),
             Err(failure) => failure,

@@ -11,6 +11,9 @@ fn words_that_make_no_sense_are_usage_errors() {
     desk.refuses(&["patch", "prod"], 2, &["PACKAGE"]);
     desk.refuses(&["display", "../prod"], 2, &["cluster name"]);
     desk.refuses(&["patch", "prod", "x.tar.gz", "--soak", "soon"], 2, &["--soak"]);
+    for words in [["prod", "x.tar.gz", "--wait", "600"], ["--wait", "600", "prod", "x.tar.gz"]] {
+        desk.refuses(&[&["patch"], &words[..]].concat(), 2, &["'--wait=600'"]);
+    }
 }
 
 #[test]

@@ -129,6 +129,16 @@ fn settings_are_edited_by_file() {
 }
 
 #[test]
+fn without_a_terminal_no_editor_is_opened_that_needs_one() {
+    let desk = Desk::with_cluster("prod", SILENT);
+    let before = desk.state();
+    let says = ["no terminal", "--topology-file", "EDITOR"];
+    desk.refuses(&["edit-config", "prod"], 3, &says);
+    desk.refuses(&["edit-config", "prod", "--yes"], 3, &says);
+    assert_eq!(desk.state(), before);
+}
+
+#[test]
 fn settings_are_edited_by_the_editor_of_the_operator() {
     let desk = Desk::with_cluster("prod", SILENT);
     let edit = |editor: &str, words: &[&str]| {
