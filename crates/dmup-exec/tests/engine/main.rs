@@ -5,6 +5,7 @@
     reason = "the whole crate is a test, its cluster as well"
 )]
 
+mod gates;
 mod promises;
 mod restarts;
 mod sim;
@@ -118,6 +119,7 @@ async fn a_bad_build_ends_old_on_its_node_and_leaves_the_rest_alone() {
         Behaviour::ExitsAfter(2),
         Behaviour::NeverJoins,
         Behaviour::CallsItselfOther,
+        Behaviour::HasOtherCommit,
     ];
     for seed in 0..300 {
         let shape = Shape::any(seed);

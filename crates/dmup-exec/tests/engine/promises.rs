@@ -1,21 +1,16 @@
 //! Promises of the executor that the other stories would not miss: what hosts and people did while nobody looked is believed.
 
-use std::collections::BTreeSet;
-
 use dmup_core::ids::{SourceId, TaskName};
 use dmup_core::instance::Role;
 use dmup_core::inventory::SubtaskStage;
 use dmup_core::journal::Entry;
-use dmup_core::plan::{Decision, Plan, Step};
-use dmup_core::policy::{BatchSize, Policy};
+use dmup_core::plan::{Plan, Step};
 use dmup_core::report::{Report, RunEnd};
 use dmup_exec::{Event, MemoryJournal, execute};
 use tokio_util::sync::CancellationToken;
 
 use crate::sim::{Behaviour, Sim, id, old};
-use crate::{
-    MANY, SMALL, all_new, all_old, back, decide, go, go_and, go_on, old_version, plan, reach,
-};
+use crate::{SMALL, all_new, all_old, back, go, go_and, go_on, old_version, plan, reach};
 
 /// A run that was killed right after it wrote down that the first such step holds.
 async fn killed_after(plan: &Plan, wanted: fn(&Step) -> bool) -> (Sim, MemoryJournal) {
@@ -203,30 +198,6 @@ async fn a_resumed_run_tells_of_every_node_how_long_it_was_away() {
     };
     assert!(away(&whole).iter().all(|(_, away)| away.down_ms > 0));
     assert_eq!(away(&report), away(&whole));
-}
-
-#[tokio::test]
-async fn whoever_waits_is_named() {
-    let (sim, shape) = (Sim::new(&MANY, 1), MANY);
-    for role in [Role::DmMaster, Role::DmWorker] {
-        let slow = Behaviour::BeginsAsShell(2);
-        sim.state.lock().unwrap().behaviours.insert(crate::new(role), slow);
-    }
-    let batches = vec![BatchSize::Percent(100)];
-    let policy = Policy { batches, ..Policy::default() };
-    let Decision::Go(plan) = decide(&sim, &shape, &policy).await else { panic!() };
-    let mut waited = BTreeSet::new();
-    let mut watch = |event: Event| {
-        if let Event::Waiting { instance, step, .. } = event {
-            assert_eq!(step.instance(), Some(&instance));
-            waited.insert(instance);
-        }
-    };
-    let (mut journal, cancel) = (MemoryJournal::default(), CancellationToken::new());
-    let report = execute(&plan, reach(&sim), &mut journal, &mut watch, &cancel).await.unwrap();
-    assert_eq!(report.end, RunEnd::Done);
-    let all: BTreeSet<_> = plan.turns.iter().map(|turn| turn.instance.clone()).collect();
-    assert_eq!(waited, all);
 }
 
 #[tokio::test]

@@ -45,6 +45,8 @@ pub(crate) enum Behaviour {
     ExitsAfter(u64),
     NeverJoins,
     CallsItselfOther,
+    /// Its release is right, its commit is another.
+    HasOtherCommit,
     /// So many seconds its process is still the shell of its run script, under the same number.
     BeginsAsShell(u64),
 }
@@ -120,6 +122,10 @@ pub(crate) struct State {
     pub(crate) lag_s: u64,
     /// A master whose etcd is not healthy.
     pub(crate) ill: Option<InstanceId>,
+    /// When a master becomes so.
+    pub(crate) ill_at: Option<(Duration, InstanceId)>,
+    /// Who was asked for its build, and whether its process was the shell of its run script then.
+    pub(crate) asked: Vec<(InstanceId, bool)>,
     /// How long a stop takes, and whether systemd has to kill the process then.
     pub(crate) stop_takes: (Duration, bool),
     /// Dead workers that DM has not noticed yet: until when, and when they are started again.
@@ -297,6 +303,8 @@ impl Sim {
                 silent: BTreeMap::new(),
                 lag_s: 0,
                 ill: None,
+                ill_at: None,
+                asked: Vec::new(),
                 stop_takes: (Duration::from_millis(700), false),
                 ghosts: BTreeMap::new(),
                 unguarded: None,
@@ -603,6 +611,9 @@ impl State {
         for id in back {
             self.ghosts.remove(&id);
             self.start(&id);
+        }
+        if let Some((_, id)) = self.ill_at.take_if(|(at, _)| *at <= now) {
+            self.ill = Some(id);
         }
         if let Some((_, id)) = self.restart_at.take_if(|(at, _)| *at <= now) {
             self.stop(&id);
@@ -1097,7 +1108,10 @@ impl Dm for Sim {
     }
 
     async fn build_of(&self, instance: &Instance) -> Result<ReportedBuild, EffectError> {
-        let state = self.state.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
+        let node = &state.nodes[&instance.id];
+        let is_shell = state.executable_of(node) == Some(digest("sh"));
+        state.asked.push((instance.id.clone(), is_shell));
         let Some(running) = state.nodes[&instance.id].running.clone() else {
             return Err(EffectError {
                 attempted: "ask for its build".into(),
@@ -1106,11 +1120,12 @@ impl Dm for Sim {
                 certainty: Certainty::NotSent,
             });
         };
-        let said = match state.behaviours.get(&running) {
-            Some(Behaviour::CallsItselfOther) => old(),
-            _ => running,
+        let (release, commit) = match state.behaviours.get(&running) {
+            Some(Behaviour::CallsItselfOther) => (old(), old()),
+            Some(Behaviour::HasOtherCommit) => (running, old()),
+            _ => (running.clone(), running),
         };
-        Ok(ReportedBuild { release: format!("v{said}"), commit: said.to_string() })
+        Ok(ReportedBuild { release: format!("v{release}"), commit: commit.to_string() })
     }
 
     async fn evict_leader(&self, master: &Instance) -> Result<(), EffectError> {

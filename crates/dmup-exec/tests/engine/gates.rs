@@ -1,0 +1,145 @@
+//! What gates and waits ask for, whom they ask, and what they say meanwhile.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use dmup_core::ids::{SourceId, TaskName};
+use dmup_core::instance::Role;
+use dmup_core::plan::{Decision, Step, plan_hotfix};
+use dmup_core::policy::{BatchSize, Policy};
+use dmup_core::report::RunEnd;
+use dmup_exec::ports::Clock;
+use dmup_exec::{Event, MemoryJournal, execute, look};
+use tokio_util::sync::CancellationToken;
+
+use crate::sim::{Behaviour, Sim, id, new};
+use crate::{MANY, SMALL, all_new, decide, go, go_and, plan, reach};
+
+#[tokio::test]
+async fn what_a_node_of_a_batch_waits_for_is_told_once_and_with_its_name() {
+    let sim = Sim::new(&MANY, 1);
+    for role in [Role::DmMaster, Role::DmWorker] {
+        sim.state.lock().unwrap().behaviours.insert(new(role), Behaviour::BeginsAsShell(2));
+    }
+    let policy = Policy { batches: vec![BatchSize::Percent(100)], ..Policy::default() };
+    let Decision::Go(plan) = decide(&sim, &MANY, &policy).await else { panic!() };
+    let (mut waited, mut said) = (BTreeSet::new(), BTreeSet::new());
+    let mut watch = |event: Event| {
+        if let Event::Waiting { instance, step, missing } = event {
+            assert_eq!(step.instance(), Some(&instance));
+            assert!(said.insert((instance.clone(), missing.clone())), "{instance}: {missing:?}");
+            waited.insert(instance);
+        }
+    };
+    let (mut journal, cancel) = (MemoryJournal::default(), CancellationToken::new());
+    let report = execute(&plan, reach(&sim), &mut journal, &mut watch, &cancel).await.unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    let all: BTreeSet<_> = plan.turns.iter().map(|turn| turn.instance.clone()).collect();
+    assert_eq!(waited, all);
+}
+
+#[tokio::test]
+async fn only_a_dm_process_that_is_well_otherwise_is_asked_for_its_build() {
+    let sim = Sim::new(&SMALL, 1);
+    let plan = plan(&sim, &SMALL).await;
+    for role in [Role::DmMaster, Role::DmWorker] {
+        sim.state.lock().unwrap().behaviours.insert(new(role), Behaviour::BeginsAsShell(2));
+    }
+    let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    let state = sim.state.lock().unwrap();
+    let asked: BTreeSet<_> = state.asked.iter().cloned().collect();
+    let all_of_dm = sim_nodes(&state).filter(|(_, role)| role.is_dm());
+    assert_eq!(asked, all_of_dm.map(|(id, _)| (id, false)).collect());
+}
+
+fn sim_nodes(
+    state: &crate::sim::State,
+) -> impl Iterator<Item = (dmup_core::ids::InstanceId, Role)> {
+    state.nodes.values().map(|node| (node.instance.id.clone(), node.instance.role))
+}
+
+#[tokio::test]
+async fn one_thing_that_is_missing_for_a_moment_begins_the_soak_anew() {
+    let sim = Sim::new(&SMALL, 1);
+    let policy = Policy { soak_s: 10, ..Policy::default() };
+    let Decision::Go(plan) = decide(&sim, &SMALL, &policy).await else { panic!() };
+    let (first, other) = (plan.turns[0].instance.clone(), plan.turns[1].instance.clone());
+    let (mut begun, mut ended) = (None, None);
+    let mut watch = |event: Event| {
+        let now = Clock::elapsed(&sim);
+        let mut state = sim.state.lock().unwrap();
+        match event {
+            Event::StepBegins { step: Step::Soak { instance, .. } } if instance == first => {
+                begun = Some(now);
+                state.ill_at = Some((now + Duration::from_secs(7), other.clone()));
+            }
+            Event::Waiting { missing, .. } => {
+                assert_eq!(missing.len(), 1, "{missing:?}");
+                state.ill = None;
+            }
+            Event::StepEnds { step: Step::Soak { instance, .. }, .. } if instance == first => {
+                ended = Some(now);
+            }
+            _ => {}
+        }
+    };
+    let (mut journal, cancel) = (MemoryJournal::default(), CancellationToken::new());
+    let report = execute(&plan, reach(&sim), &mut journal, &mut watch, &cancel).await.unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    assert!(ended.unwrap() - begun.unwrap() >= Duration::from_secs(17));
+}
+
+#[tokio::test]
+async fn a_build_of_another_commit_is_not_the_one_that_was_prepared() {
+    let sim = Sim::new(&SMALL, 1);
+    let other = Behaviour::HasOtherCommit;
+    sim.state.lock().unwrap().behaviours.insert(new(Role::DmMaster), other);
+    let plan = plan(&sim, &SMALL).await;
+    let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+    let RunEnd::RolledBackNode { why, .. } = &report.end else { panic!("{:?}", report.end) };
+    assert!(why.contains("calls itself"), "{why}");
+}
+
+#[tokio::test]
+async fn an_error_before_a_turn_is_compared_with_the_same_task_and_source() {
+    let key = |source| (TaskName::new("t1").unwrap(), SourceId::new(source).unwrap());
+    let sim = Sim::new(&SMALL, 1);
+    sim.state.lock().unwrap().errors.insert(key("s1"), "known before".into());
+    let inventory = look(&sim.instances(), &sim, &sim, &sim, true, true, 4).await;
+    let mut request = sim.request(&SMALL);
+    request.allow.force = true;
+    let policy = Policy { soak_s: 0, ..Policy::default() };
+    let Decision::Go(plan) = plan_hotfix(&request, &inventory, &policy) else { panic!() };
+    let report = go_and(&plan, &sim, |step| {
+        if matches!(step, Step::DisarmGuard { .. }) {
+            sim.state.lock().unwrap().errors.insert(key("s2"), "Duplicate entry".into());
+        }
+    })
+    .await;
+    let RunEnd::Failed { why } = &report.end else { panic!("{:?}", report.end) };
+    assert!(why.contains("task t1 on source s2 has an error: Duplicate entry"), "{why}");
+    assert!(!why.contains("known before"), "{why}");
+    assert_eq!(sim.state.lock().unwrap().windows, 1);
+}
+
+#[tokio::test]
+async fn the_turn_of_a_master_waits_for_no_worker() {
+    let sim = Sim::new(&SMALL, 1);
+    let plan = plan(&sim, &SMALL).await;
+    let mut waits = Vec::new();
+    let mut is_killed = false;
+    let mut watch = |event: Event| match event {
+        Event::StepBegins { step: Step::ArmGuard { .. } } if !is_killed => {
+            is_killed = true;
+            sim.kill_unnoticed(&id("h3:8262"), Duration::from_secs(15));
+        }
+        Event::Waiting { step: step @ Step::Window { .. }, .. } => waits.push(step),
+        _ => {}
+    };
+    let (mut journal, cancel) = (MemoryJournal::default(), CancellationToken::new());
+    let report = execute(&plan, reach(&sim), &mut journal, &mut watch, &cancel).await.unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    assert!(is_killed && all_new(&sim));
+    assert_eq!(waits, []);
+}
