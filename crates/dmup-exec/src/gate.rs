@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use dmup_core::digest::Digest;
+use dmup_core::ids::{MemberName, SourceId};
 use dmup_core::instance::{Instance, Role};
-use dmup_core::inventory::{DmSeen, ProcessSeen, UnitActive, WorkerStage};
+use dmup_core::inventory::{DmSeen, ProcessSeen, UnitActive, WorkerSeen, WorkerStage};
 use dmup_core::plan::{Expectation, Health, Step, busy, is_up, judge, leader_of, master_of};
 use dmup_core::policy::OnBusy;
 use futures::future::join_all;
@@ -422,17 +423,7 @@ impl Run<'_> {
                 .filter(|worker| worker.stage != WorkerStage::Offline)
                 .filter_map(|worker| self.plan.instance(worker.instance.as_ref()?))
                 .filter(|other| other.id != own.id);
-            let looks = others.map(|other| async move {
-                let seen = match self.look_once(other, false).await {
-                    Ok(process) if process.active == UnitActive::Active => return None,
-                    Ok(process) => {
-                        format!("its unit is {:?} ({})", process.active, process.sub_state)
-                    }
-                    // A host that cannot be reached may have a worker that is well.
-                    Err(_) => reach.dm.build_of(other).await.err()?.to_string(),
-                };
-                Some(format!("DM takes worker {} for alive, but {seen}", other.id))
-            });
+            let looks = others.map(|other| self.only_seems_alive(other));
             let missing: Vec<String> = join_all(looks).await.into_iter().flatten().collect();
             if missing.is_empty() {
                 return Ok(waited);
@@ -446,6 +437,65 @@ impl Run<'_> {
             }
             if !waited {
                 self.say_waiting(own, step, missing);
+            }
+            waited = true;
+            reach.clock.sleep(POLL).await;
+        }
+    }
+
+    /// Why a worker that DM takes for alive is not; none: it is.
+    async fn only_seems_alive(&self, worker: &Instance) -> Option<String> {
+        let seen = match self.look_once(worker, false).await {
+            Ok(process) if process.active == UnitActive::Active => return None,
+            Ok(process) => format!("its unit is {:?} ({})", process.active, process.sub_state),
+            // A host that cannot be reached may have a worker that is well.
+            Err(_) => self.reach.dm.build_of(worker).await.err()?.to_string(),
+        };
+        Some(format!("DM takes worker {} for alive, but {seen}", worker.id))
+    }
+
+    /// Who takes a source whose tasks stand for it: the worker that is meant, or, if that has died meanwhile, any other one
+    /// that is free and up. Only if there is none is it waited for.
+    pub(crate) async fn await_taker(
+        &self,
+        stage: &Stage,
+        step: &Step,
+        source: &SourceId,
+        meant: &MemberName,
+    ) -> Result<MemberName, Halt> {
+        let reach = self.reach;
+        let within = Duration::from_secs(self.plan.policy.settle_within_s.into());
+        let begun = reach.clock.elapsed();
+        let mut waited = false;
+        loop {
+            let dm = attempt_look(reach.clock, || reach.dm.look(&[])).await?;
+            // Whoever has it already was asked by an earlier process.
+            let is_there = |worker: &&WorkerSeen| worker.source.as_ref() == Some(source);
+            let is_free = |worker: &&WorkerSeen| worker.stage == WorkerStage::Free;
+            let mut takers: Vec<&WorkerSeen> = dm
+                .workers
+                .iter()
+                .filter(|worker| worker.instance.as_ref() != Some(&stage.instance.id))
+                .filter(|worker| is_there(worker) || is_free(worker))
+                .collect();
+            takers.sort_by_key(|worker| (!is_there(worker), worker.name != *meant));
+            let mut missing = Vec::new();
+            for taker in takers {
+                let instance = taker.instance.as_ref().and_then(|id| self.plan.instance(id));
+                let Some(instance) = instance else { continue };
+                match self.only_seems_alive(instance).await {
+                    None => return Ok(taker.name.clone()),
+                    Some(why) => missing.push(why),
+                }
+            }
+            if missing.is_empty() {
+                missing.push(format!("no worker is free to take source {source}"));
+            }
+            if reach.clock.elapsed().saturating_sub(begun) > within {
+                return Err(Halt::Failed(missing.join("; ")));
+            }
+            if !waited {
+                self.say_waiting(&stage.instance, step, missing);
             }
             waited = true;
             reach.clock.sleep(POLL).await;

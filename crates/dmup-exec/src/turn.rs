@@ -389,10 +389,11 @@ impl Run<'_> {
                 self.await_paused(stage, step, (task, source), *within_s).await
             }
             Step::Transfer { source, to, .. } => {
-                self.await_other_workers(stage, step).await?;
+                let there = self.await_taker(stage, step, source, to).await?;
                 self.recorder.write(&Entry::Started { step: step.clone() })?;
-                attempt_dm(reach, || reach.dm.transfer(source, to)).await?;
-                Ok(Taken::Done(None))
+                attempt_dm(reach, || reach.dm.transfer(source, &there)).await?;
+                let another = (there != *to).then(|| format!("to {there}, as {to} is not up"));
+                Ok(Taken::Done(another))
             }
             Step::AwaitBound { source, within_s } => {
                 self.await_dm(stage, step, *within_s, &[], |dm| unbound(dm, source)).await?;

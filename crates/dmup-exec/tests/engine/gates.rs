@@ -9,11 +9,11 @@ use dmup_core::plan::{Decision, Step, plan_hotfix};
 use dmup_core::policy::{BatchSize, Policy};
 use dmup_core::report::RunEnd;
 use dmup_exec::ports::Clock;
-use dmup_exec::{Event, MemoryJournal, execute, look};
+use dmup_exec::{Event, MemoryJournal, execute, look, resume};
 use tokio_util::sync::CancellationToken;
 
-use crate::sim::{Behaviour, Sim, id, new};
-use crate::{MANY, SMALL, all_new, decide, go, go_and, plan, reach};
+use crate::sim::{Behaviour, Shape, Side, Sim, id, new};
+use crate::{MANY, SMALL, all_new, decide, go, go_and, lines, plan, reach};
 
 #[tokio::test]
 async fn what_a_node_of_a_batch_waits_for_is_told_once_and_with_its_name() {
@@ -142,4 +142,88 @@ async fn the_turn_of_a_master_waits_for_no_worker() {
     assert_eq!(report.end, RunEnd::Done);
     assert!(is_killed && all_new(&sim));
     assert_eq!(waits, []);
+}
+
+#[tokio::test]
+async fn a_source_whose_spare_dies_while_its_tasks_stand_goes_to_another_one_at_once() {
+    let shape = Shape { workers: 4, version: "v5.3.0", ..SMALL };
+    let sim = Sim::new(&shape, 1);
+    let plan = plan(&sim, &shape).await;
+    let source = SourceId::new("s1").unwrap();
+    let meant = plan.turns.iter().flat_map(|turn| &turn.steps).find_map(|step| match step {
+        Step::Transfer { source: moved, to, .. } if *moved == source => Some(to.clone()),
+        _ => None,
+    });
+    let meant = meant.unwrap();
+    let spare = sim.instances().into_iter().find(|instance| instance.name == meant).unwrap().id;
+    let (mut waits, mut taken) = (Vec::new(), None);
+    let mut watch = |event: Event| match event {
+        Event::StepBegins { step: Step::AwaitPaused { source: paused, .. } }
+            if paused == source && taken.is_none() =>
+        {
+            sim.kill_unnoticed(&spare, Duration::from_secs(15));
+        }
+        Event::Waiting { step: step @ Step::Transfer { .. }, .. } => waits.push(step),
+        Event::StepEnds { step: Step::Transfer { source: moved, .. }, note, .. }
+            if moved == source =>
+        {
+            let at = sim.state.lock().unwrap().sources[&source].clone();
+            taken.get_or_insert((at, note));
+        }
+        _ => {}
+    };
+    let (mut journal, cancel) = (MemoryJournal::default(), CancellationToken::new());
+    let report = execute(&plan, reach(&sim), &mut journal, &mut watch, &cancel).await.unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    assert!(all_new(&sim));
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+    assert_eq!(waits, []);
+    let (at, note) = taken.unwrap();
+    assert!(at != Some(spare) && at != Some(id("h1:8262")), "{at:?}");
+    assert!(note.clone().unwrap().ends_with(&format!("as {meant} is not up")), "{note:?}");
+}
+
+#[tokio::test]
+async fn a_run_killed_around_a_transfer_to_another_spare_does_not_move_the_source_again() {
+    let shape = Shape { workers: 4, version: "v5.3.0", ..SMALL };
+    let plan = plan(&Sim::new(&shape, 1), &shape).await;
+    let source = SourceId::new("s1").unwrap();
+    let is_it =
+        |step: &Step| matches!(step, Step::Transfer { source: moved, .. } if *moved == source);
+    let sim = Sim::new(&shape, 1);
+    let mut journal = MemoryJournal::default();
+    let cancel = CancellationToken::new();
+    let spare = id("h3:8262");
+    let mut watch = |event: Event| {
+        if let Event::StepBegins { step } = &event
+            && is_it(step)
+        {
+            sim.kill_unnoticed(&spare, Duration::from_secs(15));
+            let mut state = sim.state.lock().unwrap();
+            state.dies_at = Some((state.effects + 1, Side::After));
+        }
+    };
+    tokio::select! {
+        () = sim.death() => {}
+        ended = execute(&plan, reach(&sim), &mut journal, &mut watch, &cancel) => panic!("{ended:?}"),
+    }
+    sim.revive();
+    // The one that was meant is up again.
+    sim.pass(Duration::from_secs(60));
+    let at = sim.state.lock().unwrap().sources[&source].clone();
+    let mut after = None;
+    let past = lines(&journal.entries);
+    let mut watch = |event: Event| {
+        if let Event::StepEnds { step, .. } = &event
+            && is_it(step)
+        {
+            after = sim.state.lock().unwrap().sources[&source].clone();
+        }
+    };
+    let report =
+        resume(&plan, &past, reach(&sim), &mut journal, &mut watch, &cancel).await.unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    assert!(at.is_some() && at != Some(spare) && at != Some(id("h1:8262")), "{at:?}");
+    assert_eq!(after, at);
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
 }
