@@ -77,6 +77,7 @@ fn turns_that_overlap_are_open_together_and_each_ends_for_itself() {
         from: Digest::of(b"old"),
         to: Digest::of(b"new"),
         around: dmup_core::plan::Around::Restart,
+        texts: None,
     };
     let done = |step: Step| Entry::Done { step, took_ms: 1, note: None, away: None };
     let mut entries = vec![
@@ -112,6 +113,7 @@ fn how_long_nodes_were_away_is_kept() {
         from: Digest::of(b"old"),
         to: build.clone(),
         around: dmup_core::plan::Around::Restart,
+        texts: None,
     };
     let healthy = |instance: &str| Entry::Done {
         step: Step::AwaitHealthy { instance: id(instance), build: build.clone(), within_s: 9 },
