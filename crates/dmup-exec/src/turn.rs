@@ -534,6 +534,10 @@ impl Run<'_> {
             // Some of its time has gone by.
             self.arm_anew(stage, self.plan.policy.guard_s + self.plan.policy.stop_within_s).await?;
         }
+        // Another one may have failed while this one looked: nothing is waited for between here and the window.
+        if self.yields(stage) {
+            return Err(Halt::Failed("another node of the batch is not healthy".to_owned()));
+        }
         self.recorder.write(&Entry::Started { step: step.clone() })?;
         stage.is_exchanged = true;
         let window = self.exchange(stage, Direction::Forth).await?;

@@ -547,6 +547,36 @@ async fn once_a_node_of_a_batch_fails_no_other_window_opens() {
 }
 
 #[tokio::test]
+async fn no_window_of_a_batch_opens_once_another_node_is_known_to_be_bad() {
+    let mut gave_up = 0;
+    for seed in 0..60 {
+        let sim = Sim::new(&MANY, seed);
+        {
+            let mut state = sim.state.lock().unwrap();
+            let behaviour = Behaviour::ExitsAfter(1 + seed % 4);
+            state.behaviours.insert(new(Role::DmWorker), behaviour);
+            state.may_be_down = MANY.workers;
+            // So that failures fall between the last look before a window and the window.
+            state.looks_take = Duration::from_millis(30 * (1 + seed / 4));
+        }
+        let batches = vec![BatchSize::Percent(100)];
+        let policy = Policy { batches, healthy_within_s: 20, ..Policy::default() };
+        let Decision::Go(plan) = decide(&sim, &MANY, &policy).await else { panic!() };
+        let (mut journal, cancel) = (MemoryJournal::default(), CancellationToken::new());
+        let report = execute(&plan, reach(&sim), &mut journal, &mut |_| {}, &cancel).await.unwrap();
+        let context = format!("{seed}: {:?}", report.end);
+        assert!(matches!(report.end, RunEnd::RolledBackNode { .. }), "{context}");
+        let opens = |entry: &&Entry| matches!(entry, Entry::Started { step: Step::Window { to, .. } } if *to != old());
+        let mut later =
+            journal.entries.iter().skip_while(|entry| !matches!(entry, Entry::Failed { .. }));
+        assert_eq!(later.find(opens), None, "{context}");
+        gave_up += report.notes.iter().filter(|note| note.contains("gives its turn up")).count();
+        assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+    }
+    assert!(gave_up > 0, "no failure came while another one had its turn");
+}
+
+#[tokio::test]
 async fn resume_goes_on_with_all_nodes_of_a_batch_and_restarts_none_again() {
     let sim = Sim::new(&MANY, 1);
     // Longer than a guard: whoever waited for the others to be watched would be put back meanwhile.

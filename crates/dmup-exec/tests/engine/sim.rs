@@ -136,6 +136,8 @@ pub(crate) struct State {
     pub(crate) restart_at: Option<(Duration, InstanceId)>,
     /// How many DM processes may be down together.
     pub(crate) may_be_down: usize,
+    /// How long an answer of hosts and of DM takes, if it is only a look.
+    pub(crate) looks_take: Duration,
     /// Who sleeps until when, by number.
     sleepers: BTreeMap<u64, Duration>,
     next_sleeper: u64,
@@ -310,6 +312,7 @@ impl Sim {
                 unguarded: None,
                 restart_at: None,
                 may_be_down: 1,
+                looks_take: Duration::ZERO,
                 sleepers: BTreeMap::new(),
                 next_sleeper: 0,
             }),
@@ -456,6 +459,13 @@ impl Sim {
         let node = state.nodes.get_mut(id).unwrap();
         (node.running, node.pid, node.is_looping) = (None, None, true);
         state.ghosts.insert(id.clone(), until);
+    }
+
+    async fn wait_for_the_answer(&self) {
+        let span = self.state.lock().unwrap().looks_take;
+        if !span.is_zero() {
+            Clock::sleep(self, span).await;
+        }
     }
 
     fn check_reachable(&self, host: &HostId) -> Result<(), EffectError> {
@@ -843,6 +853,7 @@ impl Hosts for Sim {
         instances: &[Instance],
         hashes: bool,
     ) -> Result<(HostSeen, Vec<(InstanceId, ProcessSeen)>), EffectError> {
+        self.wait_for_the_answer().await;
         self.check_reachable(host)?;
         if let Some(lost) = self.lose(host.as_str()) {
             return Err(lost);
@@ -1024,6 +1035,7 @@ pub(crate) fn version_text(build: &Digest) -> String {
 #[async_trait]
 impl Dm for Sim {
     async fn look(&self, avoiding: &[InstanceId]) -> Result<DmSeen, EffectError> {
+        self.wait_for_the_answer().await;
         if let Some(lost) = self.lose("DM") {
             return Err(lost);
         }
