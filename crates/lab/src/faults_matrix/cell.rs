@@ -37,7 +37,7 @@ pub enum Fault {
     Exits,
     /// The new build does nothing.
     Hangs,
-    /// The new build dies after 2 s.
+    /// The new build dies after 2 s; in a batch later, when another node has its turn.
     Crashes,
     /// The new build never joins the cluster.
     NeverJoins,
@@ -219,6 +219,19 @@ pub enum Turn {
     Bound,
     /// The leader; only masters are patched.
     Leader,
+    /// As [`Turn::Bound`], with all workers in one batch: the free one, which was first, is still watched.
+    Batch,
+}
+
+impl Turn {
+    /// Its word in cells' names, if it has one.
+    fn word(self) -> Option<&'static str> {
+        match self {
+            Self::Bound => None,
+            Self::Leader => Some("leader"),
+            Self::Batch => Some("batch"),
+        }
+    }
 }
 
 /// How DM behaves.
@@ -240,7 +253,7 @@ impl Rules {
     }
 }
 
-/// One cell of the matrix. Written `fault:phase`, with `:leader` and `:v5` where they are meant.
+/// One cell of the matrix. Written `fault:phase`, with `:leader`, `:batch` and `:v5` where they are meant.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Cell {
@@ -263,9 +276,7 @@ impl fmt::Display for Cell {
 impl Cell {
     fn words(self) -> Vec<&'static str> {
         let mut words = vec![self.fault.as_str(), self.phase.as_str()];
-        if self.turn == Turn::Leader {
-            words.push("leader");
-        }
+        words.extend(self.turn.word());
         if self.rules == Rules::V5 {
             words.push("v5");
         }
@@ -299,6 +310,14 @@ impl Cell {
         for (fault, phases) in leader {
             all.extend(phases.iter().map(|it| Self { turn: Turn::Leader, ..bound(fault, it) }));
         }
+        let batch = [
+            (Fault::KillController, Phase::Soak),
+            (Fault::KillControllerBack, Phase::Soak),
+            (Fault::Abandon, Phase::Soak),
+            (Fault::Exits, Phase::Start),
+            (Fault::Crashes, Phase::Soak),
+        ];
+        all.extend(batch.map(|(fault, it)| Self { turn: Turn::Batch, ..bound(fault, &it) }));
         let old_rules: [(Fault, &[Phase]); 8] = [
             (Fault::KillController, &[Phase::Offline, Phase::Window, Phase::Healthy]),
             (Fault::KillControllerBack, &[Phase::Offline, Phase::Healthy]),
@@ -402,8 +421,9 @@ mod tests {
     fn a_filter_is_a_name_or_words_that_all_fit() {
         assert_eq!(selected("cut-host:window"), ["cut-host:window"]);
         assert_eq!(selected("kill-spare:v5"), ["kill-spare:offline:v5"]);
-        assert_eq!(selected("exits"), ["exits:start", "exits:start:leader"]);
-        assert_eq!(selected("abandon").len(), 5);
+        let exits = ["exits:start", "exits:start:leader", "exits:start:batch"];
+        assert_eq!(selected("exits"), exits);
+        assert_eq!(selected("abandon").len(), 6);
         assert_eq!(Cell::select(&["no-such".to_owned()]), Err("no-such".to_owned()));
         assert_eq!(Cell::select(&[]).unwrap(), Cell::all());
     }

@@ -138,7 +138,7 @@ struct Trial<'s> {
 
 fn try_cell(scene: &Scene, cell: Cell, number: u32) -> Outcome {
     let meant = match cell.turn {
-        Turn::Bound => Meant::Workers,
+        Turn::Bound | Turn::Batch => Meant::Workers,
         Turn::Leader => Meant::Masters,
     };
     let before = scene.running_hashes();
@@ -177,7 +177,7 @@ struct Spot<'s> {
 impl Spot<'_> {
     fn unit(&self, turn: Turn) -> &'static str {
         match turn {
-            Turn::Bound => "dm-worker-8262.service",
+            Turn::Bound | Turn::Batch => "dm-worker-8262.service",
             Turn::Leader => "dm-master-8261.service",
         }
     }
@@ -190,8 +190,13 @@ impl<'s> Trial<'s> {
         let package =
             scene.hotfix(&name, &self.stamp(number)).map_err(|error| error.to_string())?;
         scene.mark_rows();
-        let mut words = vec!["patch", CLUSTER, package.as_str(), "--yes", "--soak", "2"];
+        let mut words = vec!["patch", CLUSTER, package.as_str(), "--yes"];
         words.extend(self.meant.flags());
+        words.extend(match self.cell.turn {
+            Turn::Bound | Turn::Leader => &["--soak", "2"][..],
+            // Long enough for one to be watched still when the next one is healthy, on a machine that is busy.
+            Turn::Batch => &["--batch", "100%", "--soak", "30"],
+        });
         // A bad build is given up sooner than a host that boots.
         let patience = if self.cell.fault.is_a_build() { "20" } else { "90" };
         words.extend(["--wait-timeout", patience]);
@@ -220,7 +225,10 @@ impl<'s> Trial<'s> {
         match self.cell.fault {
             Fault::Exits => good.with_fault(stamp::Fault::ExitAtStart),
             Fault::Hangs => good.with_fault(stamp::Fault::HangAtStart),
-            Fault::Crashes => good.with_fault(stamp::Fault::CrashAfterS(2)),
+            Fault::Crashes => good.with_fault(stamp::Fault::CrashAfterS(match self.cell.turn {
+                Turn::Bound | Turn::Leader => 2,
+                Turn::Batch => 8,
+            })),
             Fault::NeverJoins => good.with_fault(stamp::Fault::NeverJoin),
             Fault::WrongVersion => {
                 good.with_fault(stamp::Fault::StatusVersion("v9.9.9".to_owned()))
@@ -249,7 +257,13 @@ impl<'s> Trial<'s> {
         let mut run = Attended::begin(&scene.operator, CLUSTER, words)
             .map_err(|error| format!("start dmup: {error}"))?;
         if self.cell.fault.is_a_build() || self.cell.fault == Fault::SlowStop {
-            return Ok(run.end(BOUND));
+            wait_until(BOUND, || run.has_ended());
+            let entries = run.entries();
+            let said = run.end(Duration::ZERO);
+            return match self.broken_promise_of_a_batch(&entries) {
+                Some(broken) => Err(format!("{broken}: {said}")),
+                None => Ok(said),
+            };
         }
         let Some(spot) = self.await_phase(&mut run)? else {
             let said = run.end(BOUND);
@@ -275,10 +289,25 @@ impl<'s> Trial<'s> {
         })
     }
 
+    /// Of a batch in which a build is bad. What its journal says is in the order in which it was done.
+    fn broken_promise_of_a_batch(&self, entries: &[Value]) -> Option<String> {
+        if self.cell.turn != Turn::Batch {
+            return None;
+        }
+        let late = windows_after_a_failure(entries);
+        if !late.is_empty() {
+            return Some(format!("the windows of {} opened after a failure", late.join(", ")));
+        }
+        let is_late = self.cell.phase == Phase::Soak;
+        (is_late && nth_turn(entries, 1).is_none())
+            .then(|| format!("{} was never seen", self.cell.phase.as_str()))
+    }
+
     /// None: the command ended before.
     fn await_phase(&self, run: &mut Attended) -> Result<Option<Spot<'s>>, String> {
         let mut written = None;
         let mut turn: Option<OneTurn> = None;
+        let mut is_first_watched = false;
         let mut is_staging = false;
         let mut pid_before: Option<String> = None;
         let seen = wait_often(BOUND, || {
@@ -288,13 +317,17 @@ impl<'s> Trial<'s> {
                 written = Some(now);
                 let entries = run.entries();
                 is_staging = entries.iter().any(|it| is_step(it, "started", "stage"));
-                turn = nth_turn(&entries, self.cell.turn);
+                turn = nth_turn(&entries, place(self.cell.turn));
+                is_first_watched = nth_turn(&entries, 0).is_some_and(|turn| turn.is_watched());
             }
             let reached = match self.cell.phase {
                 Phase::Open => true,
                 Phase::Look => run.has_lock(),
                 Phase::Stage => is_staging,
-                Phase::Offline => turn.as_ref().is_some_and(|turn| turn.is_going_offline()),
+                Phase::Offline => turn.as_ref().is_some_and(|turn| match self.cell.turn {
+                    Turn::Bound | Turn::Batch => true,
+                    Turn::Leader => turn.has("started", "evict_leader"),
+                }),
                 Phase::Window => turn.as_ref().is_some_and(|turn| turn.has("started", "window")),
                 Phase::Start => turn.as_ref().is_some_and(|turn| {
                     let pid_now = || self.main_pid(&turn.instance);
@@ -303,7 +336,10 @@ impl<'s> Trial<'s> {
                         && pid_now().is_some_and(|pid| pid != "0" && pid != *before)
                 }),
                 Phase::Healthy => turn.as_ref().is_some_and(|turn| turn.has("done", "window")),
-                Phase::Soak => turn.as_ref().is_some_and(|turn| turn.has("done", "await_healthy")),
+                Phase::Soak => {
+                    turn.as_ref().is_some_and(|turn| turn.has("done", "await_healthy"))
+                        && (self.cell.turn != Turn::Batch || is_first_watched)
+                }
                 Phase::Confirm => {
                     turn.as_ref().is_some_and(|turn| turn.has("started", "disarm_guard"))
                 }
@@ -324,7 +360,7 @@ impl<'s> Trial<'s> {
         let host = match &instance {
             Some(instance) => self.scene.host_of(instance),
             None => match self.cell.turn {
-                Turn::Bound => self.worker(|_, source| source == SOURCES[0]),
+                Turn::Bound | Turn::Batch => self.worker(|_, source| source == SOURCES[0]),
                 Turn::Leader => self.scene.dm.leader().and_then(|it| self.scene.host_of(&it)),
             },
         };
@@ -587,29 +623,29 @@ fn wait_often<T>(bound: Duration, mut look: impl FnMut() -> Option<T>) -> Option
 struct OneTurn {
     instance: String,
     pid: u64,
-    is_leader: bool,
     entries: Vec<Value>,
 }
 
-/// The turn that is meant: of workers the free one comes first and then those with sources; of three masters the leader comes last.
-fn nth_turn(entries: &[Value], whose: Turn) -> Option<OneTurn> {
-    let nth = match whose {
-        Turn::Bound => 1,
+/// Which of a run's turns is meant: of workers the free one comes first and then those with sources; of three masters the leader comes last.
+fn place(whose: Turn) -> usize {
+    match whose {
+        Turn::Bound | Turn::Batch => 1,
         Turn::Leader => 2,
+    }
+}
+
+fn nth_turn(entries: &[Value], nth: usize) -> Option<OneTurn> {
+    let begins = |entry: &&Value| entry["entry"] == "turn_begins";
+    let begin = entries.iter().filter(begins).nth(nth)?;
+    let instance = begin["instance"].as_str()?;
+    // In a batch, turns have their entries among those of others.
+    let is_own = |entry: &&Value| {
+        [&entry["instance"], &entry["step"]["instance"]].iter().any(|it| **it == instance)
     };
-    let begins: Vec<usize> = entries
-        .iter()
-        .enumerate()
-        .filter(|(_, entry)| entry["entry"] == "turn_begins")
-        .map(|(at, _)| at)
-        .collect();
-    let from = *begins.get(nth)?;
-    let to = begins.get(nth + 1).copied().unwrap_or(entries.len());
     Some(OneTurn {
-        instance: entries[from]["instance"].as_str()?.to_owned(),
-        pid: entries[from]["pid"].as_u64().unwrap_or(0),
-        is_leader: whose == Turn::Leader,
-        entries: entries[from..to].to_vec(),
+        instance: instance.to_owned(),
+        pid: begin["pid"].as_u64().unwrap_or(0),
+        entries: entries.iter().filter(is_own).cloned().collect(),
     })
 }
 
@@ -618,13 +654,27 @@ impl OneTurn {
         self.entries.iter().any(|entry| is_step(entry, word, step))
     }
 
-    fn is_going_offline(&self) -> bool {
-        !self.is_leader || self.has("started", "evict_leader")
+    /// Healthy, and not yet left to itself.
+    fn is_watched(&self) -> bool {
+        self.has("done", "await_healthy")
+            && !self.has("started", "disarm_guard")
+            && !self.has_ended()
     }
 
     fn has_ended(&self) -> bool {
         self.entries.iter().any(|entry| entry["entry"] == "turn_ends")
     }
+}
+
+/// Instances that got the new build when another one was known to be bad with it.
+fn windows_after_a_failure(entries: &[Value]) -> Vec<&str> {
+    let new = entries.iter().find(|it| it["entry"] == "turn_begins").map(|begin| &begin["to"]);
+    entries
+        .iter()
+        .skip_while(|entry| entry["entry"] != "failed")
+        .filter(|entry| is_step(entry, "started", "window") && Some(&entry["step"]["to"]) == new)
+        .filter_map(|entry| entry["step"]["instance"].as_str())
+        .collect()
 }
 
 fn is_step(entry: &Value, word: &str, step: &str) -> bool {
@@ -650,21 +700,60 @@ mod tests {
         assert_eq!(next_cell(&mut queue, None), None);
     }
 
+    fn begins(instance: &str) -> Value {
+        json!({"entry": "turn_begins", "instance": instance, "to": "new", "pid": 7})
+    }
+
+    fn of_step(word: &str, step: &str, instance: &str) -> Value {
+        json!({"entry": word, "step": {"step": step, "instance": instance, "to": "new"}})
+    }
+
     #[test]
     fn a_turn_is_found_by_its_place_and_knows_its_steps() {
-        let turn = |instance: &str| json!({"entry": "turn_begins", "instance": instance, "pid": 7});
         let entries = [
             json!({"entry": "run_begins"}),
-            turn("a:1"),
-            json!({"entry": "started", "step": {"step": "window"}}),
-            json!({"entry": "turn_ends"}),
-            turn("b:1"),
-            json!({"entry": "done", "step": {"step": "window"}}),
+            begins("a:1"),
+            of_step("started", "window", "a:1"),
+            json!({"entry": "turn_ends", "instance": "a:1"}),
+            begins("b:1"),
+            of_step("done", "window", "b:1"),
         ];
-        let found = nth_turn(&entries, Turn::Bound).unwrap();
+        let found = nth_turn(&entries, place(Turn::Bound)).unwrap();
         assert_eq!((found.instance.as_str(), found.pid), ("b:1", 7));
         assert!(found.has("done", "window") && !found.has("started", "window"));
         assert!(!found.has_ended());
-        assert_eq!(nth_turn(&entries, Turn::Leader), None);
+        assert_eq!(nth_turn(&entries, place(Turn::Leader)), None);
+    }
+
+    #[test]
+    fn turns_of_a_batch_are_told_apart_although_their_entries_are_mixed() {
+        let mut entries = vec![
+            begins("a:1"),
+            of_step("done", "await_healthy", "a:1"),
+            begins("b:1"),
+            of_step("done", "await_healthy", "b:1"),
+        ];
+        let is_watched =
+            |entries: &[Value]| [0, 1].map(|nth| nth_turn(entries, nth).unwrap().is_watched());
+        assert_eq!(is_watched(&entries), [true, true]);
+        entries.push(of_step("started", "disarm_guard", "a:1"));
+        assert_eq!(is_watched(&entries), [false, true]);
+    }
+
+    #[test]
+    fn a_window_that_opens_after_a_failure_is_seen_and_the_way_back_is_none() {
+        let mut back = of_step("started", "window", "a:1");
+        back["step"]["to"] = json!("old");
+        let mut entries = vec![
+            begins("a:1"),
+            of_step("started", "window", "a:1"),
+            begins("b:1"),
+            of_step("started", "window", "b:1"),
+            of_step("failed", "soak", "a:1"),
+            back,
+        ];
+        assert!(windows_after_a_failure(&entries).is_empty());
+        entries.push(of_step("started", "window", "c:1"));
+        assert_eq!(windows_after_a_failure(&entries), ["c:1"]);
     }
 }
