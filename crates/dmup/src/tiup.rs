@@ -28,7 +28,7 @@ const CHANGING: [&str; 14] = [
     "replay",
 ];
 
-/// TiUP's name for its component's folder, which we have as profile.
+/// TiUP's name for its component's folder, which we have as profile. Only `tiup` sets it, not who types `tiup-dm`.
 const PROFILE: &str = "TIUP_COMPONENT_DATA_DIR=";
 
 /// A process of TiUP that changes this cluster: its number and words.
@@ -70,10 +70,23 @@ fn changes(words: &[String], cluster: &ClusterName) -> bool {
     is_tiup && command.is_some_and(|at| words[at + 1..].iter().any(|word| word == cluster.as_str()))
 }
 
-/// Whether it works with the same state as we do; not known counts as yes.
+/// Whether it works with the same state as we do, by TiUP's own rule; not known counts as yes.
 fn is_of(surroundings: &[String], profile: &Utf8Path) -> bool {
-    let mut others = surroundings.iter().filter_map(|line| line.strip_prefix(PROFILE));
-    others.next().is_none_or(|other| Utf8Path::new(other) == profile)
+    let variable = |name| {
+        let value = surroundings.iter().find_map(|line| line.strip_prefix(name));
+        value.filter(|value| !value.is_empty()).map(Utf8Path::new)
+    };
+    let other = variable(PROFILE)
+        .map(Utf8Path::to_owned)
+        .or_else(|| variable("TIUP_HOME=").map(|home| home.join("storage/dm")))
+        .or_else(|| variable("HOME=").map(|home| home.join(".tiup/storage/dm")));
+    // What is relative is so to a folder of its own.
+    other.is_none_or(|other| !other.is_absolute() || is_same_folder(&other, profile))
+}
+
+fn is_same_folder(one: &Utf8Path, other: &Utf8Path) -> bool {
+    let target = |path: &Utf8Path| path.canonicalize_utf8().ok();
+    one == other || target(one).is_some_and(|it| Some(it) == target(other))
 }
 
 #[cfg(test)]
@@ -101,5 +114,23 @@ mod tests {
         assert!(is_of(&around, "/root/.tiup/storage/dm".into()));
         assert!(!is_of(&around, "/home/ada/.tiup/storage/dm".into()));
         assert!(is_of(&[], "/home/ada/.tiup/storage/dm".into()));
+        // Started without `tiup`, so without its variable.
+        let around = ["TIUP_HOME=/srv/tiup".to_owned(), "HOME=/root".to_owned()];
+        assert!(is_of(&around, "/srv/tiup/storage/dm".into()));
+        assert!(!is_of(&around, "/root/.tiup/storage/dm".into()));
+        assert!(is_of(&around[1..], "/root/.tiup/storage/dm".into()));
+        assert!(!is_of(&around[1..], "/srv/tiup/storage/dm".into()));
+        assert!(is_of(&["TIUP_HOME=tiup".to_owned()], "/srv/tiup/storage/dm".into()));
+    }
+
+    #[test]
+    fn a_home_that_is_a_link_to_ours_is_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(folder.path()).unwrap();
+        fs_err::create_dir_all(folder.join("disk/storage/dm")).unwrap();
+        std::os::unix::fs::symlink(folder.join("disk"), folder.join("tiup")).unwrap();
+        let around = [format!("TIUP_HOME={folder}/tiup")];
+        assert!(is_of(&around, &folder.join("disk/storage/dm")));
+        assert!(!is_of(&around, &folder.join("other/storage/dm")));
     }
 }
