@@ -149,11 +149,17 @@ impl Operator {
 
     /// Types a command and leaves it running, to be killed or interrupted.
     pub fn begin(&self, words: &[&str]) -> std::io::Result<Child> {
-        self.command(words).spawn()
+        // A shell ignores Ctrl-C for what it runs in the background, and that is inherited; nobody at a keyboard has it so.
+        let mut command = Command::new("/usr/bin/env");
+        command.arg("--default-signal=HUP,INT,QUIT,TERM").arg(&self.dmup);
+        self.at_the_desk(command, words).spawn()
     }
 
     fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(&self.dmup);
+        self.at_the_desk(Command::new(&self.dmup), words)
+    }
+
+    fn at_the_desk(&self, mut command: Command, words: &[&str]) -> Command {
         command
             .args(words)
             .env_clear()

@@ -366,6 +366,32 @@ impl Cell {
         Ok(all.into_iter().filter(|cell| wanted.contains(cell)).collect())
     }
 
+    /// Whether a command that was killed or interrupted can have ended with that code; all other faults leave it to end as it may.
+    pub(super) fn has_met_its_fault(self, code: i32) -> bool {
+        match self.fault {
+            Fault::KillController | Fault::KillControllerBack | Fault::Abandon => code == 137,
+            // After its second turn the third and last one may have begun, which is finished.
+            Fault::Interrupt | Fault::InterruptTwice => {
+                code == 130 || code == 0 && self.phase == Phase::After
+            }
+            Fault::CutHost
+            | Fault::CutLeader
+            | Fault::StopSshd
+            | Fault::DropSessions
+            | Fault::PowerCycle
+            | Fault::KillSpare
+            | Fault::KillNode
+            | Fault::FillDisk
+            | Fault::Exits
+            | Fault::Hangs
+            | Fault::Crashes
+            | Fault::NeverJoins
+            | Fault::WrongVersion
+            | Fault::SlowStop
+            | Fault::LargeTransaction => true,
+        }
+    }
+
     /// What it has to run on.
     pub(super) fn ground(self) -> Ground {
         Ground { rules: self.rules, has_small_disks: self.fault == Fault::FillDisk }
@@ -415,6 +441,16 @@ mod tests {
         }
         let names: std::collections::BTreeSet<String> = all.iter().map(Cell::to_string).collect();
         assert_eq!(names.len(), all.len());
+    }
+
+    #[test]
+    fn a_command_that_ended_by_itself_has_met_no_kill_and_no_interruption() {
+        let can_end =
+            |name: &str, code| Cell::try_from(name.to_owned()).unwrap().has_met_its_fault(code);
+        assert!(can_end("kill-controller:look", 137) && !can_end("kill-controller:look", 3));
+        assert!(can_end("interrupt:look", 130) && !can_end("interrupt:look", 0));
+        assert!(can_end("interrupt:after", 0) && !can_end("interrupt:after", 3));
+        assert!(can_end("cut-host:open", 3));
     }
 
     #[test]

@@ -210,6 +210,9 @@ impl<'s> Trial<'s> {
         let said = self.run_into_the_fault(&words)?;
         self.outcome.exit = said.code;
         self.outcome.said.push(said.to_string());
+        if !self.cell.has_met_its_fault(said.code) {
+            return Err(format!("exit code {}: the command did not meet its fault", said.code));
+        }
         self.compare_with_exit_code(said.code);
         self.settle(said.code)?;
         self.check_the_end()?;
