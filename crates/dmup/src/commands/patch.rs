@@ -15,7 +15,7 @@ use dmup_core::selection::select;
 use dmup_core::unfinished::in_folder;
 use dmup_mirror::package::{Package, Refusal, Wanted, open};
 
-use super::run;
+use super::run::{self, Begun};
 use crate::args::{Format, OnBusyArg, OnFailureArg, PatchArgs, Rolling, Rollout};
 use crate::ask;
 use crate::context::{Context, Known, bad_selection};
@@ -181,7 +181,11 @@ pub(crate) async fn roll_out(
     plan.parcel = Some(known.keep_parcel(package)?);
 
     let work = async {
-        let report = run::begin(&plan, known, &fleet, &dm, context).await?;
+        // What was agreed to was agreed to as the cluster was then.
+        let report = match run::begin(&plan, known, &fleet, &dm, context).await? {
+            Begun::Ran(report) => report,
+            Begun::NotYet(why) => return Err(why),
+        };
         if report.end == RunEnd::Done {
             run::clean_stores(&plan, &fleet).await;
         }

@@ -13,7 +13,8 @@ use dmup_remote::Fleet;
 use dmup_wire::message::PutFile;
 use futures::future::join_all;
 
-use super::{patch, run, units};
+use super::run::{self, Begun};
+use super::{patch, units};
 use crate::args::{OnFailureArg, RestartArgs, Rolling};
 use crate::ask;
 use crate::context::{Context, Known, bad_selection};
@@ -140,7 +141,10 @@ impl Again<'_> {
         }
         let work = async {
             write(&fleet, &self.before).await?;
-            run::begin_with(&plan, &self.texts, known, &fleet, &dm, context).await
+            match run::begin_with(&plan, &self.texts, known, &fleet, &dm, context).await? {
+                Begun::Ran(report) => Ok(report),
+                Begun::NotYet(why) => Err(why),
+            }
         };
         let report = context.with_lease(&known.name, what, &fleet, work).await?;
         let ended = run::end(&report, plan.kind, known, context);

@@ -9,11 +9,12 @@ use dmup_core::plan::{
     Allowances, Blocker, Decision, Kind, RollbackRequest, RollbackTarget, plan_rollback,
 };
 use dmup_core::policy::Policy;
-use dmup_core::report::RunEnd;
+use dmup_core::report::{Report, RunEnd};
 use dmup_core::selection::select;
 use dmup_remote::Fleet;
 use dmup_remote::dm_api::DmClient;
 
+use super::run::Begun;
 use super::{patch, run};
 use crate::args::RollbackArgs;
 use crate::ask;
@@ -45,47 +46,36 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
     let policy =
         Policy { concurrency: context.concurrency(), soak_s: args.soak, ..Policy::default() };
     let wanted = Wanted { known: &known, all: &all, meant: &meant, named, policy: &policy };
-    let decide = || wanted.decide(&fleet, &dm, context);
-    let decision = if args.plan {
-        decide().await
-    } else {
-        run::decide_patiently(decide, Blocker::may_pass, run::PATIENCE, context).await
-    }?;
-    let plan = match decision {
-        Decision::NothingToDo => {
-            context
-                .printer
-                .talk("Nothing to do: every selected instance runs its earlier build already");
-            return Ok(());
-        }
-        Decision::Blocked(blockers) => return Err(run::blocked("roll back", &known, &blockers)),
-        Decision::Go(plan) => plan,
-    };
-    run::refuse_without_sudo(&fleet, &meant).await?;
     if args.plan {
-        patch::show(&plan, context);
+        match wanted.decide(&fleet, &dm, context).await? {
+            Decision::NothingToDo => nothing_to_do(context),
+            Decision::Blocked(blockers) => {
+                return Err(run::blocked("roll back", &known, &blockers));
+            }
+            Decision::Go(plan) => {
+                run::refuse_without_sudo(&fleet, &meant).await?;
+                patch::show(&plan, context);
+            }
+        }
         return Ok(());
     }
-    for node in wanted.born_with_a_hotfix(|id| plan.turns.iter().any(|turn| turn.instance == *id)) {
-        context.printer.talk(format_args!("note: {node}"));
-    }
-    for consent in &plan.consents {
-        context.printer.talk(format_args!("note: {consent}"));
-    }
-    if !context.global.yes {
-        let nodes: Vec<String> =
-            plan.turns.iter().map(|turn| format!("  {}", turn.instance)).collect();
-        ask::confirm(&format!(
-            "Will put {} node(s) of {} back to their earlier builds:\n{}",
-            nodes.len(),
-            known.name,
-            nodes.join("\n")
-        ))?;
-    }
-    let work = run::begin(&plan, &known, &fleet, &dm, context);
-    let report = context.with_lease(&known.name, "rollback", &fleet, work).await;
+    let attempt = || wanted.begin(&fleet, &dm, context);
+    let say = |why: &Failure| {
+        context.printer.talk(format_args!("note: {}; looking again", why.error));
+    };
+    let ended = run::begin_patiently(attempt, &context.clock, say).await?;
     drop(lock);
-    run::end(&report?, plan.kind, &known, context)
+    match ended {
+        Some((report, kind)) => run::end(&report, kind, &known, context),
+        None => {
+            nothing_to_do(context);
+            Ok(())
+        }
+    }
+}
+
+fn nothing_to_do(context: &Context) {
+    context.printer.talk("Nothing to do: every selected instance runs its earlier build already");
 }
 
 /// What is to be taken back.
@@ -99,6 +89,46 @@ struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
+    /// Looks until nothing is in the way, asks, and goes; none: there was nothing to do.
+    async fn begin(
+        &self,
+        fleet: &Fleet,
+        dm: &DmClient,
+        context: &Context,
+    ) -> Result<Begun<Option<(Report, Kind)>>, Failure> {
+        let Wanted { known, meant, .. } = self;
+        let decide = || self.decide(fleet, dm, context);
+        let decision =
+            run::decide_patiently(decide, Blocker::may_pass, run::PATIENCE, context).await?;
+        let plan = match decision {
+            Decision::NothingToDo => return Ok(Begun::Ran(None)),
+            Decision::Blocked(blockers) => return Err(run::blocked("roll back", known, &blockers)),
+            Decision::Go(plan) => plan,
+        };
+        run::refuse_without_sudo(fleet, meant).await?;
+        for node in self.born_with_a_hotfix(|id| plan.turns.iter().any(|it| it.instance == *id)) {
+            context.printer.talk(format_args!("note: {node}"));
+        }
+        for consent in &plan.consents {
+            context.printer.talk(format_args!("note: {consent}"));
+        }
+        if !context.global.yes {
+            let nodes: Vec<String> =
+                plan.turns.iter().map(|turn| format!("  {}", turn.instance)).collect();
+            ask::confirm(&format!(
+                "Will put {} node(s) of {} back to their earlier builds:\n{}",
+                nodes.len(),
+                known.name,
+                nodes.join("\n")
+            ))?;
+        }
+        let work = run::begin(&plan, known, fleet, dm, context);
+        Ok(match context.with_lease(&known.name, "rollback", fleet, work).await? {
+            Begun::Ran(report) => Begun::Ran(Some((report, plan.kind))),
+            Begun::NotYet(why) => Begun::NotYet(why),
+        })
+    }
+
     /// One look, one decision.
     async fn decide(
         &self,

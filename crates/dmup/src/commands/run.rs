@@ -10,7 +10,7 @@ use dmup_core::journal::Away;
 use dmup_core::plan::{Blocker, Decision, Kind as RunKind, Plan};
 use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
 use dmup_core::texts::Texts;
-use dmup_exec::ports::Clock as _;
+use dmup_exec::ports::Clock;
 use dmup_exec::{Event, JournalError, Reach, RunError, RunFolder, execute, resume, take_back};
 use dmup_remote::Fleet;
 use dmup_remote::dm_api::DmClient;
@@ -60,6 +60,14 @@ pub(crate) async fn clean_stores(plan: &Plan, fleet: &Fleet) {
     .await;
 }
 
+/// What an attempt to begin a run came to.
+pub(crate) enum Begun<T> {
+    /// It ran to an end.
+    Ran(T),
+    /// The cluster is not as it was when the plan was made, or does not say how it is. Nothing was touched.
+    NotYet(Failure),
+}
+
 /// Begins a new run and carries it to its end.
 pub(crate) async fn begin(
     plan: &Plan,
@@ -67,7 +75,7 @@ pub(crate) async fn begin(
     fleet: &Fleet,
     dm: &DmClient,
     context: &Context,
-) -> Result<Report, Failure> {
+) -> Result<Begun<Report>, Failure> {
     begin_with(plan, &[], known, fleet, dm, context).await
 }
 
@@ -79,7 +87,7 @@ pub(crate) async fn begin_with(
     fleet: &Fleet,
     dm: &DmClient,
     context: &Context,
-) -> Result<Report, Failure> {
+) -> Result<Begun<Report>, Failure> {
     let folder = known.new_run_folder(context)?;
     let (run, mut journal) =
         RunFolder::create(&folder, plan).map_err(|error| not_begun(&error.into()))?;
@@ -97,9 +105,14 @@ pub(crate) async fn begin_with(
     let outcome = execute(plan, reach, &mut journal, &mut print, &cancel).await;
     listener.abort();
     drop(progress);
-    let report = finish(outcome, &run, &folder, known)?;
+    if let Err(error @ (RunError::Stale { .. } | RunError::Look { .. })) = &outcome {
+        // Nothing was done: a folder of it would only be in the way of the next run.
+        drop(fs_err::remove_dir_all(&folder));
+        return Ok(Begun::NotYet(not_begun(error)));
+    }
+    let report = finish(outcome, &run, known)?;
     note_bad_builds(&report, plan.kind, known)?;
-    Ok(report)
+    Ok(Begun::Ran(report))
 }
 
 /// The build of a node that had to be put back is known as bad; what a restart or a file did is not the build's fault.
@@ -152,7 +165,7 @@ pub(crate) async fn go_on(
     };
     listener.abort();
     drop(progress);
-    let report = finish(outcome, &run, folder, known)?;
+    let report = finish(outcome, &run, known)?;
     if onward == Onward::Forth {
         note_bad_builds(&report, plan.kind, known)?;
     }
@@ -214,18 +227,12 @@ fn listen(
 fn finish(
     outcome: Result<Report, RunError>,
     run: &RunFolder,
-    folder: &Utf8Path,
     known: &Known,
 ) -> Result<Report, Failure> {
     match outcome {
         Ok(report) => {
             run.write_report(&report).map_err(|error| Failure::failed(chain(&error)))?;
             Ok(report)
-        }
-        Err(error @ (RunError::Stale { .. } | RunError::Look { .. })) => {
-            // Nothing was done: a folder of it would only be in the way of the next run.
-            drop(fs_err::remove_dir_all(folder));
-            Err(not_begun(&error))
         }
         Err(
             error
@@ -444,6 +451,31 @@ where
     }
 }
 
+/// Looks, decides and begins again while the cluster goes on changing between the look and the first step: right after a fault,
+/// leadership and sources move. Says so; bounded by [`PATIENCE`].
+///
+/// # Errors
+///
+/// Those of `attempt`, and why it has not begun.
+pub(crate) async fn begin_patiently<T, F>(
+    mut attempt: impl FnMut() -> F,
+    clock: &dyn Clock,
+    say: impl Fn(&Failure),
+) -> Result<T, Failure>
+where
+    F: Future<Output = Result<Begun<T>, Failure>>,
+{
+    let until = clock.elapsed() + PATIENCE;
+    loop {
+        match attempt().await? {
+            Begun::Ran(ended) => return Ok(ended),
+            Begun::NotYet(failure) if clock.elapsed() >= until => return Err(failure),
+            Begun::NotYet(failure) => say(&failure),
+        }
+        clock.sleep(LOOK_AGAIN).await;
+    }
+}
+
 /// All obstacles at once.
 pub(crate) fn blocked(what: &str, known: &Known, blockers: &[Blocker]) -> Failure {
     let mut failure = Failure::refused(format_args!(
@@ -473,6 +505,10 @@ pub(crate) fn id_of(folder: &Utf8Path) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
     use dmup_core::digest::Digest;
     use dmup_core::instance::Role;
 
@@ -501,5 +537,52 @@ mod tests {
         assert_eq!(line(InstanceEnd::Changed, 90_009, false), Some(times.to_owned()));
         let killed = format!("{times}; systemd had to kill it after 90 s");
         assert_eq!(line(InstanceEnd::RolledBack, 90_009, true), Some(killed));
+    }
+
+    /// Sleeping is all that takes time.
+    #[derive(Default)]
+    struct Hand(Mutex<Duration>);
+
+    #[async_trait]
+    impl Clock for Hand {
+        fn now(&self) -> jiff::Timestamp {
+            jiff::Timestamp::UNIX_EPOCH + self.elapsed()
+        }
+
+        fn elapsed(&self) -> Duration {
+            *self.0.lock().unwrap()
+        }
+
+        async fn sleep(&self, span: Duration) {
+            *self.0.lock().unwrap() += span;
+        }
+    }
+
+    /// So many attempts find the cluster changed; then it stands still.
+    async fn begun_after(changes: u32) -> (Result<u32, Failure>, u32, Duration) {
+        let (clock, attempts, said) = (Hand::default(), Cell::new(0), Cell::new(0));
+        let attempt = || async {
+            attempts.set(attempts.get() + 1);
+            Ok(if attempts.get() > changes {
+                Begun::Ran(attempts.get())
+            } else {
+                Begun::NotYet(Failure::refused("leader: m1 then, m2 now"))
+            })
+        };
+        let went = begin_patiently(attempt, &clock, |_| said.set(said.get() + 1)).await;
+        (went, said.get(), clock.elapsed())
+    }
+
+    #[tokio::test]
+    async fn a_way_back_begins_once_the_cluster_stands_still() {
+        assert_eq!(begun_after(0).await, (Ok(1), 0, Duration::ZERO));
+        assert_eq!(begun_after(3).await, (Ok(4), 3, 3 * LOOK_AGAIN));
+    }
+
+    #[tokio::test]
+    async fn a_cluster_that_never_stands_still_is_left_alone_and_what_changed_is_said() {
+        let (went, _, took) = begun_after(u32::MAX).await;
+        assert_eq!(went, Err(Failure::refused("leader: m1 then, m2 now")));
+        assert_eq!(took, PATIENCE);
     }
 }
