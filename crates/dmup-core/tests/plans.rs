@@ -651,7 +651,7 @@ fn a_node_that_keeps_crashing_is_in_the_way_of_others_and_comes_first_itself() {
         let said = format!(
             "{instance} keeps crashing: systemd has restarted it {restarts} times, and it is up for {up_s}s"
         );
-        assert_eq!(text, [said.clone()]);
+        assert_eq!(text, std::slice::from_ref(&said));
         cluster.request.allow.include_down = true;
         let plan = cluster.plan();
         assert_eq!(plan.turns[0].instance, id(instance));
