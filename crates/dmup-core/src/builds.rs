@@ -10,6 +10,8 @@ use crate::digest::Digest;
 use crate::ids::InstanceId;
 use crate::instance::{Instance, Role};
 use crate::inventory::{Inventory, Leftover, LeftoverKind, ProcessSeen, ReportedBuild, UnitActive};
+use crate::journal::{Folded, TurnEnd};
+use crate::plan::{self, Plan, Turn};
 use crate::version::DmVersion;
 
 /// What a run of ours left on an instance, by its journal.
@@ -19,6 +21,38 @@ pub struct RecordedBuild {
     pub build: Digest,
     /// Whether that was a hotfix.
     pub patched: bool,
+}
+
+/// The build that an instance ran before its last hotfix, and whether that was a hotfix too, by the journals of `runs`, the
+/// newest first.
+///
+/// Only if what lies on the host is what they say: a tree that somebody else exchanged since is not ours to put
+/// back. A host that says nothing (`on_disk` is none) is no reason to pass its node over.
+pub fn build_before<'a>(
+    runs: impl IntoIterator<Item = (&'a Plan, &'a Folded)>,
+    instance: &InstanceId,
+    on_disk: Option<&Digest>,
+) -> Option<RecordedBuild> {
+    let mut runs = runs.into_iter().filter_map(|(plan, folded)| {
+        // A restart or a reload exchanges nothing.
+        let is_exchange = |turn: &&Turn| turn.from != turn.to;
+        let turn = plan.turns.iter().filter(is_exchange).find(|turn| turn.instance == *instance)?;
+        let is_open = folded.open.iter().any(|open| open.instance == *instance);
+        let end = folded.ended.get(instance).filter(|_| !is_open);
+        let has_it = is_open || matches!(end, Some(TurnEnd::Changed | TurnEnd::Left));
+        has_it.then_some((plan, turn, end == Some(&TurnEnd::Changed)))
+    });
+    let (plan, turn, _) = runs.next()?;
+    // The newest word counts: after a rollback there is no further way back.
+    if plan.kind == plan::Kind::Rollback || on_disk.is_some_and(|seen| *seen != turn.to) {
+        return None;
+    }
+    // `meta.yaml` as it was then, also if the mark is TiUP's. A turn that did not come to its mark is known here alone.
+    let was_marked = plan.instance(instance).is_some_and(|it| it.patched);
+    let was_left = runs.next().is_some_and(|(_, before, is_marked)| {
+        before.to == turn.from && !is_marked && before.patched
+    });
+    Some(RecordedBuild { build: turn.from.clone(), patched: was_marked || was_left })
 }
 
 /// All that is known of the build of one instance.
@@ -118,7 +152,7 @@ pub enum Reason {
         role: Role,
     },
     /// No agent answered.
-    #[error("its host does not answer: {0}")]
+    #[error("its host cannot be reached: {0}")]
     HostSilent(String),
     /// The host has answered and not said anything of it.
     #[error("its host says nothing of its process")]
@@ -228,7 +262,10 @@ pub fn judge(all: &[Known<'_>], inventory: &Inventory) -> Vec<BuildSeen> {
                 id: instance.id.clone(),
                 role: instance.role,
                 patched: instance.patched,
-                recorded: known.recorded.map(|it| it.build.clone()),
+                recorded: known
+                    .recorded
+                    .filter(|it| !is_superseded(it, known, process(known)))
+                    .map(|it| it.build.clone()),
                 agree: running.as_ref().zip(on_disk.as_ref()).map(|(runs, lies)| runs == lies),
                 running,
                 on_disk,
@@ -259,11 +296,11 @@ fn of_host(
     if process.running.is_none() {
         reasons.push(Reason::NotRunning(process.sub_state.clone()));
     }
-    if let (Some(recorded), Some(found)) =
-        (known.recorded, process.running.as_ref().or(process.on_disk.as_ref()))
-    {
+    if let (Some(recorded), Some(found)) = (
+        known.recorded.filter(|it| !is_superseded(it, known, Some(process))),
+        process.running.as_ref().or(process.on_disk.as_ref()),
+    ) {
         let marks_agree = recorded.patched == known.instance.patched;
-        // With another mark as well, TiUP has changed both since, and its mark is the newer word.
         if recorded.build != *found && marks_agree {
             let (recorded, found) = (recorded.build.clone(), found.clone());
             reasons.push(Reason::NotAsLeft { recorded, found });
@@ -277,6 +314,16 @@ fn of_host(
             .map(|saved| Reason::PatchedUnmarked { saved }),
     );
     reasons
+}
+
+/// Whether TiUP has changed build and mark since: its mark is the newer word then.
+fn is_superseded(
+    recorded: &RecordedBuild,
+    known: &Known<'_>,
+    process: Option<&ProcessSeen>,
+) -> bool {
+    let found = process.and_then(|it| it.running.as_ref().or(it.on_disk.as_ref()));
+    recorded.patched != known.instance.patched && found.is_some_and(|it| recorded.build != *it)
 }
 
 /// The tree that TiUP saved, if it tells of a patch that did not end: TiUP unpacks over `bin`, restarts, and marks last.
@@ -569,5 +616,73 @@ mod tests {
         prometheus.role = Role::Prometheus;
         let known = Known { instance: &prometheus, version: &"v8.1.0".parse().unwrap(), ..known };
         assert_eq!(judge(&[known], &scene.inventory)[0].verdict, Verdict::AsRecorded);
+    }
+
+    /// A run that put `to` in the place of `from` on the first instance of a cluster that was marked so.
+    fn run(
+        kind: plan::Kind,
+        from: char,
+        to: char,
+        was_marked: bool,
+        end: TurnEnd,
+    ) -> (Plan, Folded) {
+        let text = include_str!("../tests/fixtures/plan-format-1.json");
+        let mut plan: Plan = serde_json::from_str(text).unwrap();
+        let turn = &mut plan.turns[0];
+        (turn.from, turn.to, turn.patched) = (digest(from), digest(to), kind == plan::Kind::Hotfix);
+        let id = turn.instance.clone();
+        for instance in plan.instances.iter_mut().filter(|it| it.id == id) {
+            instance.patched = was_marked;
+        }
+        plan.kind = kind;
+        let folded = Folded {
+            state: crate::journal::RunState::Ready,
+            plan: None,
+            prepared: Vec::new(),
+            ended: [(id, end)].into(),
+            open: Vec::new(),
+            failed: None,
+            paused: [].into(),
+            evicted: [].into(),
+            going_back_wholly: None,
+            has_paused: false,
+            away: [].into(),
+        };
+        (plan, folded)
+    }
+
+    /// The build before and whether it was a hotfix, by runs of which the newest is the last.
+    fn before(runs: &[(Plan, Folded)]) -> Option<(Digest, bool)> {
+        let (last, _) = runs.last().unwrap();
+        let runs = runs.iter().rev().map(|(plan, folded)| (plan, folded));
+        let turn = &last.turns[0];
+        build_before(runs, &turn.instance, Some(&turn.to)).map(|it| (it.build, it.patched))
+    }
+
+    #[test]
+    fn the_way_back_of_a_hotfix_over_a_hotfix_is_a_hotfix_whoever_put_it_there() {
+        use plan::Kind::{Hotfix, Rollback};
+        let changed = TurnEnd::Changed;
+        let official = run(Hotfix, 'a', 'b', false, changed.clone());
+        assert_eq!(before(std::slice::from_ref(&official)), Some((digest('a'), false)));
+        // A restart since says nothing of builds.
+        let restart = run(plan::Kind::Restart, 'b', 'b', true, changed.clone());
+        assert_eq!(before(&[official.clone(), restart]), Some((digest('a'), false)));
+        // TiUP's patch is in no journal of ours, only in `meta.yaml` (seen on hosts: the way back took its mark away).
+        let over_tiup = run(Hotfix, 'b', 'c', true, changed.clone());
+        assert_eq!(before(&[over_tiup]), Some((digest('b'), true)));
+        // A way back to a hotfix, and a hotfix over that.
+        let back = run(Rollback, 'c', 'b', true, changed.clone());
+        let again = run(Hotfix, 'b', 'd', true, changed.clone());
+        assert_eq!(before(&[official.clone(), back.clone(), again]), Some((digest('b'), true)));
+        assert_eq!(before(&[official, back]), None, "there is no further way back");
+        // `--on-failure stop` left a hotfix without its mark.
+        let left = run(Hotfix, 'a', 'b', false, TurnEnd::Left);
+        let over_it = run(Hotfix, 'b', 'c', false, changed.clone());
+        assert_eq!(before(&[left, over_it]), Some((digest('b'), true)));
+        // An upgrade goes through the same engine and takes the marks away at its end.
+        let upgrade = run(Hotfix, 'a', 'e', true, changed.clone());
+        let on_top = run(Hotfix, 'e', 'f', false, changed);
+        assert_eq!(before(&[upgrade, on_top]), Some((digest('e'), false)));
     }
 }

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
-use dmup_core::builds::RecordedBuild;
+use dmup_core::builds::{RecordedBuild, build_before};
 use dmup_core::digest::Digest;
 use dmup_core::ids::{ClusterName, InstanceId, UserName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::Inventory;
 use dmup_core::journal::{Folded, RunState, TurnEnd, fold};
-use dmup_core::plan::{Kind as RunKind, ParcelSpec, Plan, TargetBuild};
+use dmup_core::plan::{ParcelSpec, Plan, TargetBuild};
 use dmup_core::report::{Report, RunEnd};
 use dmup_core::selection::BadSelection;
 use dmup_core::texts::Texts;
@@ -509,37 +509,12 @@ impl Known {
         &self,
         instance: &InstanceId,
         inventory: &Inventory,
-    ) -> Result<Option<(Digest, bool)>, Failure> {
+    ) -> Result<Option<RecordedBuild>, Failure> {
         let runs = self.runs()?;
-        let on_disk = inventory.processes.get(instance).and_then(|it| it.on_disk.clone());
-        let mut before = None;
-        for run in runs.iter().rev() {
-            let Ok((plan, folded)) = &run.content else { continue };
-            let Some(turn) = plan.turns.iter().find(|turn| turn.instance == *instance) else {
-                continue;
-            };
-            let has_it = folded.ended.get(instance) == Some(&TurnEnd::Changed)
-                || folded.ended.get(instance) == Some(&TurnEnd::Left)
-                || folded.open.iter().any(|open| open.instance == *instance);
-            if !has_it || turn.from == turn.to {
-                continue; // nothing was exchanged
-            }
-            if before.is_none() {
-                // The newest word counts: after a rollback there is no further way back.
-                // A host that says nothing is no reason to pass its node over.
-                let is_other = on_disk.as_ref().is_some_and(|seen| *seen != turn.to);
-                if plan.kind == RunKind::Rollback || is_other {
-                    return Ok(None);
-                }
-                before = Some((turn.from.clone(), false));
-            } else if let Some((build, patched)) = &mut before
-                && turn.to == *build
-            {
-                *patched = plan.kind == RunKind::Hotfix;
-                break;
-            }
-        }
-        Ok(before)
+        let on_disk = inventory.processes.get(instance).and_then(|it| it.on_disk.as_ref());
+        let newest_first = runs.iter().rev().filter_map(|run| run.content.as_ref().ok());
+        let folded = newest_first.map(|(plan, folded)| (plan, folded));
+        Ok(build_before(folded, instance, on_disk))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use camino::Utf8Path;
+use dmup_core::builds::RecordedBuild;
 use dmup_core::ids::InstanceId;
 use dmup_core::instance::Instance;
 use dmup_core::plan::{
@@ -144,7 +145,7 @@ impl Wanted<'_> {
         let mut targets = BTreeMap::new();
         for instance in *meant {
             match known.build_before(&instance.id, &inventory)? {
-                Some((build, patched)) => {
+                Some(RecordedBuild { build, patched }) => {
                     let target = RollbackTarget { build: Some(build), patched };
                     targets.insert(instance.id.clone(), target);
                 }
