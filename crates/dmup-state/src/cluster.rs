@@ -357,6 +357,20 @@ impl Cluster {
         path.is_file().then_some(path)
     }
 
+    /// The file name of the package that is kept for a component, if its link is ours or TiUP's.
+    pub fn kept_name(&self, component: &str) -> Option<String> {
+        patch::leads_to(&self.dir.join("patch"), component)
+    }
+
+    /// Keeps another package of the folder for a component again, or none if that is not there any more; whether it is.
+    ///
+    /// # Errors
+    ///
+    /// When the link cannot be changed.
+    pub fn keep_instead(&self, component: &str, name: Option<&str>) -> Result<bool, StateError> {
+        patch::lead_back(&self.dir.join("patch"), component, name)
+    }
+
     /// Forgets all kept packages, as an upgrade does.
     ///
     /// # Errors

@@ -56,14 +56,40 @@ pub(crate) fn keep(
     fs::File::open(temporary.as_std_path()).and_then(|file| file.sync_all()).map_err(attempt())?;
     fs::rename(temporary.as_std_path(), target.as_std_path()).map_err(attempt())?;
 
+    lead(dir, component, &name).map_err(attempt())
+}
+
+/// Where the link of a component leads, by its name in the folder; none if there is no link.
+pub(crate) fn leads_to(dir: &Utf8Path, component: &str) -> Option<String> {
+    let target = dir.join(format!("{component}.tar.gz")).read_link_utf8().ok()?;
+    target.file_name().map(str::to_owned)
+}
+
+/// Makes the link of a component lead to another package of the folder, or takes it away if that is not there.
+pub(crate) fn lead_back(
+    dir: &Utf8Path,
+    component: &str,
+    to: Option<&str>,
+) -> Result<bool, StateError> {
+    let attempt = || StateError::system(format!("change what {dir} keeps for {component}"));
+    if let Some(name) = to.filter(|name| dir.join(name).is_file()) {
+        lead(dir, component, name).map_err(attempt())?;
+        return Ok(true);
+    }
+    fs::remove_file(dir.join(format!("{component}.tar.gz"))).map_err(attempt())?;
+    sync_dir(dir).map_err(attempt())?;
+    Ok(false)
+}
+
+fn lead(dir: &Utf8Path, component: &str, name: &str) -> std::io::Result<Utf8PathBuf> {
     let link = dir.join(format!("{component}.tar.gz"));
     let new_link = dir.join(format!(".{component}.{}.link", std::process::id()));
     match fs::remove_file(new_link.as_std_path()) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(attempt()(error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    std::os::unix::fs::symlink(&name, &new_link).map_err(attempt())?;
-    fs::rename(new_link.as_std_path(), link.as_std_path()).map_err(attempt())?;
-    sync_dir(dir).map_err(attempt())?;
+    std::os::unix::fs::symlink(name, &new_link)?;
+    fs::rename(new_link.as_std_path(), link.as_std_path())?;
+    sync_dir(dir)?;
     Ok(link)
 }

@@ -412,16 +412,6 @@ impl Known {
         })
     }
 
-    /// `--overwrite`: instances that are added later get this package.
-    pub(crate) fn keep_for_scale_out(&self, package: &Package) -> Result<(), Failure> {
-        for role in package.components.keys() {
-            self.cluster
-                .keep_package(role.as_str(), &package.path, package.digest.as_str())
-                .map_err(state_failure)?;
-        }
-        Ok(())
-    }
-
     /// Where a new run is written down. Its name begins with the time, so that names sort by age.
     pub(crate) fn new_run_folder(&self, context: &Context) -> Result<Utf8PathBuf, Failure> {
         let runs = self.cluster.runs_dir();

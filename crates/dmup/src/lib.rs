@@ -9,6 +9,7 @@ mod ask;
 mod commands;
 mod context;
 pub mod failure;
+mod kept;
 pub mod manner;
 mod pointing;
 mod printer;

@@ -288,6 +288,11 @@ pub(crate) fn end(
     known: &Known,
     context: &Context,
 ) -> Result<(), Failure> {
+    if kind == RunKind::Rollback {
+        for note in known.let_go_of_kept()? {
+            context.printer.talk(format_args!("note: {note}"));
+        }
+    }
     match context.global.format {
         Format::Json => {
             context.printer.data(serde_json::to_string(report).expect("text and numbers"));
