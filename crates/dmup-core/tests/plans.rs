@@ -561,7 +561,7 @@ fn every_obstacle_is_named_at_once() {
     let text: String = cluster.blockers().iter().map(|b| format!("{}: {b}\n", b.code())).collect();
     insta::assert_snapshot!(text, @r#"
     known-bad: build 576172dfa89b failed before: it exited 3 times
-    host-unreachable: host h2 does not answer: connect: timed out
+    host-unreachable: host h2 cannot be reached: connect: timed out
     unit-missing: h3:8261 has no systemd unit
     drift: h3:8262 runs build cba06b5736fa, but 656771905e1e lies on its disk
     leader-disputed: the masters do not agree on one leader: m1 names m1, m2 names m2

@@ -298,7 +298,7 @@ enum Passing {
 #[serde(tag = "blocker", rename_all = "snake_case")]
 pub enum Blocker {
     /// No agent answered there.
-    #[error("host {host} does not answer: {why}")]
+    #[error("host {host} cannot be reached: {why}")]
     HostUnreachable {
         /// Which.
         host: HostId,
@@ -645,7 +645,9 @@ impl Blocker {
             Self::QuorumAtRisk { .. } => Some(
                 "bring the masters up that are down, or select them as well with --include-down",
             ),
-            Self::HostUnreachable { .. } => Some("leave its instances out with -N, or bring it up"),
+            Self::HostUnreachable { .. } => {
+                Some("leave its instances out with -N, or make it reachable")
+            }
             Self::SubtaskFailing { .. } | Self::RelayFailing { .. } => {
                 Some("look at it with `dmctl query-status`")
             }

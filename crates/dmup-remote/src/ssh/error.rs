@@ -58,7 +58,7 @@ pub enum ReachError {
         observed: String,
     },
     /// First contact, and nobody vouched for the key.
-    #[error("the host key of {} is not known: {} {}", .0.address(), .0.algorithm, .0.fingerprint)]
+    #[error("the host key of {} is not known: {} {}; if that is the host's own, --accept-new-host-keys takes it", .0.address(), .0.algorithm, .0.fingerprint)]
     UnknownHostKey(Box<NewHostKey>),
     /// Known with another key: a new host, or somebody in between.
     #[error(transparent)]

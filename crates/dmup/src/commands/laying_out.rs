@@ -153,14 +153,12 @@ pub(crate) fn login(args: &LoginArgs, context: &Context) -> Result<Login, Failur
 
 fn hint_of(error: &ReachError) -> Option<&'static str> {
     match error {
-        ReachError::UnknownHostKey(_) => {
-            Some("compare the fingerprint with the host's own, then give --accept-new-host-keys")
-        }
         ReachError::ChangedHostKey { .. } => Some(
             "find out why before anything else: reinstalled, or somebody in between? then take the old line out of the file",
         ),
         ReachError::Auth { .. } => Some("`-u`, `-i` and `-p` say who logs in and how"),
-        ReachError::Resolve { .. }
+        ReachError::UnknownHostKey(_)
+        | ReachError::Resolve { .. }
         | ReachError::Connect { .. }
         | ReachError::RevokedHostKey { .. }
         | ReachError::KnownHosts(_)

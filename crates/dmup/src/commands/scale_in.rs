@@ -109,7 +109,7 @@ fn in_the_way(leaving: &[Instance], staying: &[Instance], inventory: &Inventory)
     let mut findings: Vec<String> = leaving
         .iter()
         .filter_map(|it| match inventory.hosts.get(&it.host) {
-            Some(Err(why)) => Some(format!("{}: its host does not answer: {why}", it.id)),
+            Some(Err(why)) => Some(format!("{}: its host cannot be reached: {why}", it.id)),
             Some(Ok(_)) | None => None,
         })
         .collect();

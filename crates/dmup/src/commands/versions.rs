@@ -156,8 +156,17 @@ pub(crate) fn outcome(seen: &[BuildSeen], known: &Known) -> Result<(), Failure> 
     let odd = |verdict: Verdict| seen.iter().filter(move |it| it.verdict == verdict);
     let (drifted, unknown) = (odd(Verdict::Drifted).count(), odd(Verdict::Unknown).count());
     let causes = || {
-        let both = odd(Verdict::Drifted).chain(odd(Verdict::Unknown));
-        both.flat_map(|it| it.reasons.iter().map(move |reason| format!("{}: {reason}", it.id)))
+        // What ails a host ails all of its nodes: said once.
+        let mut said: Vec<(String, Vec<&str>)> = Vec::new();
+        for node in odd(Verdict::Drifted).chain(odd(Verdict::Unknown)) {
+            for reason in node.reasons.iter().map(Reason::to_string) {
+                match said.iter_mut().find(|(before, _)| *before == reason) {
+                    Some((_, nodes)) => nodes.push(node.id.as_str()),
+                    None => said.push((reason, vec![node.id.as_str()])),
+                }
+            }
+        }
+        said.into_iter().map(|(reason, nodes)| format!("{}: {reason}", nodes.join(", ")))
     };
     let all = seen.len();
     if drifted > 0 {

@@ -267,7 +267,7 @@ fn hosts_that_do_not_answer_are_all_named_and_nothing_is_written() {
     desk.refuses(
         &["patch", "prod", &package, "--yes"],
         3,
-        &["cannot patch prod", "host 127.0.0.77 does not answer", "nothing was touched"],
+        &["cannot patch prod", "host 127.0.0.77 cannot be reached", "nothing was touched"],
     );
     // What the selection names and the package lacks is said at the same time.
     desk.refuses(
@@ -275,7 +275,7 @@ fn hosts_that_do_not_answer_are_all_named_and_nothing_is_written() {
         3,
         &[
             "the package has no build for 127.0.0.77:1 (dm-master)",
-            "host 127.0.0.77 does not answer",
+            "host 127.0.0.77 cannot be reached",
         ],
     );
     desk.refuses(&["rollback", "prod", "--yes"], 3, &["no node of prod has an earlier build"]);
@@ -297,9 +297,9 @@ fn a_build_that_failed_before_is_refused_unless_it_is_forced() {
         3,
         &["failed before: it never joined (--force-build goes on all the same)"],
     );
-    assert!(!text.contains("does not answer: (--force"), "hosts cannot be forced:\n{text}");
+    assert!(!text.contains("cannot be reached: (--force"), "hosts cannot be forced:\n{text}");
     let forced =
-        desk.refuses(&["patch", "prod", &package, "--yes", "--force"], 3, &["does not answer"]);
+        desk.refuses(&["patch", "prod", &package, "--yes", "--force"], 3, &["cannot be reached"]);
     assert!(!forced.contains("failed before"), "{forced}");
 }
 
