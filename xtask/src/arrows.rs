@@ -28,7 +28,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "dmup-wire",
         ],
     ),
-    ("fuzz-entries", &["dmup-core", "dmup-mirror", "dmup-remote", "dmup-state", "dmup-wire"]),
+    (
+        "fuzz-entries",
+        &["dmup-agent", "dmup-core", "dmup-mirror", "dmup-remote", "dmup-state", "dmup-wire"],
+    ),
     ("lookalike", &[]),
     ("lab", &["lookalike", "dmup-core"]),
     ("xtask", &["lab"]),

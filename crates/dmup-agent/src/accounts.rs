@@ -82,6 +82,20 @@ pub(crate) fn name_of(uid: u32) -> String {
     lookup(&number, |account| account.uid == uid).map_or(number, |account| account.name)
 }
 
+/// What a text tells as a user database and as sshd's configuration, for tests with hostile input.
+pub(crate) fn read_words(text: &str) {
+    let mut accounts: Vec<Account> = text.lines().filter_map(Account::parse).collect();
+    accounts.push(Account {
+        name: "tidb".to_owned(),
+        uid: 1000,
+        gid: 1000,
+        home: "/home/tidb".into(),
+    });
+    for account in &accounts {
+        keys_file(text, account);
+    }
+}
+
 fn lookup(key: &str, fits: impl Fn(&Account) -> bool) -> Option<Account> {
     let local = fs::read_to_string("/etc/passwd").unwrap_or_default();
     if let Some(found) = local.lines().filter_map(Account::parse).find(|account| fits(account)) {

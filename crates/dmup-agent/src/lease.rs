@@ -27,6 +27,9 @@ use crate::refuse::{Reply, When, bad, refuse};
 /// systemd ends a stop after 90 s, so no window takes longer for long.
 const PATIENCE: Duration = Duration::from_secs(100);
 
+/// A higher token was never given out, and could not rise for ever: whatever wrote it, it was not us.
+const HIGHEST: u64 = 1 << 53;
+
 /// Between two tries of a lock.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -67,6 +70,16 @@ pub(crate) struct Admitted {
 impl Leases {
     pub(crate) fn at(dir: Option<Utf8PathBuf>) -> Self {
         Self { dir, taken: Mutex::default(), patience: PATIENCE }
+    }
+
+    /// The same, waiting so long for orders of the one before: for tests.
+    pub(crate) fn patient(dir: Option<Utf8PathBuf>, patience: Duration) -> Self {
+        Self { dir, taken: Mutex::default(), patience }
+    }
+
+    /// The latest token on the host; 0 if there is none.
+    pub(crate) fn token(&self, cluster: &ClusterName) -> u64 {
+        self.read(cluster, 0).map_or(0, |record| record.token)
     }
 
     /// Lets an order in, unless this conversation took a lease that somebody else has taken since.
@@ -267,10 +280,13 @@ impl Leases {
     fn read(&self, cluster: &ClusterName, now_ms: i64) -> Result<Record, Refusal> {
         let path = self.path(cluster, "json")?;
         match fs::read(&path) {
-            Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or_else(|_| Record {
-                token: u64::try_from(now_ms).unwrap_or(0).max(1 << 40),
-                ..Record::default()
-            })),
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes)
+                .ok()
+                .filter(|record: &Record| record.token <= HIGHEST)
+                .unwrap_or_else(|| Record {
+                    token: u64::try_from(now_ms).unwrap_or(0).max(1 << 40),
+                    ..Record::default()
+                })),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Record::default()),
             Err(error) => Err(error).when(|| format!("read the lease {path}")),
         }

@@ -13,6 +13,7 @@
 mod accounts;
 mod agent;
 mod archive;
+mod every_word;
 mod fence;
 mod files;
 mod guard;
@@ -36,6 +37,8 @@ use std::process::ExitCode;
 
 use camino::Utf8PathBuf;
 
+#[doc(hidden)]
+pub use every_word::{read_as_every_record, read_as_every_word, read_as_parcel};
 pub use serve::{Broken, serve};
 
 /// How an agent works.

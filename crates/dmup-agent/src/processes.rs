@@ -5,7 +5,11 @@ use fs_err as fs;
 
 /// When a process started, in clock ticks since boot; none if it is gone or only waits to be reaped.
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse_start_time(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The same, of a line of `/proc/PID/stat`.
+pub(crate) fn parse_start_time(stat: &str) -> Option<u64> {
     // The name may hold blanks and brackets: what follows the last bracket is sound. man 5 proc_pid_stat.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;
@@ -30,7 +34,7 @@ pub(crate) fn listening() -> Vec<u16> {
 }
 
 /// Lines of `/proc/net/tcp`: number, local `HEX:PORT`, remote, state (`0A` listens).
-fn parse_listening(table: &str) -> Vec<u16> {
+pub(crate) fn parse_listening(table: &str) -> Vec<u16> {
     table
         .lines()
         .filter_map(|line| {

@@ -11,6 +11,7 @@ use dmup_core::journal::{self, Line};
 use dmup_core::layout::{self, Deployment};
 use dmup_core::plan::{self, Plan};
 use dmup_core::topology::{Meta, Topology, check_edit};
+use dmup_mirror::mirror::address;
 use dmup_mirror::package::{self, Wanted};
 use dmup_mirror::trust;
 use dmup_remote::{dm_api, known_hosts};
@@ -42,6 +43,11 @@ pub const TARGETS: &[Target] = &[
     Target { name: "frames", run: frames },
     Target { name: "dm_answers", run: dm_answers },
     Target { name: "known_hosts", run: known_hosts },
+    Target { name: "host_words", run: host_words },
+    Target { name: "host_records", run: host_records },
+    Target { name: "parcel", run: parcel },
+    Target { name: "certificates", run: certificates },
+    Target { name: "tiup_toml", run: tiup_toml },
 ];
 
 /// A topology file: what is accepted is written as it was read, and can be laid out.
@@ -196,6 +202,69 @@ pub fn known_hosts(bytes: &[u8]) {
             drop(known_hosts::check(&files, host, port, &key));
             drop(known_hosts::known_types(&files, host, port));
         }
+    }
+}
+
+/// What a host's tools and files tell an agent.
+pub fn host_words(bytes: &[u8]) {
+    dmup_agent::read_as_every_word(bytes);
+}
+
+/// What an agent keeps on its host: leases, guards, sessions, manifests of its store.
+///
+/// # Panics
+///
+/// A token of a lease does not rise.
+pub fn host_records(bytes: &[u8]) {
+    let folder = scratch();
+    dmup_agent::read_as_every_record(bytes, &path_of(&folder));
+}
+
+/// The archive that a controller sends to a host.
+///
+/// # Panics
+///
+/// Something was unpacked to another place.
+pub fn parcel(bytes: &[u8]) {
+    let folder = scratch();
+    dmup_agent::read_as_parcel(&with_good_check_sums(bytes), &path_of(&folder));
+}
+
+/// The authority of a cluster with TLS: `ca.crt`, and from the line on that begins a key, `ca.pem`. Then all of it as what
+/// DM is asked with.
+///
+/// # Panics
+///
+/// An authority that was accepted cannot sign.
+pub fn certificates(bytes: &[u8]) {
+    const KEY: &[u8] = b"-----BEGIN RSA PRIVATE KEY";
+    let at = bytes.windows(KEY.len()).position(|it| it == KEY).unwrap_or(bytes.len());
+    let (certificate, key) = bytes.split_at(at);
+    let name = ClusterName::new("prod").expect("a good name");
+    let folder = scratch();
+    let cluster = Profile::at(path_of(&folder)).cluster(&name);
+    let dir = cluster.tls_dir();
+    let put = |name: &str, bytes: &[u8]| fs_err::write(dir.join(name).as_std_path(), bytes);
+    let placed = fs_err::create_dir_all(dir.as_std_path())
+        .and_then(|()| put("ca.crt", certificate))
+        .and_then(|()| put("ca.pem", key));
+    placed.expect("a place for temporary files");
+    let now: jiff::Zoned = "2026-11-26T09:08:07+08:00[+08:00]".parse().expect("a good time");
+    if let Ok(authority) = cluster.ensure_authority(&now) {
+        let signed = authority.sign_for_instance("dm-master", "10.0.1.1", &now);
+        signed.expect("what is accepted signs");
+    }
+    let whole = || bytes.to_vec();
+    let tls = dm_api::Tls { authority: whole(), certificate: whole(), key: whole() };
+    drop(dm_api::DmClient::over_tls(&[], dm_api::Timeouts::default(), &tls));
+}
+
+/// `tiup.toml`.
+pub fn tiup_toml(bytes: &[u8]) {
+    let folder = scratch();
+    let home = path_of(&folder);
+    if fs_err::write(home.join("tiup.toml").as_std_path(), bytes).is_ok() {
+        drop(address(None, &home));
     }
 }
 

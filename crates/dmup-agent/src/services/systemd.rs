@@ -156,6 +156,11 @@ fn show(units: &[UnitName]) -> Result<Vec<HashMap<String, String>>, Refusal> {
     Err(refuse(RefusalKind::System, "systemctl show", seen))
 }
 
+/// What a text of `systemctl show` tells, for tests with hostile input.
+pub(crate) fn read_shown(text: &str) -> Vec<UnitSeen> {
+    parse_blocks(text).iter().map(|properties| seen(properties, 1_800_000_000_000)).collect()
+}
+
 /// `Name=value` lines; an empty line between units.
 fn parse_blocks(text: &str) -> Vec<HashMap<String, String>> {
     text.split("\n\n")
