@@ -9,8 +9,10 @@
 //! Nothing in this crate is async, reads a clock, or touches a file or socket.
 
 pub mod builds;
+pub mod component;
 pub mod digest;
 pub mod display;
+pub mod exporters;
 pub mod ids;
 pub mod instance;
 pub mod inventory;

@@ -4,8 +4,8 @@
 
 use dmup_core::ids::ClusterName;
 use dmup_core::layout::{
-    Deployment, PlacedFile, directories, exporter_directories, exporter_files, files,
-    host_directories, sudoers,
+    Deployment, PlacedFile, directories, exporter_directories, exporter_files, exporter_tls_files,
+    files, host_directories, sudoers,
 };
 use dmup_core::topology::{Meta, Topology};
 
@@ -134,16 +134,70 @@ fn monitoring_is_wired_together() {
 fn exporters_come_with_monitored_only() {
     let (cluster, topology) = (cluster(), full());
     let deployment = Deployment::new(&cluster, &topology);
+    let pairs = topology.exporters();
+    // The first host says `ignore_exporter`.
+    let hosts: Vec<&str> = pairs.iter().map(|it| it.host.as_str()).collect();
+    assert_eq!(hosts, ["172.19.0.102", "172.19.0.103"]);
     let mut all = String::new();
-    for dir in exporter_directories(&deployment) {
+    for dir in exporter_directories(&deployment, &pairs[0]) {
         all += &format!("{}/\n", dir.path);
     }
-    for file in exporter_files(&deployment, "10.0.0.1") {
+    let mut files = exporter_files(&deployment, &pairs[0]);
+    files.extend(exporter_tls_files(&pairs[0], "CA\n", "CERTIFICATE\n", "KEY\n"));
+    for file in files {
         all += &format!("=== {} {:o} {}\n{}", file.path, file.mode, file.cache_name, file.content);
     }
     insta::assert_snapshot!(all);
-    let topology = Meta::parse(META).unwrap().topology;
-    assert_eq!(exporter_files(&Deployment::new(&cluster, &topology), "h"), []);
+    assert_eq!(Meta::parse(META).unwrap().topology.exporters(), []);
+}
+
+/// The order in which TiUP's templates have the lines, and the words in them that somebody may look for.
+#[test]
+fn exporters_are_started_as_tiup_starts_them() {
+    let text =
+        "global: {deploy_dir: /d}\nmonitored: {numa_node: '1'}\nmaster_servers: [{host: h1}]\n";
+    let mut topology = Topology::parse(text).unwrap();
+    topology.expand_dirs();
+    let cluster = cluster();
+    let deployment = Deployment::new(&cluster, &topology);
+    let files = exporter_files(&deployment, &topology.exporters()[0]);
+    let flags = |name: &str| -> Vec<String> {
+        let script = content(&files, name);
+        let lines = script.lines().map(str::trim).filter(|line| line.starts_with("--"));
+        lines.map(|line| line.trim_end_matches(" \\").to_owned()).collect()
+    };
+    assert_eq!(
+        flags("run_node_exporter.sh"),
+        [
+            "--web.listen-address=\":9100\"",
+            "--collector.tcpstat",
+            "--collector.mountstats",
+            "--collector.meminfo_numa",
+            "--collector.buddyinfo",
+            "--collector.vmstat.fields=\"^.*\"",
+            "--log.level=\"info\"",
+        ]
+    );
+    assert_eq!(
+        flags("run_blackbox_exporter.sh"),
+        [
+            "--web.listen-address=\":9115\"",
+            "--log.level=\"info\"",
+            "--config.file=\"conf/blackbox.yml\"",
+        ]
+    );
+    // TiUP binds the first of them alone: its template takes a node for the other, and its code gives none.
+    let bound = |name: &str| content(&files, name).contains("exec numactl --cpunodebind=1");
+    assert!(bound("run_node_exporter.sh") && bound("run_blackbox_exporter.sh"));
+    assert!(!content(&files, "blackbox.yml").contains("tls_connect"));
+    for unit in ["node_exporter-9100.service", "blackbox_exporter-9115.service"] {
+        let text = content(&files, unit);
+        let pings = text.contains("AmbientCapabilities=CAP_NET_RAW\nUser=tidb\n");
+        assert_eq!(pings, unit.starts_with("blackbox"), "{text}");
+        let (kind, _) = unit.split_once('-').unwrap();
+        let start = format!("ExecStart=/bin/bash -c '/d/monitor-9100/scripts/run_{kind}.sh'\n");
+        assert!(text.contains(&start), "{text}");
+    }
 }
 
 #[test]

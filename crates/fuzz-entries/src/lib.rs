@@ -73,8 +73,10 @@ pub fn topology(bytes: &[u8]) {
         layout::directories(&deployment, &instance);
         drop(layout::files(&deployment, &instance));
     }
-    layout::exporter_directories(&deployment);
-    layout::exporter_files(&deployment, "10.0.0.1");
+    for pair in topology.exporters() {
+        layout::exporter_directories(&deployment, &pair);
+        layout::exporter_files(&deployment, &pair);
+    }
 }
 
 /// `meta.yaml`: what is written can be read.

@@ -28,7 +28,7 @@ use crate::topology::Topology;
 
 pub use configs::{dashboard_for, rules_for};
 pub use dirs::{directories, host_directories};
-pub use exporters::{exporter_directories, exporter_files};
+pub use exporters::{exporter_directories, exporter_files, exporter_tls_files};
 pub use settings::BadSettings;
 pub use tls::tls_files;
 

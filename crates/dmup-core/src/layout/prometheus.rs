@@ -131,53 +131,36 @@ fn jobs(topology: &Topology, spec: &PrometheusSpec) -> Vec<Value> {
     // Sorted: the same topology always gives the same file.
     let hosts: BTreeSet<String> =
         topology.servers().iter().map(|server| server.host.to_owned()).collect();
-    let nodes = hosts.iter().map(|host| host_port(host, monitored.node_exporter_port)).collect();
-    jobs.push(job("overwritten-nodes", true, false, nodes));
-    let prober = host_port(&spec.host, monitored.blackbox_exporter_port);
-    let mut ports: Vec<(&str, Vec<String>)> = vec![
-        (
-            "node_exporter",
-            hosts.iter().map(|host| host_port(host, monitored.node_exporter_port)).collect(),
-        ),
-        (
-            "blackbox_exporter",
-            hosts.iter().map(|host| host_port(host, monitored.blackbox_exporter_port)).collect(),
-        ),
+    let at = |port: u16| hosts.iter().map(|host| host_port(host, port)).collect::<Vec<_>>();
+    let (nodes, blackboxes) =
+        (at(monitored.node_exporter_port), at(monitored.blackbox_exporter_port));
+    jobs.push(job("overwritten-nodes", true, false, nodes.clone()));
+    let grafanas =
+        topology.grafana_servers.iter().map(|server| host_port(&server.host, server.port));
+    let alertmanagers =
+        topology.alertmanager_servers.iter().map(|server| host_port(&server.host, server.web_port));
+    let groups = [
+        ("pushgateway", spec.pushgateway_addrs.clone()),
+        ("grafana", grafanas.collect()),
+        ("alertmanager", alertmanagers.collect()),
+        ("node_exporter", nodes),
+        ("blackbox_exporter", blackboxes),
     ];
-    ports.push((
-        "grafana",
-        topology
-            .grafana_servers
-            .iter()
-            .map(|server| host_port(&server.host, server.port))
-            .collect(),
-    ));
-    ports.push((
-        "alertmanager",
-        topology
-            .alertmanager_servers
-            .iter()
-            .map(|server| host_port(&server.host, server.web_port))
-            .collect(),
-    ));
-    let groups = ports
+    let groups = groups
         .into_iter()
         .filter(|(_, targets)| !targets.is_empty())
         .map(|(group, targets)| {
             map([("targets", texts(targets)), ("labels", map([("group", text(group))]))])
         })
         .collect();
-    jobs.push(probe_job("monitor_port_probe", "30s", "tcp_connect", groups, &prober));
+    // TiUP's labels: who is tried for its port is the `instance`, who is pinged is the `ping` of the machine that pings.
+    let prober = host_port(&spec.host, monitored.blackbox_exporter_port);
+    jobs.push(probe_job("monitor_port_probe", "30s", "tcp_connect", groups, "instance", &prober));
     for host in &hosts {
-        let blackbox = host_port(host, monitored.blackbox_exporter_port);
+        let prober = host_port(host, monitored.blackbox_exporter_port);
         let everyone = vec![map([("targets", texts(hosts.iter().cloned()))])];
-        jobs.push(probe_job(
-            &format!("blackbox_exporter_{blackbox}_icmp"),
-            "6s",
-            "icmp",
-            everyone,
-            &blackbox,
-        ));
+        let name = format!("blackbox_exporter_{prober}_icmp");
+        jobs.push(probe_job(&name, "6s", "icmp", everyone, "ping", &prober));
     }
     jobs
 }
@@ -205,8 +188,15 @@ fn job(name: &str, honor_labels: bool, tls: bool, targets: Vec<String>) -> Value
     Value::Map(entries)
 }
 
-/// Asks a blackbox exporter to try each target.
-fn probe_job(name: &str, interval: &str, module: &str, groups: Vec<Value>, prober: &str) -> Value {
+/// Asks a blackbox exporter to try each target, whose address becomes that label.
+fn probe_job(
+    name: &str,
+    interval: &str,
+    module: &str,
+    groups: Vec<Value>,
+    label: &str,
+    prober: &str,
+) -> Value {
     let source = |label: &str| Value::Seq(vec![text(label)]);
     map([
         ("job_name", text(name)),
@@ -221,10 +211,7 @@ fn probe_job(name: &str, interval: &str, module: &str, groups: Vec<Value>, probe
                     ("source_labels", source("__address__")),
                     ("target_label", text("__param_target")),
                 ]),
-                map([
-                    ("source_labels", source("__param_target")),
-                    ("target_label", text("instance")),
-                ]),
+                map([("source_labels", source("__param_target")), ("target_label", text(label))]),
                 map([("target_label", text("__address__")), ("replacement", text(prober))]),
             ]),
         ),

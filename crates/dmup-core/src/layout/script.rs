@@ -80,8 +80,8 @@ fn to_files(instance: &Instance) -> String {
 }
 
 /// Everything that is said goes to a log file and to the journal.
-fn tee(instance: &Instance) -> String {
-    let log = quoted_value(instance.log_dir.join(format!("{}.log", instance.role)).as_str());
+pub(super) fn tee(log_dir: &Utf8Path, component: &str) -> String {
+    let log = quoted_value(log_dir.join(format!("{component}.log")).as_str());
     format!("exec > >(tee -i -a {log})\nexec 2>&1\n\n")
 }
 
@@ -146,7 +146,7 @@ fn prometheus(deployment: &Deployment<'_>, instance: &Instance) -> String {
     let spec =
         spec_of(&deployment.topology.monitoring_servers, instance, |spec| spec.server(0).id());
     let deploy = &instance.deploy_dir;
-    let mut text = tee(instance);
+    let mut text = tee(&instance.log_dir, instance.role.as_str());
     if spec.ng_port > 0 {
         text += &format!(
             "if [ -x bin/ng-monitoring-server ]; then\n    bin/ng-monitoring-server --config {} > /dev/null 2>&1 &\nfi\n\n",
@@ -227,7 +227,8 @@ fn alertmanager(deployment: &Deployment<'_>, instance: &Instance) -> String {
     );
     arguments.extend(spec.additional_args.iter().map(|argument| quote(argument)));
     arguments.push(flag("cluster.listen-address", &host_port(&spec.host, spec.cluster_port)));
-    tee(instance) + &exec(&spec.numa_node, "bin/alertmanager/alertmanager", &arguments, "")
+    tee(&instance.log_dir, instance.role.as_str())
+        + &exec(&spec.numa_node, "bin/alertmanager/alertmanager", &arguments, "")
 }
 
 #[cfg(test)]

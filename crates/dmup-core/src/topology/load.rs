@@ -128,9 +128,8 @@ impl Topology {
             }
         }
         if let Some(monitored) = &mut self.monitored {
-            monitored.deploy_dir = below(&home, &monitored.deploy_dir);
-            monitored.data_dir = below_each(&monitored.deploy_dir, &monitored.data_dir);
-            monitored.log_dir = below(&monitored.deploy_dir, &monitored.log_dir);
+            [monitored.deploy_dir, monitored.data_dir, monitored.log_dir] =
+                absolute_dirs(&self.global.user, monitored);
         }
     }
 
@@ -230,6 +229,14 @@ pub(super) fn arch_word(text: &str) -> String {
         "aarch64" => "arm64".to_owned(),
         other => other.to_owned(),
     }
+}
+
+/// Deploy, data and log dir of the exporters.
+pub(crate) fn absolute_dirs(user: &str, monitored: &Monitored) -> [String; 3] {
+    let deploy_dir = below(&format!("/home/{user}"), &monitored.deploy_dir);
+    let data_dir = below_each(&deploy_dir, &monitored.data_dir);
+    let log_dir = below(&deploy_dir, &monitored.log_dir);
+    [deploy_dir, data_dir, log_dir]
 }
 
 /// An absolute dir as it is, a relative one below `parent`.

@@ -31,5 +31,6 @@ pub use spec::{
 };
 pub use yaml::{Place, Value, YamlError, to_text as yaml_text};
 
+pub(crate) use load::absolute_dirs;
 pub(crate) use server::host_port;
 pub(crate) use tls::tls_entries;
