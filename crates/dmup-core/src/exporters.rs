@@ -266,10 +266,8 @@ monitoring_servers:
             (&format!("ExecStart=/bin/true\nExecStart={ours}"), "/bin/true"),
             ("Description=nothing at all", "nothing"),
         ] {
-            match owner(command) {
-                UnitOwner::SomebodyElse(what) => assert!(what.contains(starts), "{what}"),
-                other => panic!("{command}: {other:?}"),
-            }
+            let UnitOwner::SomebodyElse(what) = owner(command) else { panic!("{command}") };
+            assert!(what.contains(starts), "{what}");
         }
     }
 }

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{HostId, UserName};
+use crate::exporters::Exporters;
+use crate::ids::{HostId, InstanceId, UnitName, UserName};
 use crate::instance::{Instance, Role};
 use crate::inventory::{ProcessSeen, UnitActive};
 
@@ -67,20 +68,97 @@ pub struct Found<'a> {
     /// Free bytes at each deploy folder.
     pub disks: &'a [(Utf8PathBuf, u64)],
     /// What systemd says of the units.
-    pub units: &'a [(crate::ids::InstanceId, ProcessSeen)],
+    pub units: &'a [(InstanceId, ProcessSeen)],
     /// Whether the deploy user exists.
     pub has_user: bool,
 }
 
-/// An instance that is to be laid out.
+/// Something that is to be laid out.
 #[derive(Clone, Copy, Debug)]
-pub struct Planned<'a> {
-    /// Which.
-    pub instance: &'a Instance,
-    /// Its package, unpacked.
-    pub package_bytes: u64,
-    /// It joins masters that run: what an earlier member left in its data folder would keep it from that.
-    pub joins: bool,
+pub enum Planned<'a> {
+    /// An instance.
+    Instance {
+        /// Which.
+        instance: &'a Instance,
+        /// Its package, unpacked.
+        package_bytes: u64,
+        /// It joins masters that run: what an earlier member left in its data folder would keep it from that.
+        joins: bool,
+    },
+    /// Both exporters of a machine.
+    Exporters {
+        /// Which.
+        pair: &'a Exporters,
+        /// Both packages, unpacked.
+        package_bytes: u64,
+    },
+}
+
+impl<'a> Planned<'a> {
+    /// The ports that it listens on.
+    pub fn ports(&self) -> Vec<u16> {
+        match self {
+            Self::Instance { instance, .. } => instance.ports.clone(),
+            Self::Exporters { pair, .. } => pair.both.iter().map(|it| it.port).collect(),
+        }
+    }
+
+    /// Where it is laid out, and its unit files: what is asked about in a look.
+    pub fn paths(&self) -> Vec<Utf8PathBuf> {
+        let mut paths = vec![self.deploy_dir().to_owned(), self.bin_dir()];
+        paths.extend(self.units().into_iter().map(unit_path));
+        paths.extend(self.data_dirs().iter().cloned());
+        if let Self::Instance { instance, .. } = self
+            && instance.role == Role::DmMaster
+        {
+            paths.extend(instance.data_dirs.iter().map(|dir| dir.join("member")));
+        }
+        paths
+    }
+
+    /// Whose disk must have room.
+    pub fn deploy_dir(&self) -> &'a Utf8Path {
+        match self {
+            Self::Instance { instance, .. } => &instance.deploy_dir,
+            Self::Exporters { pair, .. } => &pair.deploy_dir,
+        }
+    }
+
+    fn name(&self) -> &'a str {
+        match self {
+            Self::Instance { instance, .. } => instance.id.as_str(),
+            Self::Exporters { .. } => "monitored",
+        }
+    }
+
+    fn bin_dir(&self) -> Utf8PathBuf {
+        match self {
+            Self::Instance { instance, .. } => instance.bin_dir(),
+            Self::Exporters { pair, .. } => pair.bin_dir(),
+        }
+    }
+
+    fn data_dirs(&self) -> &'a [Utf8PathBuf] {
+        match self {
+            Self::Instance { instance, .. } => &instance.data_dirs,
+            Self::Exporters { pair, .. } => &pair.data_dirs,
+        }
+    }
+
+    fn units(&self) -> Vec<&'a UnitName> {
+        match self {
+            Self::Instance { instance, .. } => vec![&instance.unit],
+            Self::Exporters { pair, .. } => pair.both.iter().map(|it| &it.unit).collect(),
+        }
+    }
+
+    fn package_bytes(&self) -> u64 {
+        match self {
+            Self::Instance { package_bytes, .. } | Self::Exporters { package_bytes, .. } => {
+                *package_bytes
+            }
+        }
+    }
 }
 
 /// How much a finding weighs.
@@ -101,19 +179,9 @@ pub struct Finding {
     pub text: String,
 }
 
-/// Where an instance is laid out, and the unit of it: what is asked about in a look.
-pub fn paths_of(instance: &Instance) -> Vec<Utf8PathBuf> {
-    let mut paths = vec![instance.deploy_dir.clone(), instance.bin_dir(), unit_path(instance)];
-    paths.extend(instance.data_dirs.iter().cloned());
-    if instance.role == Role::DmMaster {
-        paths.extend(instance.data_dirs.iter().map(|dir| dir.join("member")));
-    }
-    paths
-}
-
-/// The unit file of an instance.
-pub fn unit_path(instance: &Instance) -> Utf8PathBuf {
-    Utf8PathBuf::from(format!("/etc/systemd/system/{}", instance.unit))
+/// The file of a unit.
+pub fn unit_path(unit: &UnitName) -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("/etc/systemd/system/{unit}"))
 }
 
 /// Judges one host.
@@ -127,7 +195,7 @@ pub fn judge(found: &Found<'_>, planned: &[Planned<'_>], user: &UserName) -> Vec
         add(weight, text);
     }
     for plan in planned {
-        for (weight, text) in of_instance(found, plan.instance, plan.joins, user) {
+        for (weight, text) in of_planned(found, plan, user) {
             add(weight, text);
         }
     }
@@ -176,81 +244,92 @@ fn of_system(found: &Found<'_>, user: &UserName) -> Vec<(Weight, String)> {
     said
 }
 
-fn of_instance(
-    found: &Found<'_>,
-    instance: &Instance,
-    joins: bool,
-    user: &UserName,
-) -> Vec<(Weight, String)> {
-    let id = &instance.id;
+fn of_planned(found: &Found<'_>, plan: &Planned<'_>, user: &UserName) -> Vec<(Weight, String)> {
+    let name = plan.name();
     let mut said = Vec::new();
     let at = |path: &Utf8Path| found.paths.iter().find(|it| it.path == path);
-    for port in instance.ports.iter().filter(|port| found.listening.contains(port)) {
+    for port in plan.ports().iter().filter(|port| found.listening.contains(port)) {
         said.push((
             Weight::InTheWay,
             format!(
-                "somebody listens on port {port} already, which {id} needs: stop it (`ss -ltnp` names it), or give another port"
+                "somebody listens on port {port} already, which {name} needs: stop it (`ss -ltnp` names it), or give another port"
             ),
         ));
     }
-    let unit = found.units.iter().find(|(of, _)| of == id).map(|(_, unit)| unit);
-    let known = unit.filter(|it| it.active != UnitActive::Missing);
-    let file = unit_path(instance);
-    if at(&file).is_some() || known.is_some() {
-        let state = known.map_or("not loaded", |it| it.sub_state.as_str());
+    for unit in plan.units() {
+        let file = unit_path(unit);
+        let state = match plan {
+            Planned::Instance { instance, .. } => state_of(found, &instance.id),
+            Planned::Exporters { .. } => None,
+        };
+        if at(&file).is_none() && state.is_none() {
+            continue;
+        }
+        let text = match plan {
+            Planned::Instance { .. } => format!(
+                "{file} exists already, {unit} is {}: another cluster has that name there, or a deploy or scale-out broke off; give another port, or remove it with its folder",
+                state.unwrap_or("not loaded")
+            ),
+            Planned::Exporters { .. } => format!(
+                "{file} exists already: another cluster has exporters there (then `ignore_exporter: true` for the instances of this host, or other ports in `monitored`), or a deploy or scale-out broke off; then remove it with its folder"
+            ),
+        };
+        said.push((Weight::InTheWay, text));
+    }
+    let bin_dir = plan.bin_dir();
+    if at(&bin_dir).is_some() {
         said.push((
             Weight::InTheWay,
             format!(
-                "{file} exists already, {} is {state}: another cluster has that name there, or a deploy or scale-out broke off; give another port, or remove it with its folder",
-                instance.unit
+                "{bin_dir} exists already: what is deployed there would be written over; give {name} another deploy_dir, or remove it"
             ),
         ));
     }
-    if at(&instance.bin_dir()).is_some() {
-        said.push((
-            Weight::InTheWay,
-            format!(
-                "{} exists already: what is deployed there would be written over; give {id} another deploy_dir, or remove it",
-                instance.bin_dir()
-            ),
-        ));
-    }
-    for folder in std::iter::once(&instance.deploy_dir).chain(&instance.data_dirs) {
+    let data_dirs = plan.data_dirs().iter().map(Utf8PathBuf::as_path);
+    for folder in std::iter::once(plan.deploy_dir()).chain(data_dirs) {
         let Some(seen) = at(folder) else { continue };
         // Root makes mount points, and belongs to nobody.
         let is_foreign = seen.owner != 0 && seen.owner_name != user.as_str();
         match seen.kind {
             PathKind::Other => said.push((
                 Weight::InTheWay,
-                format!("{folder} is no folder: give {id} another one, or remove it"),
+                format!("{folder} is no folder: give {name} another one, or remove it"),
             )),
             PathKind::Folder | PathKind::EmptyFolder if is_foreign => said.push((
                 Weight::InTheWay,
                 format!(
-                    "{folder} belongs to {}, and {id} would take it over for {user}: give another one, or `chown` it",
+                    "{folder} belongs to {}, and {name} would take it over for {user}: give another one, or `chown` it",
                     seen.owner_name
                 ),
             )),
             PathKind::Folder => said.push((
                 Weight::ToKnow,
                 format!(
-                    "{folder} exists and is not empty: {id} uses what lies there; empty it if that is not meant"
+                    "{folder} exists and is not empty: {name} uses what lies there; empty it if that is not meant"
                 ),
             )),
             PathKind::EmptyFolder => {}
         }
     }
     // DM takes a member folder for a restart, and joins nothing (dm.md, section on -join).
-    if joins && let Some(seen) = found.paths.iter().find(|it| is_member(it, instance)) {
+    if let Planned::Instance { instance, joins: true, .. } = plan
+        && let Some(seen) = found.paths.iter().find(|it| is_member(it, instance))
+    {
         said.push((
             Weight::InTheWay,
             format!(
-                "{} is of an earlier member: {id} would start as that and not join; remove it",
+                "{} is of an earlier member: {name} would start as that and not join; remove it",
                 seen.path
             ),
         ));
     }
     said
+}
+
+/// What systemd says of an instance's unit; none if it does not know it.
+fn state_of<'a>(found: &Found<'a>, id: &InstanceId) -> Option<&'a str> {
+    let (_, unit) = found.units.iter().find(|(of, _)| of == id)?;
+    (unit.active != UnitActive::Missing).then_some(unit.sub_state.as_str())
 }
 
 fn is_member(seen: &PathSeen, instance: &Instance) -> bool {
@@ -262,7 +341,7 @@ fn is_member(seen: &PathSeen, instance: &Instance) -> bool {
 fn of_disks(found: &Found<'_>, planned: &[Planned<'_>]) -> Vec<String> {
     let mut needed: BTreeMap<(u64, &Utf8Path), (u64, Vec<&str>)> = BTreeMap::new();
     for plan in planned {
-        let folder = &plan.instance.deploy_dir;
+        let folder = plan.deploy_dir();
         let Some((path, free)) = found.disks.iter().find(|(path, _)| path == folder) else {
             continue;
         };
@@ -273,8 +352,8 @@ fn of_disks(found: &Found<'_>, planned: &[Planned<'_>]) -> Vec<String> {
             .copied()
             .unwrap_or((*free, path.as_path()));
         let (bytes, ids) = needed.entry(key).or_default();
-        *bytes += plan.package_bytes + SPARE_BYTES;
-        ids.push(plan.instance.id.as_str());
+        *bytes += plan.package_bytes() + SPARE_BYTES;
+        ids.push(plan.name());
     }
     needed
         .into_iter()
@@ -294,10 +373,10 @@ mod tests {
     use crate::topology::Topology;
 
     fn findings(change: impl FnOnce(&mut Found<'_>), paths: &[PathSeen], joins: bool) -> String {
-        let text = "global:\n  user: tidb\nmaster_servers:\n  - host: h1\n    deploy_dir: /d/m\n    data_dir: /e/m\nworker_servers:\n  - host: h1\n    deploy_dir: /d/w\n";
+        let text = "global:\n  user: tidb\nmonitored: {}\nmaster_servers:\n  - host: h1\n    deploy_dir: /d/m\n    data_dir: /e/m\nworker_servers:\n  - host: h1\n    deploy_dir: /d/w\n";
         let mut topology = Topology::parse(text).unwrap();
         topology.expand_dirs();
-        let instances = topology.instances();
+        let (instances, pairs) = (topology.instances(), topology.exporters());
         let host = instances[0].host.clone();
         let disks = [("/d/m".into(), 1 << 30), ("/d/w".into(), 1 << 30)];
         let booted = PathSeen {
@@ -322,7 +401,8 @@ mod tests {
         change(&mut found);
         let planned: Vec<Planned<'_>> = instances
             .iter()
-            .map(|instance| Planned { instance, package_bytes: 100 << 20, joins })
+            .map(|instance| Planned::Instance { instance, package_bytes: 100 << 20, joins })
+            .chain(pairs.iter().map(|pair| Planned::Exporters { pair, package_bytes: 20 << 20 }))
             .collect();
         let user = UserName::new("tidb").unwrap();
         let lines = judge(&found, &planned, &user);
@@ -379,6 +459,24 @@ mod tests {
         assert_eq!(findings(playground, &[], false), "");
         let said = findings(|it| it.has_user = false, &[], false);
         assert!(said.contains("no user tidb") && said.contains("useradd"), "{said}");
+    }
+
+    #[test]
+    fn exporters_of_somebody_else_are_in_the_way_by_port_unit_and_folder() {
+        let paths = [
+            path("/etc/systemd/system/node_exporter-9100.service", PathKind::Other, "root"),
+            path("/home/tidb/deploy/monitor-9100/bin", PathKind::Folder, "tidb"),
+        ];
+        let said = findings(|found| found.listening = &[9115], &paths, false);
+        assert_eq!(said.matches("InTheWay h1: ").count(), 3, "{said}");
+        for text in [
+            "port 9115 already, which monitored needs",
+            "node_exporter-9100.service exists already: another cluster has exporters there",
+            "ignore_exporter",
+            "/home/tidb/deploy/monitor-9100/bin exists already",
+        ] {
+            assert!(said.contains(text), "{text}\n{said}");
+        }
     }
 
     #[test]

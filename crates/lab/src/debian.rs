@@ -30,6 +30,8 @@ pub const NEEDED: &[Package] = &[
     Package { name: "etcd-server", needed_for: "membership and election in the stand-in for DM" },
     Package { name: "prometheus", needed_for: "the monitoring part of a cluster" },
     Package { name: "prometheus-alertmanager", needed_for: "the monitoring part of a cluster" },
+    Package { name: "prometheus-node-exporter", needed_for: "the exporters of a cluster" },
+    Package { name: "prometheus-blackbox-exporter", needed_for: "the exporters of a cluster" },
 ];
 
 /// Packages could not be looked up or installed.

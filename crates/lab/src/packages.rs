@@ -2,8 +2,8 @@
 //!
 //! In: the `lookalike` program and a stamp. Out: `tar.gz` files named and laid out as on TiUP's mirror
 //! (`dm-master/dm-master`, `bin/grafana-server`, …), or hotfix packages in the layouts that people make by hand. The
-//! dm-master's package brings an `etcd` along, so that hosts need nothing installed; Prometheus and Alertmanager are
-//! Debian's. A real DM's programs can stand where the stand-in does. Two calls with the same input make the same bytes.
+//! dm-master's package brings an `etcd` along, so that hosts need nothing installed; Prometheus, Alertmanager and the
+//! exporters are Debian's. A real DM's programs can stand where the stand-in does. Two calls with the same input make the same bytes.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -29,13 +29,13 @@ pub enum Component {
     Prometheus,
     /// `alertmanager`: Debian's.
     Alertmanager,
+    /// `node_exporter`: Debian's.
+    NodeExporter,
+    /// `blackbox_exporter`: Debian's.
+    BlackboxExporter,
 }
 
 impl Component {
-    /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::DmMaster, Self::DmWorker, Self::Grafana, Self::Prometheus, Self::Alertmanager];
-
     /// TiUP's word.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -44,6 +44,8 @@ impl Component {
             Self::Grafana => "grafana",
             Self::Prometheus => "prometheus",
             Self::Alertmanager => "alertmanager",
+            Self::NodeExporter => "node_exporter",
+            Self::BlackboxExporter => "blackbox_exporter",
         }
     }
 
@@ -55,6 +57,8 @@ impl Component {
             Self::Grafana => "bin/grafana-server",
             Self::Prometheus => "prometheus/prometheus",
             Self::Alertmanager => "alertmanager/alertmanager",
+            Self::NodeExporter => "node_exporter/node_exporter",
+            Self::BlackboxExporter => "blackbox_exporter/blackbox_exporter",
         }
     }
 }
@@ -177,7 +181,11 @@ impl Packer {
         let real = self.real.as_ref().and_then(|real| match component {
             Component::DmMaster => Some(&real.master),
             Component::DmWorker => Some(&real.worker),
-            Component::Grafana | Component::Prometheus | Component::Alertmanager => None,
+            Component::Grafana
+            | Component::Prometheus
+            | Component::Alertmanager
+            | Component::NodeExporter
+            | Component::BlackboxExporter => None,
         });
         if let Some(real) = real {
             let mut bytes = fs::read(real)?;
@@ -224,6 +232,11 @@ impl Packer {
                 )?,
                 Entry::program("alertmanager/amtool", Path::new("/usr/bin/amtool"))?,
             ],
+            Component::NodeExporter | Component::BlackboxExporter => {
+                let debian =
+                    format!("/usr/bin/prometheus-{}", component.as_str().replace('_', "-"));
+                vec![Entry::program(component.entry(), Path::new(&debian))?]
+            }
         })
     }
 }

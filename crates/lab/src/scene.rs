@@ -42,6 +42,8 @@ pub struct Shape {
     pub rows_per_s: Option<u32>,
     /// `enable_tls`.
     pub tls: bool,
+    /// `monitored`: exporters on every host.
+    pub exporters: bool,
 }
 
 impl Shape {
@@ -54,6 +56,7 @@ impl Shape {
             monitoring: None,
             rows_per_s: None,
             tls: false,
+            exporters: false,
         }
     }
 
@@ -71,6 +74,7 @@ impl Shape {
             monitoring: Some(1),
             rows_per_s: None,
             tls: false,
+            exporters: false,
         }
     }
 
@@ -83,6 +87,9 @@ impl Shape {
         let mut all = vec![Component::DmMaster, Component::DmWorker];
         if self.monitoring.is_some() {
             all.extend([Component::Prometheus, Component::Grafana, Component::Alertmanager]);
+        }
+        if self.exporters {
+            all.extend([Component::NodeExporter, Component::BlackboxExporter]);
         }
         all
     }
@@ -438,6 +445,9 @@ impl Scene {
         }
         if self.shape.tls {
             text.push_str("  enable_tls: true\n");
+        }
+        if self.shape.exporters {
+            text.push_str("monitored:\n  node_exporter_port: 9100\n");
         }
         let mut section = |name: &str, hosts: &[Host]| {
             text.push_str(&format!("{name}:\n"));

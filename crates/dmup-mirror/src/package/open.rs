@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::component::Component;
 use dmup_core::digest::Digest;
 use dmup_core::instance::Role;
 use fs_err as fs;
@@ -54,8 +55,8 @@ pub struct ComponentPackage {
     pub path: Utf8PathBuf,
     /// SHA-256 of the file.
     pub digest: Digest,
-    /// SHA-256 of the executable; none for a component that dmup does not know.
-    pub binary: Option<Digest>,
+    /// SHA-256 of the executable.
+    pub binary: Digest,
     /// Every file: path in the package and the parcel, path below the instance's `bin`.
     pub files: Vec<(Utf8PathBuf, Utf8PathBuf)>,
     /// Alert rules (`*.rules.yml`) and dashboards (`*.json`) in it, by path: dm-master's package brings them for
@@ -98,7 +99,7 @@ fn open_checked(path: &Utf8Path, wanted: &Wanted, scratch: &Utf8Path) -> Result<
         let is_wanted = wanted.is_empty() || wanted.contains_key(&role);
         match find(&tree, role) {
             Ok(Some(found)) if is_wanted => {
-                components.insert(role, check(&tree, role, found, wanted.get(&role))?);
+                components.insert(role, check(&tree, role.into(), found, wanted.get(&role))?);
             }
             Ok(Some(_)) => others.push(role),
             Ok(None) => {}
@@ -113,6 +114,7 @@ fn open_checked(path: &Utf8Path, wanted: &Wanted, scratch: &Utf8Path) -> Result<
         }
         let wanted =
             if wanted.is_empty() { Role::ALL.to_vec() } else { wanted.keys().copied().collect() };
+        let wanted = wanted.into_iter().map(Component::from).collect();
         return Err(Refusal::NotInside { wanted, has });
     }
     let needed: BTreeSet<&Utf8PathBuf> =
@@ -136,25 +138,24 @@ pub fn component_package_path(
 
 /// Opens a component package for deploying, with the same checks as a hotfix.
 ///
-/// `component` is the package's name (`dm-master`, `grafana`, `node_exporter`); `role` says which
-/// executable it must have, none for what is no role (the exporters).
+/// It must have the component's executable, for that architecture.
 ///
 /// # Errors
 ///
 /// [`PackageError`] with the first rule that the package breaks.
 pub fn component_package(
     path: &Utf8Path,
-    role: Option<Role>,
+    component: Component,
     arch: &str,
     scratch: &Utf8Path,
 ) -> Result<ComponentPackage, PackageError> {
-    component_checked(path, role, arch, scratch)
+    component_checked(path, component, arch, scratch)
         .map_err(|refusal| PackageError { package: path.to_owned(), refusal })
 }
 
 fn component_checked(
     path: &Utf8Path,
-    role: Option<Role>,
+    component: Component,
     arch: &str,
     scratch: &Utf8Path,
 ) -> Result<ComponentPackage, Refusal> {
@@ -166,19 +167,14 @@ fn component_checked(
     let Content::Archive(tree) = content else {
         return Err(Refusal::NotAnArchive { looks_like: "a bare executable" });
     };
-    let binary = match role {
-        None => None,
-        Some(role) => {
-            let binary = Utf8PathBuf::from(role.binary());
-            if !tree.contains_key(&binary) {
-                let has = tree.keys().take(5).map(|entry| format!("`{entry}`")).collect();
-                return Err(Refusal::NotInside { wanted: vec![role], has });
-            }
-            let found = Found { binary, replace: Vec::new() };
-            let arches = BTreeSet::from([arch.to_owned()]);
-            Some(check(&tree, role, found, Some(&arches))?.binary)
-        }
+    let mut places = component.binaries().into_iter().map(Utf8PathBuf::from);
+    let Some(binary) = places.find(|place| tree.contains_key(place)) else {
+        let has = tree.keys().take(5).map(|entry| format!("`{entry}`")).collect();
+        return Err(Refusal::NotInside { wanted: vec![component], has });
     };
+    let found = Found { binary, replace: Vec::new() };
+    let arches = BTreeSet::from([arch.to_owned()]);
+    let binary = check(&tree, component, found, Some(&arches))?.binary;
     let parcel = pack(tree.iter().map(|(entry, file)| (entry.as_path(), file)), scratch)
         .map_err(Refusal::Scratch)?;
     let texts = texts_of(&tree);
@@ -221,7 +217,7 @@ pub(super) fn as_utf8(path: &std::path::Path) -> Result<&Utf8Path, Refusal> {
 /// Looks at the executable itself.
 pub(super) fn check(
     tree: &Tree,
-    role: Role,
+    component: Component,
     found: Found,
     arches: Option<&BTreeSet<String>>,
 ) -> Result<PackagedComponent, Refusal> {
@@ -243,8 +239,11 @@ pub(super) fn check(
     }
     if let Some(built_from) = elf::go_main_package(&mut content).map_err(Refusal::Scratch)? {
         let last = built_from.rsplit('/').next().unwrap_or(&built_from);
-        if Role::ALL.into_iter().any(|other| other != role && executable(other) == last) {
-            return Err(Refusal::OtherComponent { entry, role, built_from });
+        let is_of = |other: Component| {
+            other.binaries().iter().any(|place| Utf8Path::new(place).file_name() == Some(last))
+        };
+        if Component::all().any(|other| other != component && is_of(other)) {
+            return Err(Refusal::OtherComponent { entry, component, built_from });
         }
     }
     Ok(PackagedComponent {

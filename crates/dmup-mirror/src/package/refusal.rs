@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 
 use camino::Utf8PathBuf;
+use dmup_core::component::Component;
 use dmup_core::instance::Role;
 
 /// A package that is not taken.
@@ -144,12 +145,12 @@ pub enum Refusal {
         wanted: BTreeSet<String>,
     },
     /// By its own build record it is another component: a dm-worker named dm-master.
-    #[error("`{entry}` is not {role}: it was built from {built_from}")]
+    #[error("`{entry}` is not {component}: it was built from {built_from}")]
     OtherComponent {
         /// Which.
         entry: String,
         /// What its name says.
-        role: Role,
+        component: Component,
         /// Go's main package.
         built_from: String,
     },
@@ -170,7 +171,7 @@ pub enum Refusal {
     #[error("no {} in it; it has {}", Listed(.wanted), Listed(.has))]
     NotInside {
         /// What was wanted.
-        wanted: Vec<Role>,
+        wanted: Vec<Component>,
         /// What it has; without a known component, its first entries.
         has: Vec<String>,
     },

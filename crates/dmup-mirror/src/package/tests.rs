@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::component::{Component, ExporterKind};
 use dmup_core::digest::Digest;
 use dmup_core::instance::Role;
 use proptest::prelude::*;
@@ -356,7 +357,13 @@ fn a_worker_packed_as_a_master_is_found_out() {
     let room = Room::new();
     let worker = go_elf("github.com/pingcap/tiflow/cmd/dm-worker");
     let refusal = room.refusal(&tar_of(&[("dm-master/dm-master", 0o755, &worker)]), &master());
-    assert!(matches!(refusal, Refusal::OtherComponent { role: Role::DmMaster, .. }), "{refusal}");
+    assert!(
+        matches!(
+            refusal,
+            Refusal::OtherComponent { component: Component::Role(Role::DmMaster), .. }
+        ),
+        "{refusal}"
+    );
     let other = go_elf("example.org/somebody/elses/tool");
     assert!(room.open(&tar_of(&[("dm-master/dm-master", 0o755, &other)]), &master()).is_ok());
 }
@@ -625,7 +632,7 @@ fn a_component_package_tells_its_rules_and_dashboards() {
         ("dm-master/scripts/large.json", 0o644, &large),
     ]);
     let path = room.put("package", &gz(&tar));
-    let package = component_package(&path, Some(Role::DmMaster), "amd64", &room.scratch).unwrap();
+    let package = component_package(&path, Role::DmMaster.into(), "amd64", &room.scratch).unwrap();
     let texts: Vec<(&str, &str)> =
         package.texts.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
     assert_eq!(
@@ -672,15 +679,34 @@ fn a_component_package_keeps_its_names_and_must_have_its_executable() {
     let files =
         [("dm-master/dm-master", 0o755, &binary[..]), ("dm-master/scripts/dm.json", 0o644, b"{}")];
     std::fs::write(&path, gz(&tar_of(&files))).unwrap();
-    let package = component_package(&path, Some(Role::DmMaster), "amd64", &room.scratch).unwrap();
-    assert_eq!(package.binary, Some(Digest::of(&binary)));
+    let package = component_package(&path, Role::DmMaster.into(), "amd64", &room.scratch).unwrap();
+    assert_eq!(package.binary, Digest::of(&binary));
     assert!(package.files.iter().all(|(from, to)| from == to) && package.files.len() == 2);
-    let other = component_package(&path, Some(Role::DmWorker), "amd64", &room.scratch).unwrap_err();
+    let other =
+        component_package(&path, Role::DmWorker.into(), "amd64", &room.scratch).unwrap_err();
     assert!(matches!(other.refusal, Refusal::NotInside { .. }));
-    let arm = component_package(&path, Some(Role::DmMaster), "arm64", &room.scratch).unwrap_err();
+    let arm = component_package(&path, Role::DmMaster.into(), "arm64", &room.scratch).unwrap_err();
     assert!(matches!(arm.refusal, Refusal::OtherArchitecture { .. }));
-    let any = component_package(&path, None, "amd64", &room.scratch).unwrap();
-    assert_eq!(any.binary, None);
+}
+
+#[test]
+fn an_exporters_package_may_have_its_executable_at_the_top_and_must_be_for_the_machine() {
+    let room = Room::new();
+    let binary = elf(X86_64, b"exporter");
+    let node = Component::Exporter(ExporterKind::Node);
+    let open = |name: &str, arch: &str| {
+        let tar = tar_of(&[(name, 0o755, &binary[..]), ("LICENSE", 0o644, b"text")]);
+        let path = room.put("package", &gz(&tar));
+        component_package(&path, node, arch, &room.scratch)
+    };
+    for name in ["node_exporter/node_exporter", "node_exporter"] {
+        let package = open(name, "amd64").unwrap();
+        assert_eq!((package.binary, package.files.len()), (Digest::of(&binary), 2), "{name}");
+    }
+    let refused = open("blackbox_exporter/blackbox_exporter", "amd64").unwrap_err();
+    assert!(refused.to_string().contains("no node_exporter in it"), "{refused}");
+    let refused = open("node_exporter", "arm64").unwrap_err();
+    assert!(matches!(refused.refusal, Refusal::OtherArchitecture { .. }), "{refused}");
 }
 
 /// All files of a folder with their contents' hash.

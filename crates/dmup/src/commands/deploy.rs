@@ -15,7 +15,7 @@ use dmup_state::Cluster;
 use dmup_wire::message::UnitAction;
 
 use super::laying_out::{self, Hotfixes, Site};
-use super::units;
+use super::{exporters, units};
 use crate::args::DeployArgs;
 use crate::context::{Context, checked_name, checked_user, state_failure};
 use crate::failure::{Failure, Kind};
@@ -28,7 +28,7 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     let cluster = context.profile.cluster(&name);
     cluster.refuse_existing().map_err(state_failure)?;
     let mut topology = read_topology(&args.topology)?;
-    laying_out::refuse_unsupported(&topology, &args.topology, true)?;
+    laying_out::refuse_unsupported(&topology, &args.topology)?;
     topology.expand_dirs();
     topology.set_tls_paths();
     laying_out::refuse_conflicts(&topology, &args.topology, None, context)?;
@@ -46,19 +46,20 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
         forget(&cluster);
         return Err(failure);
     }
-    let instances = topology.instances();
+    let (instances, pairs) = (topology.instances(), topology.exporters());
 
     progress.under_way("open the packages");
     let scratch = context.scratch()?;
+    let room = scratch.path();
     let packages =
-        laying_out::open_packages(&instances, &version, scratch.path(), &progress, context).await?;
+        laying_out::open_packages(&instances, &pairs, &version, room, &progress, context).await?;
     progress.under_way("look at the hosts");
     let site = Site {
         user: &user,
         is_playground: matches!(&reach, Reach::Local { playground: Some(_) }),
         joins: false,
     };
-    let findings = laying_out::look(&first, &instances, &packages, site).await;
+    let findings = laying_out::look(&first, &instances, &pairs, &packages, site).await;
     progress.end();
     let findings = laying_out::in_the_way(findings, context);
     if !findings.is_empty() {
@@ -69,7 +70,7 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
         ))
         .because(findings));
     }
-    let mut laid = laying_out::render(&Deployment::new(&name, &topology), &instances)?;
+    let mut laid = laying_out::render(&Deployment::new(&name, &topology), &instances, &pairs)?;
     laying_out::add_monitoring(&mut laid, &packages, &name);
     progress.end();
     laying_out::agree(&name, &version, &topology, &instances, context)?;
@@ -100,6 +101,7 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     step("Enable the services at boot");
     let all: Vec<&Instance> = instances.iter().collect();
     units::order(&fleet, &all, UnitAction::Enable, context).await?;
+    exporters::order(&fleet, &pairs, UnitAction::Enable, context).await?;
 
     let meta = Meta { user, version, topology };
     cluster.save_meta(&meta, &jiff::Zoned::now()).map_err(state_failure)?;

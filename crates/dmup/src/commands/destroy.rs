@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::HostId;
 use dmup_core::instance::{Instance, Role};
+use dmup_core::preflight::unit_path;
 use dmup_remote::Fleet;
 use dmup_wire::message::{ForgetKey, UnitAction};
 use futures::future::join_all;
 
-use super::units;
+use super::{exporters, units};
 use crate::args::DestroyArgs;
 use crate::ask;
 use crate::context::{Context, Known, bad_selection, state_failure};
@@ -74,7 +75,11 @@ pub(crate) async fn run(args: &DestroyArgs, context: &Context) -> Result<(), Fai
         {
             return Err(failure);
         }
-        Ok::<_, Failure>(remove(&fleet, &instances, &[], &known.meta, keeps_data).await)
+        let kept: Vec<Instance> = instances.iter().filter(|it| keeps_data(it)).cloned().collect();
+        let pairs = known.meta.topology.exporters();
+        let mut failed = exporters::take_off(&fleet, &pairs, &kept, context).await;
+        failed.extend(remove(&fleet, &instances, &[], &known.meta, keeps_data).await);
+        Ok::<_, Failure>(failed)
     };
     let failed = context.with_lease(&known.name, "destroy", &fleet, work).await?;
     if !failed.is_empty() && !args.force {
@@ -127,7 +132,7 @@ pub(crate) async fn remove(
     let mut by_host: BTreeMap<HostId, Vec<Utf8PathBuf>> = BTreeMap::new();
     for instance in instances {
         let paths = by_host.entry(instance.host.clone()).or_default();
-        paths.push(Utf8PathBuf::from(format!("/etc/systemd/system/{}", instance.unit)));
+        paths.push(unit_path(&instance.unit));
         if keeps_data(instance) {
             let holds_data =
                 instance.data_dirs.iter().any(|data| data.starts_with(&instance.deploy_dir));
@@ -168,7 +173,7 @@ pub(crate) async fn remove(
 }
 
 /// Whether an instance would lose something if a folder went away.
-fn has_something_in(instance: &Instance, folder: &Utf8Path) -> bool {
+pub(crate) fn has_something_in(instance: &Instance, folder: &Utf8Path) -> bool {
     let dirs = [&instance.deploy_dir, &instance.log_dir];
     dirs.into_iter().chain(&instance.data_dirs).any(|dir| dir.starts_with(folder))
 }

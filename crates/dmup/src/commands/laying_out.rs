@@ -7,17 +7,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::component::{Component, ExporterKind};
 use dmup_core::digest::Digest;
 use dmup_core::display::table_text;
+use dmup_core::exporters::Exporters;
 use dmup_core::ids::{ClusterName, HostId, UserName};
 use dmup_core::instance::{Instance, Role};
-use dmup_core::layout::{self, Deployment, PlacedFile};
-pub(crate) use dmup_core::preflight::unit_path;
-use dmup_core::preflight::{self, Finding, Found, Planned, Weight};
+use dmup_core::layout::{self, Deployment, PlacedDir, PlacedFile};
+use dmup_core::preflight::{self, Finding, Found, Planned, Weight, unit_path};
 use dmup_core::texts::Texts;
 use dmup_core::topology::{Neighbour, Topology};
 use dmup_core::version::DmVersion;
 use dmup_exec::ports::{Around, Build, EffectError, Hosts, Parcel, WindowOrder};
+use dmup_mirror::mirror::Version;
 use dmup_mirror::package::{self, ComponentPackage, Package, Wanted, component_package};
 use dmup_remote::hosts::{probe_instance, store};
 use dmup_remote::login::needs_passphrase;
@@ -78,26 +80,12 @@ pub(crate) async fn meet(
 }
 
 /// What a topology may ask for and `tiup dm` lays out, but we do not yet: better refused by name than left out in silence.
-pub(crate) fn refuse_unsupported(
-    topology: &Topology,
-    path: &Utf8Path,
-    has_new_hosts: bool,
-) -> Result<(), Failure> {
-    let mut asked = Vec::new();
-    // Once per host: those that the cluster has already have them.
-    if topology.monitored.is_some() && has_new_hosts {
-        asked.push(
-            "`monitored`: node_exporter and blackbox_exporter are not laid out yet".to_owned(),
-        );
-    }
-    if topology.global.systemd_mode == "user" {
-        asked.push("`global.systemd_mode: user`: units of users are not handled yet".to_owned());
-    }
-    if asked.is_empty() {
+pub(crate) fn refuse_unsupported(topology: &Topology, path: &Utf8Path) -> Result<(), Failure> {
+    if topology.global.systemd_mode != "user" {
         return Ok(());
     }
     Err(Failure::refused(format_args!("{path} asks for what dmup cannot lay out yet"))
-        .because(asked)
+        .because(["`global.systemd_mode: user`: units of users are not handled yet".to_owned()])
         .hint("leave it out, or use `tiup dm` for this; what it lays out can be patched here"))
 }
 
@@ -170,38 +158,62 @@ fn hint_of(error: &ReachError) -> Option<&'static str> {
 }
 
 /// The official packages, by component and architecture.
-pub(crate) type Packages = BTreeMap<(Role, String), ComponentPackage>;
+pub(crate) type Packages = BTreeMap<(Component, String), ComponentPackage>;
 
 /// One package per component and architecture, all obtained, opened and checked before anything is sent.
 pub(crate) async fn open_packages(
     instances: &[Instance],
+    pairs: &[Exporters],
     version: &DmVersion,
     scratch: &Utf8Path,
     progress: &Progress,
     context: &Context,
 ) -> Result<Packages, Failure> {
-    let mut needed: BTreeMap<(Role, String, String), BTreeSet<&HostId>> = BTreeMap::new();
+    let mut needed: BTreeMap<(Component, String, String), (Version, BTreeSet<&HostId>)> =
+        BTreeMap::new();
     for instance in instances {
-        let package = (instance.role, instance.os.clone(), instance.arch.clone());
-        needed.entry(package).or_default().insert(&instance.host);
+        let package = (instance.role.into(), instance.os.clone(), instance.arch.clone());
+        let wanted = || (Version::Exact(version.clone()), BTreeSet::new());
+        needed.entry(package).or_insert_with(wanted).1.insert(&instance.host);
+    }
+    let mut wrong = BTreeSet::new();
+    for pair in pairs {
+        for exporter in &pair.both {
+            let version = if exporter.version.is_empty() {
+                Version::Newest
+            } else {
+                match exporter.version.parse() {
+                    Ok(version) => Version::Exact(version),
+                    Err(bad) => {
+                        wrong.insert(format!("monitored.{}_version: {bad}", exporter.kind));
+                        continue;
+                    }
+                }
+            };
+            let component = Component::Exporter(exporter.kind);
+            let package = (component, pair.os.clone(), pair.arch.clone());
+            let wanted = || (version, BTreeSet::new());
+            needed.entry(package).or_insert_with(wanted).1.insert(&pair.host);
+        }
     }
     let mut obtaining = Obtaining::new(context);
     let mut packages = Packages::new();
-    let mut wrong = Vec::new();
-    for ((role, os, arch), hosts) in needed {
-        let path = match obtaining.package(role, version, &os, &arch, progress).await {
+    for ((component, os, arch), (version, hosts)) in needed {
+        let path = match obtaining.package(component, version, &os, &arch, progress).await {
             Ok(path) => path,
             Err(why) => {
                 let hosts: Vec<&str> = hosts.iter().map(|it| it.as_str()).collect();
-                wrong.push(format!("{why} (needed on {})", hosts.join(", ")));
+                wrong.insert(format!("{why} (needed on {})", hosts.join(", ")));
                 continue;
             }
         };
-        match component_package(&path, Some(role), &arch, scratch) {
+        match component_package(&path, component, &arch, scratch) {
             Ok(package) => {
-                packages.insert((role, arch), package);
+                packages.insert((component, arch), package);
             }
-            Err(error) => wrong.push(chain(&error)),
+            Err(error) => {
+                wrong.insert(chain(&error));
+            }
         }
     }
     obtaining.say_warnings();
@@ -252,12 +264,24 @@ pub(crate) struct Site<'a> {
 pub(crate) async fn look(
     fleet: &Fleet,
     instances: &[Instance],
+    pairs: &[Exporters],
     packages: &Packages,
     site: Site<'_>,
 ) -> Vec<Finding> {
-    let mut by_host: BTreeMap<HostId, Vec<&Instance>> = BTreeMap::new();
+    let mut by_host: BTreeMap<HostId, Vec<Planned<'_>>> = BTreeMap::new();
+    let bytes_of = |component: Component, arch: &str| {
+        packages.get(&(component, arch.to_owned())).map_or(0, |it| it.parcel.unpacked_bytes)
+    };
     for instance in instances {
-        by_host.entry(instance.host.clone()).or_default().push(instance);
+        let package_bytes = bytes_of(instance.role.into(), &instance.arch);
+        let planned = Planned::Instance { instance, package_bytes, joins: site.joins };
+        by_host.entry(instance.host.clone()).or_default().push(planned);
+    }
+    for pair in pairs {
+        let kinds = pair.both.iter().map(|it| Component::Exporter(it.kind));
+        let package_bytes = kinds.map(|it| bytes_of(it, &pair.arch)).sum();
+        let planned = Planned::Exporters { pair, package_bytes };
+        by_host.entry(pair.host.clone()).or_default().push(planned);
     }
     let in_the_way = |text: String| Finding { weight: Weight::InTheWay, text };
     let looks = by_host.iter().map(|(host, own)| async move {
@@ -267,7 +291,7 @@ pub(crate) async fn look(
                 "{error}: log in as root, or as somebody with NOPASSWD in /etc/sudoers.d"
             )));
         }
-        match found_on(fleet, host, own, packages, site).await {
+        match found_on(fleet, host, own, site).await {
             Ok(found) => findings.extend(found),
             Err(error) => findings.push(in_the_way(error)),
         }
@@ -279,36 +303,28 @@ pub(crate) async fn look(
 async fn found_on(
     fleet: &Fleet,
     host: &HostId,
-    own: &[&Instance],
-    packages: &Packages,
+    own: &[Planned<'_>],
     site: Site<'_>,
 ) -> Result<Vec<Finding>, String> {
     let hello = fleet.hello(host).await.map_err(|error| error.to_string())?;
     // Without systemd nobody can be asked about units; that it is missing is found anyway.
     let has_units = site.is_playground || hello.systemd.is_some();
-    let units = own.iter().filter(|_| has_units).map(|it| probe_instance(it)).collect();
-    let mut paths: Vec<Utf8PathBuf> = own.iter().flat_map(|it| preflight::paths_of(it)).collect();
+    let instances = own.iter().filter_map(|it| match it {
+        Planned::Instance { instance, .. } => Some(*instance),
+        Planned::Exporters { .. } => None,
+    });
+    let mut paths: Vec<Utf8PathBuf> = own.iter().flat_map(Planned::paths).collect();
     paths.extend([preflight::BOOTED].iter().chain(&preflight::TOOLS).map(Utf8PathBuf::from));
     let probe = Probe {
-        instances: units,
-        ports: own.iter().flat_map(|it| it.ports.iter().copied()).collect(),
-        disks: own.iter().map(|it| it.deploy_dir.clone()).collect(),
+        instances: instances.filter(|_| has_units).map(probe_instance).collect(),
+        ports: own.iter().flat_map(Planned::ports).collect(),
+        disks: own.iter().map(|it| it.deploy_dir().to_owned()).collect(),
         paths,
         users: vec![site.user.clone()],
         ..Probe::default()
     };
     let asked_at_ms = jiff::Timestamp::now().as_millisecond();
     let seen = fleet.probe(host, probe).await.map_err(|error| error.to_string())?;
-    let planned: Vec<Planned<'_>> = own
-        .iter()
-        .map(|instance| Planned {
-            instance,
-            package_bytes: packages
-                .get(&(instance.role, instance.arch.clone()))
-                .map_or(0, |it| it.parcel.unpacked_bytes),
-            joins: site.joins,
-        })
-        .collect();
     let found = Found {
         host,
         os: &hello.os,
@@ -321,7 +337,7 @@ async fn found_on(
         units: &seen.processes,
         has_user: !seen.users.is_empty(),
     };
-    Ok(preflight::judge(&found, &planned, site.user))
+    Ok(preflight::judge(&found, own, site.user))
 }
 
 /// Tells what should be known, and returns what is in the way.
@@ -393,9 +409,15 @@ pub(crate) async fn prepare_hosts(
     all_or_failure("prepare the hosts", join_all(work).await)
 }
 
-/// What lies on hosts of one instance.
+/// What is laid out as one.
+enum Part {
+    Instance(Instance),
+    Exporters(Exporters),
+}
+
+/// What lies on a host of one part.
 pub(crate) struct Laid {
-    instance: Instance,
+    part: Part,
     dirs: Vec<MakeDir>,
     files: Vec<PutFile>,
     /// The operator's own dashboards, with which DM's are not wanted.
@@ -403,12 +425,49 @@ pub(crate) struct Laid {
 }
 
 impl Laid {
-    pub(crate) fn instance(&self) -> &Instance {
-        &self.instance
+    /// The instance whose files these are; none for exporters.
+    pub(crate) fn instance(&self) -> Option<&Instance> {
+        match &self.part {
+            Part::Instance(instance) => Some(instance),
+            Part::Exporters(_) => None,
+        }
     }
 
+    /// All files of it, but for what packages bring.
     pub(crate) fn files(&self) -> &[PutFile] {
         &self.files
+    }
+
+    fn host(&self) -> &HostId {
+        match &self.part {
+            Part::Instance(instance) => &instance.host,
+            Part::Exporters(pair) => &pair.host,
+        }
+    }
+
+    fn bin_dir(&self) -> Utf8PathBuf {
+        match &self.part {
+            Part::Instance(instance) => instance.bin_dir(),
+            Part::Exporters(pair) => pair.bin_dir(),
+        }
+    }
+
+    fn unit_paths(&self) -> Vec<Utf8PathBuf> {
+        match &self.part {
+            Part::Instance(instance) => vec![unit_path(&instance.unit)],
+            Part::Exporters(pair) => pair.both.iter().map(|it| unit_path(&it.unit)).collect(),
+        }
+    }
+
+    /// The packages whose files go into `bin`.
+    fn packages(&self) -> Vec<(Component, String)> {
+        match &self.part {
+            Part::Instance(instance) => vec![(instance.role.into(), instance.arch.clone())],
+            Part::Exporters(pair) => {
+                let of = |kind| (Component::Exporter(kind), pair.arch.clone());
+                pair.both.iter().map(|it| of(it.kind)).collect()
+            }
+        }
     }
 }
 
@@ -416,65 +475,76 @@ impl Laid {
 pub(crate) fn render(
     deployment: &Deployment<'_>,
     instances: &[Instance],
+    pairs: &[Exporters],
 ) -> Result<Vec<Laid>, Failure> {
-    instances
+    let mut laid = instances
         .iter()
-        .map(|instance| {
-            let own = OwnFiles::read(deployment.cluster, deployment.topology, instance)?;
-            let rule_names = own.rule_names();
-            let deployment = &Deployment {
-                rule_files: &rule_names,
-                alertmanager_config: own.alertmanager.as_deref(),
-                ..*deployment
-            };
-            let dirs = layout::directories(deployment, instance)
-                .into_iter()
-                .map(|dir| MakeDir { path: dir.path, mode: dir.mode, owner: Some(dir.owner) })
-                .collect();
-            let mut files: Vec<PutFile> = layout::files(deployment, instance)
-                .map_err(|bad| {
-                    Failure::refused(format_args!("render the configuration of {}", instance.id))
-                        .because([chain(&bad)])
-                })?
-                .into_iter()
-                .map(put)
-                .collect();
-            let has_dashboards = own.dashboards.is_some();
-            files.extend(
-                own.rules.into_iter().map(|(name, text)| {
-                    small_file(instance.deploy_dir.join("conf").join(name), text)
-                }),
-            );
-            files.extend(own.dashboards.into_iter().flatten().map(|(name, text)| {
-                small_file(instance.deploy_dir.join("dashboards").join(name), text)
-            }));
-            Ok(Laid { instance: instance.clone(), dirs, files, has_dashboards })
-        })
-        .collect()
+        .map(|instance| render_instance(deployment, instance))
+        .collect::<Result<Vec<_>, _>>()?;
+    laid.extend(pairs.iter().map(|pair| Laid {
+        part: Part::Exporters(pair.clone()),
+        dirs: layout::exporter_directories(deployment, pair).into_iter().map(make).collect(),
+        files: layout::exporter_files(deployment, pair).into_iter().map(put).collect(),
+        has_dashboards: false,
+    }));
+    Ok(laid)
+}
+
+fn render_instance(deployment: &Deployment<'_>, instance: &Instance) -> Result<Laid, Failure> {
+    let own = OwnFiles::read(deployment.cluster, deployment.topology, instance)?;
+    let rule_names = own.rule_names();
+    let deployment = &Deployment {
+        rule_files: &rule_names,
+        alertmanager_config: own.alertmanager.as_deref(),
+        ..*deployment
+    };
+    let dirs = layout::directories(deployment, instance).into_iter().map(make).collect();
+    let mut files: Vec<PutFile> = layout::files(deployment, instance)
+        .map_err(|bad| {
+            Failure::refused(format_args!("render the configuration of {}", instance.id))
+                .because([chain(&bad)])
+        })?
+        .into_iter()
+        .map(put)
+        .collect();
+    let has_dashboards = own.dashboards.is_some();
+    files.extend(
+        own.rules
+            .into_iter()
+            .map(|(name, text)| small_file(instance.deploy_dir.join("conf").join(name), text)),
+    );
+    files.extend(
+        own.dashboards.into_iter().flatten().map(|(name, text)| {
+            small_file(instance.deploy_dir.join("dashboards").join(name), text)
+        }),
+    );
+    Ok(Laid { part: Part::Instance(instance.clone()), dirs, files, has_dashboards })
 }
 
 /// Adds the alert rules and dashboards that DM's own package brings, as TiUP does.
 pub(crate) fn add_monitoring(laid: &mut [Laid], packages: &Packages, cluster: &ClusterName) {
+    let of_master = Component::Role(Role::DmMaster);
     let Some(package) =
-        packages.iter().find_map(|((role, _), it)| (*role == Role::DmMaster).then_some(it))
+        packages.iter().find_map(|((component, _), it)| (*component == of_master).then_some(it))
     else {
         return;
     };
     for part in laid {
-        let (below, folder) = match part.instance.role {
+        let Part::Instance(instance) = &part.part else { continue };
+        let (below, folder) = match instance.role {
             Role::Prometheus => ("dm-master/conf", "conf"),
             Role::Grafana => ("dm-master/scripts", "dashboards"),
             Role::DmMaster | Role::DmWorker | Role::Alertmanager => continue,
         };
         for (entry, text) in &package.texts {
             let (Some(parent), Some(name)) = (entry.parent(), entry.file_name()) else { continue };
-            let path = part.instance.deploy_dir.join(folder).join(name);
+            let path = instance.deploy_dir.join(folder).join(name);
             // The operator's own come first.
             let is_own = part.has_dashboards || part.files.iter().any(|file| file.path == path);
             if parent != below || is_own {
                 continue;
             }
-            let content = if part.instance.role == Role::Prometheus {
+            let content = if instance.role == Role::Prometheus {
                 layout::rules_for(cluster, text)
             } else {
                 layout::dashboard_for(cluster, text)
@@ -484,23 +554,33 @@ pub(crate) fn add_monitoring(laid: &mut [Laid], packages: &Packages, cluster: &C
     }
 }
 
-/// Gives every instance a certificate and a key of its own, signed by the cluster's authority, which is made if there
+/// Gives every part a certificate and a key of its own, signed by the cluster's authority, which is made if there
 /// is none yet. A copy stays on the hosts alone.
 pub(crate) fn add_certificates(laid: &mut [Laid], cluster: &Cluster) -> Result<(), Failure> {
     let now = jiff::Zoned::now();
     let authority = cluster.ensure_authority(&now).map_err(state_failure)?;
+    let sign = |component: &str, host: &HostId| {
+        authority.sign_for_instance(component, host.as_str(), &now).map_err(Failure::failed)
+    };
+    let root = authority.certificate();
     for part in laid {
-        let instance = &part.instance;
-        let own = authority
-            .sign_for_instance(instance.role.as_str(), instance.host.as_str(), &now)
-            .map_err(Failure::failed)?;
-        part.files.extend(
-            layout::tls_files(instance, authority.certificate(), &own.certificate, &own.key)
-                .into_iter()
-                .map(put),
-        );
+        let files = match &part.part {
+            Part::Instance(instance) => {
+                let own = sign(instance.role.as_str(), &instance.host)?;
+                layout::tls_files(instance, root, &own.certificate, &own.key)
+            }
+            Part::Exporters(pair) => {
+                let own = sign(ExporterKind::Blackbox.as_str(), &pair.ssh_host)?;
+                layout::exporter_tls_files(pair, root, &own.certificate, &own.key)
+            }
+        };
+        part.files.extend(files.into_iter().map(put));
     }
     Ok(())
+}
+
+fn make(dir: PlacedDir) -> MakeDir {
+    MakeDir { path: dir.path, mode: dir.mode, owner: Some(dir.owner) }
 }
 
 fn put(file: PlacedFile) -> PutFile {
@@ -526,27 +606,33 @@ pub(crate) async fn lay_out(
     hotfixes: &Hotfixes,
 ) -> Result<(), Failure> {
     let mut by_host: BTreeMap<HostId, Vec<Laid>> = BTreeMap::new();
-    for instance in laid {
-        by_host.entry(instance.instance.host.clone()).or_default().push(instance);
+    for part in laid {
+        by_host.entry(part.host().clone()).or_default().push(part);
     }
     let begun: Vec<(HostId, Vec<Utf8PathBuf>)> = by_host
         .iter()
         .map(|(host, own)| {
-            let paths = own.iter().flat_map(|it| [it.instance.bin_dir(), unit_path(&it.instance)]);
-            (host.clone(), paths.collect())
+            let mut paths: Vec<Utf8PathBuf> = own.iter().map(Laid::bin_dir).collect();
+            paths.extend(own.iter().flat_map(Laid::unit_paths));
+            (host.clone(), paths)
         })
         .collect();
     let work = by_host.into_iter().map(|(host, own)| async move {
-        for Laid { instance, dirs, files, .. } in own {
-            fleet.make_dirs(&host, dirs).await?;
-            let official = packages
-                .get(&(instance.role, instance.arch.clone()))
-                .expect("one was opened for every instance");
-            let parcel = parcel_of(&official.parcel);
-            fleet.unpack(&host, &parcel, &instance.bin_dir(), None).await?;
-            fleet.put(&host, files).await?;
-            if let (Some(hotfix), Some(from)) = (hotfixes.get(&instance.role), &official.binary) {
-                put_hotfix_over(fleet, &instance, from, hotfix).await?;
+        for part in own {
+            let (needed, bin_dir) = (part.packages(), part.bin_dir());
+            fleet.make_dirs(&host, part.dirs).await?;
+            let mut from = None;
+            for package in needed {
+                let official = packages.get(&package).expect("one was opened for every part");
+                let parcel = parcel_of(&official.parcel);
+                fleet.unpack(&host, &parcel, &bin_dir, None).await?;
+                from = Some(&official.binary);
+            }
+            fleet.put(&host, part.files).await?;
+            if let Part::Instance(instance) = &part.part
+                && let (Some(hotfix), Some(from)) = (hotfixes.get(&instance.role), from)
+            {
+                put_hotfix_over(fleet, instance, from, hotfix).await?;
             }
         }
         Ok(())

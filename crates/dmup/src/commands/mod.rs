@@ -7,6 +7,7 @@ pub(crate) mod destroy;
 pub(crate) mod display;
 pub(crate) mod edit_config;
 pub(crate) mod exec;
+pub(crate) mod exporters;
 pub(crate) mod laying_out;
 pub(crate) mod list;
 pub(crate) mod meta;

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::Utf8PathBuf;
+use dmup_core::component::Component;
 use dmup_core::instance::Role;
-use dmup_core::version::DmVersion;
 use dmup_mirror::mirror::{MirrorError, Repository, Version, Wanted};
 use dmup_mirror::trust::{ComponentId, FileName, ManifestRefusal};
 
@@ -34,27 +34,33 @@ impl<'a> Obtaining<'a> {
         Self { context, repository, warnings: BTreeMap::new(), hints: BTreeSet::new() }
     }
 
-    /// All components have the cluster's version but Alertmanager, whose newest is taken (TiUP's rule).
+    /// Of Alertmanager the newest is taken unless there is one of that very version (TiUP's rule).
     ///
     /// The error says what was looked for and why it cannot be had.
     pub(crate) async fn package(
         &mut self,
-        role: Role,
-        version: &DmVersion,
+        component: Component,
+        version: Version,
         os: &str,
         arch: &str,
         progress: &Progress,
     ) -> Result<Utf8PathBuf, String> {
-        let exact = self.context.profile.package_path(role.as_str(), version.as_str(), os, arch);
-        let takes_newest = role == Role::Alertmanager && !exact.exists();
-        let looked_for = if takes_newest {
-            self.context.profile.package_path(role.as_str(), "<version>", os, arch)
-        } else {
-            exact
+        let path_of =
+            |word: &str| self.context.profile.package_path(component.as_str(), word, os, arch);
+        let takes_newest = component == Component::Role(Role::Alertmanager);
+        let version = match version {
+            Version::Exact(exact) if !takes_newest || path_of(exact.as_str()).exists() => {
+                Version::Exact(exact)
+            }
+            Version::Exact(_) | Version::Newest => Version::Newest,
+        };
+        let looked_for = match &version {
+            Version::Exact(exact) => path_of(exact.as_str()),
+            Version::Newest => path_of("<version>"),
         };
         let wanted = Wanted {
-            component: ComponentId::new(role.as_str()).map_err(|error| error.to_string())?,
-            version: if takes_newest { Version::Newest } else { Version::Exact(version.clone()) },
+            component: ComponentId::new(component.as_str()).map_err(|error| error.to_string())?,
+            version,
             os: os.to_owned(),
             arch: arch.to_owned(),
         };
@@ -81,7 +87,7 @@ impl<'a> Obtaining<'a> {
             }
             Err(error) => {
                 self.hints.extend(self.hint_of(&error));
-                Err(format!("{role}: looked for {looked_for}: {}", chain(&*error)))
+                Err(format!("{component}: looked for {looked_for}: {}", chain(&*error)))
             }
         }
     }

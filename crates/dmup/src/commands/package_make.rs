@@ -10,6 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
 use dmup_core::instance::Role;
 use dmup_core::version::DmVersion;
+use dmup_mirror::mirror::Version;
 use dmup_mirror::package::{MakeError, Making};
 use dmup_remote::hosts::version_arguments;
 use serde::Serialize;
@@ -151,7 +152,8 @@ async fn base(
     let arch = args.arch.clone().unwrap_or_else(|| this_arch().to_owned());
     progress.under_way("get the base");
     let mut obtaining = Obtaining::new(context);
-    let obtained = obtaining.package(role, &version, "linux", &arch, progress).await;
+    let version = Version::Exact(version);
+    let obtained = obtaining.package(role.into(), version, "linux", &arch, progress).await;
     obtaining.say_warnings();
     match obtained {
         Ok(path) => Ok((path, Some(arch))),

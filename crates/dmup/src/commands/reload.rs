@@ -5,16 +5,18 @@
 
 use std::collections::BTreeMap;
 
+use dmup_core::component::Component;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::layout::Deployment;
 use dmup_core::selection::select;
 use dmup_core::texts::{Text, Texts, TextsChange};
+use dmup_mirror::mirror::Version;
 use dmup_mirror::package::component_package;
 use dmup_remote::Fleet;
 use dmup_wire::message::PutFile;
 use futures::future::join_all;
 
-use super::laying_out::{self, Laid, Packages};
+use super::laying_out::{self, Packages};
 use super::obtaining::Obtaining;
 use super::patch;
 use super::restart::{Again, write};
@@ -85,7 +87,7 @@ async fn differing(
 ) -> Result<Vec<Differing>, Failure> {
     let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
     let deployment = Deployment::new(&known.name, &known.meta.topology);
-    let mut laid = laying_out::render(&deployment, selected)?;
+    let mut laid = laying_out::render(&deployment, selected, &[])?;
     if let Some(monitoring) = selected.iter().find(|it| !it.role.is_dm()) {
         let scratch = context.scratch()?;
         match texts_of_dm(known, monitoring, scratch.path(), &progress, context).await {
@@ -97,7 +99,9 @@ async fn differing(
     }
     progress.under_way("compare the files on the hosts");
     let fleet = known.fleet(context, selected)?;
-    let looks = join_all(laid.iter().map(|part| compare(&fleet, part))).await;
+    let of_instances = laid.iter().filter_map(|part| Some((part.instance()?, part.files())));
+    let looks =
+        join_all(of_instances.map(|(instance, files)| compare(&fleet, instance, files))).await;
     progress.end();
     let (differing, silent): (Vec<_>, Vec<_>) = looks.into_iter().partition(Result::is_ok);
     let silent: Vec<String> = silent.into_iter().filter_map(Result::err).collect();
@@ -120,17 +124,22 @@ async fn texts_of_dm(
 ) -> Result<Packages, String> {
     let mut obtaining = Obtaining::new(context);
     let (os, arch) = (monitoring.os.as_str(), monitoring.arch.as_str());
-    let role = Role::DmMaster;
-    let path = obtaining.package(role, &known.meta.version, os, arch, progress).await?;
+    let master = Component::Role(Role::DmMaster);
+    let version = Version::Exact(known.meta.version.clone());
+    let path = obtaining.package(master, version, os, arch, progress).await?;
     progress.under_way(&format!("open {path}"));
-    let package = component_package(&path, Some(role), arch, scratch).map_err(|it| chain(&it))?;
-    Ok(Packages::from([((role, arch.to_owned()), package)]))
+    let package = component_package(&path, master, arch, scratch).map_err(|it| chain(&it))?;
+    Ok(Packages::from([((master, arch.to_owned()), package)]))
 }
 
-async fn compare(fleet: &Fleet, part: &Laid) -> Result<Differing, String> {
-    let instance = part.instance().clone();
-    let mut differing = Differing { instance, before: Vec::new(), after: Vec::new() };
-    for file in part.files() {
+async fn compare(
+    fleet: &Fleet,
+    instance: &Instance,
+    files: &[PutFile],
+) -> Result<Differing, String> {
+    let mut differing =
+        Differing { instance: instance.clone(), before: Vec::new(), after: Vec::new() };
+    for file in files {
         let there = fleet.get(&differing.instance.host, &file.path).await;
         match there.map_err(|error| error.to_string())? {
             Some(content) if content == file.content => continue,

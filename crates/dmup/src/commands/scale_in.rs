@@ -23,7 +23,7 @@ use dmup_remote::dm_api::DmClient;
 use dmup_wire::message::UnitAction;
 
 use super::refreshing::{POLL, refresh};
-use super::{destroy, units};
+use super::{destroy, exporters, units};
 use crate::args::ScaleInArgs;
 use crate::ask;
 use crate::context::{Context, Known, bad_selection, state_failure};
@@ -264,6 +264,18 @@ impl Leave<'_> {
             Err(Failure::failed(format_args!("remove {}", instance.id)).because(failed))
         };
         self.bear(removed, context)?;
+        if !self.rest.iter().any(|it| it.ssh_host == instance.ssh_host) {
+            let mut pairs = known.meta.topology.exporters();
+            pairs.retain(|pair| pair.are_beside(instance));
+            let failed = exporters::take_off(fleet, &pairs, &[], context).await;
+            let off = if failed.is_empty() {
+                Ok(())
+            } else {
+                let what = format!("take the exporters of {} off", instance.host);
+                Err(Failure::failed(what).because(failed))
+            };
+            self.bear(off, context)?;
+        }
         if !self.rest.iter().any(|it| it.host == instance.host) {
             for note in destroy::lock_out(fleet, vec![instance.host.clone()], known).await {
                 context.printer.talk(format_args!("note: {note}"));

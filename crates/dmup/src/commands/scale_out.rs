@@ -22,7 +22,7 @@ use dmup_wire::message::UnitAction;
 
 use super::laying_out::{self, Site};
 use super::refreshing::{POLL, refresh};
-use super::units;
+use super::{exporters, units};
 use crate::args::ScaleOutArgs;
 use crate::context::{Context, Known, state_failure};
 use crate::failure::Failure;
@@ -46,8 +46,7 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
     let is_new = |it: &&Instance| !familiar.contains(&it.ssh_host);
     let instances = new.instances();
     let strange_hosts = HostAddress::of_instances(instances.iter().filter(is_new));
-    let has_new_hosts = !strange_hosts.is_empty();
-    laying_out::refuse_unsupported(old, &known.cluster.meta_path(), has_new_hosts)?;
+    laying_out::refuse_unsupported(old, &known.cluster.meta_path())?;
     let reach = context.reach(old.global.ssh_type.as_str());
     // Hosts that have the cluster's key already need no other.
     let first = if strange_hosts.is_empty() {
@@ -63,9 +62,12 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
     progress.under_way("open the packages");
     let scratch = context.scratch()?;
     let instances = new.instances();
-    let version = &known.meta.version;
+    // Once per machine: those that the cluster has already have theirs.
+    let mut pairs = old.merged(&new).exporters();
+    pairs.retain(|pair| !familiar.contains(&pair.ssh_host));
+    let (version, room) = (&known.meta.version, scratch.path());
     let packages =
-        laying_out::open_packages(&instances, version, scratch.path(), &progress, context).await?;
+        laying_out::open_packages(&instances, &pairs, version, room, &progress, context).await?;
     let hotfixes = laying_out::open_hotfixes(&known.cluster, &instances, scratch.path())?;
     let patched: Vec<&str> = instances
         .iter()
@@ -88,9 +90,9 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
         is_playground: matches!(&reach, Reach::Local { playground: Some(_) }),
         joins: true,
     };
-    let mut found = laying_out::look(&fleet, &own, &packages, site).await;
+    let mut found = laying_out::look(&fleet, &own, &[], &packages, site).await;
     if let Some((first, _)) = &first {
-        found.extend(laying_out::look(first, &strange, &packages, site).await);
+        found.extend(laying_out::look(first, &strange, &pairs, &packages, site).await);
     }
     progress.end();
     let mut findings = laying_out::in_the_way(found, context);
@@ -109,7 +111,7 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
         .because(findings));
     }
     let deployment = Deployment { joins: Some(old), ..Deployment::new(&known.name, &merged) };
-    let mut laid = laying_out::render(&deployment, &instances)?;
+    let mut laid = laying_out::render(&deployment, &instances, &pairs)?;
     laying_out::add_monitoring(&mut laid, &packages, &known.name);
     progress.end();
     laying_out::agree(&known.name, version, &new, &instances, context)?;
@@ -137,11 +139,16 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
         step("Enable the services at boot");
         let refs: Vec<&Instance> = instances.iter().collect();
         units::order(&fleet, &refs, UnitAction::Enable, context).await?;
+        exporters::order(&fleet, &pairs, UnitAction::Enable, context).await?;
         let meta = Meta { topology: merged.clone(), ..known.meta.clone() };
         known.cluster.save_meta(&meta, &jiff::Zoned::now()).map_err(state_failure)?;
 
         step("Start the new instances");
-        start(&instances, &fleet, &known, &dm, context).await.map_err(|failure| {
+        let started = async {
+            start(&instances, &fleet, &known, &dm, context).await?;
+            exporters::bring_up(&fleet, &pairs, context).await
+        };
+        started.await.map_err(|failure| {
             failure
                 .hint(format_args!("they are part of {0} now: `dmup start {0} -N …`", known.name))
                 .hint(format_args!("or take them off again: `dmup scale-in {} -N …`", known.name))

@@ -1,11 +1,13 @@
 //! `start`, `stop`, `restart`, `enable`, `disable`: orders to systemd on many hosts.
 //!
 //! Role by role in TiUP's order (stop: the other way round), all hosts of a role at
-//! once. Started means: the port is open, as with TiUP; `display` says more.
+//! once. Started means: the port is open, as with TiUP; `display` says more. Exporters come last: they
+//! are started where something was, and stopped, enabled or disabled where everything was.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use dmup_core::exporters::Reach;
 use dmup_core::ids::{HostId, UnitName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::selection::select;
@@ -14,6 +16,7 @@ use dmup_remote::Fleet;
 use dmup_wire::message::UnitAction;
 use futures::future::join_all;
 
+use super::exporters;
 use crate::args::SelectedArgs;
 use crate::ask;
 use crate::context::{Context, Known};
@@ -24,7 +27,12 @@ pub(crate) async fn start(args: &SelectedArgs, context: &Context) -> Result<(), 
     let (known, selected) = known_and_selected(args, context)?;
     let _lock = known.lock("start")?;
     let fleet = known.fleet(context, &known.meta.instances())?;
-    let work = bring_up(&fleet, &known, &selected, context);
+    let topology = &known.meta.topology;
+    let work = async {
+        bring_up(&fleet, &known, &selected, context).await?;
+        let beside = exporters::reached(topology, &selected, Reach::Any);
+        exporters::bring_up(&fleet, &beside, context).await
+    };
     context.with_lease(&known.name, "start", &fleet, work).await?;
     context.printer.talk(format_args!("Started cluster `{}` successfully", known.name));
     Ok(())
@@ -37,7 +45,12 @@ pub(crate) async fn stop(args: &SelectedArgs, context: &Context) -> Result<(), F
     }
     let _lock = known.lock("stop")?;
     let fleet = known.fleet(context, &known.meta.instances())?;
-    let work = bring_down(&fleet, &selected, context);
+    let topology = &known.meta.topology;
+    let work = async {
+        bring_down(&fleet, &selected, context).await?;
+        let beside = exporters::reached(topology, &selected, Reach::Whole);
+        exporters::bring_down(&fleet, &beside, context).await
+    };
     context.with_lease(&known.name, "stop", &fleet, work).await?;
     context.printer.talk(format_args!("Stopped cluster `{}` successfully", known.name));
     Ok(())
@@ -58,9 +71,14 @@ pub(crate) async fn restart(
     }
     let _lock = known.lock("restart")?;
     let fleet = known.fleet(context, &known.meta.instances())?;
+    let topology = &known.meta.topology;
     let work = async {
         bring_down(&fleet, selected, context).await?;
-        bring_up(&fleet, known, selected, context).await
+        let beside = exporters::reached(topology, selected, Reach::Whole);
+        exporters::bring_down(&fleet, &beside, context).await?;
+        bring_up(&fleet, known, selected, context).await?;
+        let beside = exporters::reached(topology, selected, Reach::Any);
+        exporters::bring_up(&fleet, &beside, context).await
     };
     context.with_lease(&known.name, "restart", &fleet, work).await?;
     context.printer.talk(format_args!("Restarted cluster `{}` successfully", known.name));
@@ -85,7 +103,11 @@ async fn at_boot(
     let _lock = known.lock(&done.to_lowercase())?;
     let fleet = known.fleet(context, &known.meta.instances())?;
     let all: Vec<&Instance> = selected.iter().collect();
-    let work = order(&fleet, &all, action, context);
+    let beside = exporters::reached(&known.meta.topology, &selected, Reach::Whole);
+    let work = async {
+        order(&fleet, &all, action, context).await?;
+        exporters::order(&fleet, &beside, action, context).await.map(drop)
+    };
     context.with_lease(&known.name, &done.to_lowercase(), &fleet, work).await?;
     context.printer.talk(format_args!("{done} cluster `{}` successfully", known.name));
     Ok(())

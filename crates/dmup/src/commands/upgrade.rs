@@ -12,6 +12,7 @@ use dmup_core::plan::Warning;
 use dmup_core::report::RunEnd;
 use dmup_core::topology::Meta;
 use dmup_core::version::DmVersion;
+use dmup_mirror::mirror::Version;
 
 use super::obtaining::Obtaining;
 use super::patch::{Order, Rolled, open_package, roll_out};
@@ -55,7 +56,8 @@ pub(crate) async fn run(args: &UpgradeArgs, context: &Context) -> Result<(), Fai
     let mut obtaining = Obtaining::new(context);
     let (mut parts, mut missing) = (Vec::new(), Vec::new());
     for (role, os, arch) in groups {
-        match obtaining.package(role, &to, os, arch, &progress).await {
+        let version = Version::Exact(to.clone());
+        match obtaining.package(role.into(), version, os, arch, &progress).await {
             Ok(path) => {
                 let selected: Vec<Instance> = all
                     .iter()

@@ -67,6 +67,9 @@ fn official_packages() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     put("prometheus", "v8.1.0", &[("prometheus/prometheus", 0o755, &binary)]);
     put("grafana", "v8.1.0", &[("bin/grafana-server", 0o755, &binary)]);
     put("alertmanager", "v0.26.0", &[("alertmanager/alertmanager", 0o755, &binary)]);
+    put("node_exporter", "v1.3.1", &[("node_exporter/node_exporter", 0o755, &binary)]);
+    // As older packages have it.
+    put("blackbox_exporter", "v0.21.1", &[("blackbox_exporter", 0o755, &binary)]);
     all
 }
 
@@ -202,7 +205,7 @@ fn a_deploy_without_its_packages_or_files_writes_nothing() {
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(said.contains("read the rules of 127.0.0.77:4 from /no/such/folder"), "{said}");
     assert_eq!(desk.state(), before);
-    for folder in ["m", "w", "p", "g", "a", "services/units"] {
+    for folder in ["m", "w", "p", "g", "a", "services/127.0.0.77/units/dm-master-1.service"] {
         assert!(!std::fs::exists(desk.path(folder)).unwrap(), "{folder}");
     }
 }
@@ -212,7 +215,7 @@ fn packages_that_are_not_at_hand_come_from_the_mirror() {
     let desk = Desk::empty();
     let (_, arch) = this_machine();
     let mirror = put_mirror(&desk, arch);
-    let file = topology(&desk, &[]);
+    let file = with_exporters(&desk, "");
     let output = deploy_command(&desk, &file).env("TIUP_MIRRORS", &mirror).output().unwrap();
     let said = desk.told(&output.stderr);
     assert!(output.status.success(), "{said}");
@@ -265,4 +268,125 @@ fn an_architecture_that_a_mirror_has_no_package_for_is_named_with_its_hosts() {
     for folder in ["m", "w", "p", "g", "a"] {
         assert!(!std::fs::exists(desk.path(folder)).unwrap(), "{folder}");
     }
+}
+
+/// With exporters in a folder of the desk, on ports that nobody has.
+fn with_exporters(desk: &Desk, more: &str) -> String {
+    let folder = desk.path("x");
+    let text = std::fs::read_to_string(topology(desk, &[])).unwrap();
+    let own = format!(
+        "monitored:\n  node_exporter_port: 8\n  blackbox_exporter_port: 9\n  deploy_dir: {folder}\n  data_dir: {folder}/data\n{more}"
+    );
+    desk.put("topology.yaml", format!("{text}{own}").as_bytes())
+}
+
+/// A command for the cluster of the playground.
+fn on_playground(desk: &Desk, words: &[&str], code: i32) -> String {
+    let words = [words, &["--ssh", "none", "--yes"]].concat();
+    let mut command = desk.command(&words);
+    let output = command.env("DMUP_SUPERVISED", desk.path("services")).output().unwrap();
+    let said = desk.told(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{words:?}\n{said}");
+    said
+}
+
+const NODE: &str = "services/127.0.0.77/units/node_exporter-8.service";
+const BLACKBOX: &str = "services/127.0.0.77/units/blackbox_exporter-9.service";
+
+#[test]
+fn exporters_are_laid_out_once_per_host_and_take_orders_to_all_of_it() {
+    let desk = Desk::empty();
+    put_packages(&desk);
+    let output = deploy(&desk, &with_exporters(&desk, ""));
+    assert!(output.status.success(), "{}", desk.told(&output.stderr));
+    for file in ["x/bin/node_exporter/node_exporter", "x/bin/blackbox_exporter", "x/log", "x/data"]
+    {
+        assert!(std::fs::exists(desk.path(file)).unwrap(), "{file}");
+    }
+    assert!(read(&desk, "x/conf/blackbox.yml").contains("tcp_connect"));
+    assert!(read(&desk, "x/scripts/run_node_exporter.sh").contains("--web.listen-address=\":8\""));
+    let start =
+        format!("ExecStart=/bin/bash -c '{}/x/scripts/run_node_exporter.sh'", desk.path(""));
+    assert!(read(&desk, NODE).replace("//", "/").contains(&start.replace("//", "/")));
+    promtool_takes(&desk, "p/conf/prometheus.yml");
+    let config = read(&desk, "p/conf/prometheus.yml");
+    for job in ["overwritten-nodes", "monitor_port_probe", "blackbox_exporter_127.0.0.77:9_icmp"] {
+        assert!(config.contains(&format!("job_name: {job}\n")), "{job}\n{config}");
+    }
+    let shown = desk.ok(&["display", "prod"]);
+    assert!(shown.contains("4/9/8") && shown.ends_with("Total nodes: 5\n"), "{shown}");
+
+    let is_enabled = || {
+        ["node_exporter-8", "blackbox_exporter-9"].map(|unit| {
+            std::fs::exists(desk.path(&format!("services/127.0.0.77/{unit}.service/enabled")))
+                .unwrap()
+        })
+    };
+    assert_eq!(is_enabled(), [true, true]);
+    // Something else of the host stays enabled, and so do they.
+    on_playground(&desk, &["disable", "prod", "-R", "grafana"], 0);
+    assert_eq!(is_enabled(), [true, true]);
+    on_playground(&desk, &["disable", "prod"], 0);
+    assert_eq!(is_enabled(), [false, false]);
+}
+
+#[test]
+fn units_of_exporters_that_are_missing_or_somebody_elses_are_told_and_left() {
+    let desk = Desk::empty();
+    put_packages(&desk);
+    let output = deploy(&desk, &with_exporters(&desk, ""));
+    assert!(output.status.success(), "{}", desk.told(&output.stderr));
+    std::fs::remove_file(desk.path(BLACKBOX)).unwrap();
+    let theirs = read(&desk, NODE).replace(&desk.path("x"), "/srv/theirs");
+    desk.put(NODE, theirs.as_bytes());
+    for command in ["disable", "stop"] {
+        let said = on_playground(&desk, &[command, "prod"], 0);
+        for text in [
+            "warning: node_exporter-8.service on 127.0.0.77: it is not of this cluster (it starts `/bin/bash -c '/srv/theirs",
+            "warning: blackbox_exporter-9.service on 127.0.0.77: there is none",
+        ] {
+            assert!(said.contains(text), "{command}: {text}\n{said}");
+        }
+    }
+    assert!(
+        std::fs::exists(desk.path("services/127.0.0.77/node_exporter-8.service/enabled")).unwrap()
+    );
+    assert_eq!(read(&desk, NODE), theirs);
+}
+
+#[test]
+fn what_is_in_the_way_of_exporters_is_found_before_anything_is_written() {
+    let desk = Desk::empty();
+    put_packages(&desk);
+    desk.put(NODE, b"[Service]\nExecStart=/bin/true\n");
+    desk.put("x/bin/something", b"");
+    let before = desk.state();
+    let output = deploy(&desk, &with_exporters(&desk, ""));
+    let said = desk.told(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    for text in [
+        "node_exporter-8.service exists already: another cluster has exporters there",
+        "ignore_exporter",
+        "DESK/x/bin exists already",
+        "2 thing(s) are in the way",
+    ] {
+        assert!(said.contains(text), "{text}\n{said}");
+    }
+    assert_eq!(desk.state(), before);
+    assert!(!std::fs::exists(desk.path("m")).unwrap());
+
+    let output = deploy(&desk, &with_exporters(&desk, "  node_exporter_version: v9.9.9\n"));
+    let said = desk.told(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("packages/node_exporter-v9.9.9-linux-"), "{said}");
+    let output = deploy(&desk, &with_exporters(&desk, "  node_exporter_version: new\n"));
+    let said = desk.told(&output.stderr);
+    assert!(said.contains("monitored.node_exporter_version: `new` is no version"), "{said}");
+
+    // Where an instance does not want them, nobody looks.
+    let text = read(&desk, "topology.yaml").replace("  node_exporter_version: new\n", "");
+    let text = text.replace("    port: 3\n", "    port: 3\n    ignore_exporter: true\n");
+    let output = deploy(&desk, &desk.put("topology.yaml", text.as_bytes()));
+    assert!(output.status.success(), "{}", desk.told(&output.stderr));
+    assert!(!std::fs::exists(desk.path("x/scripts")).unwrap());
 }

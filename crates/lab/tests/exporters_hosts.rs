@@ -1,0 +1,136 @@
+//! Exporters of `monitored` on real hosts: they run, Prometheus sees them, and they come and go with their hosts.
+//!
+//! Block 27. Everything of a cluster on the first host; the second has an Alertmanager alone, and only later.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::time::Duration;
+
+use lab::Host;
+use lab::hosts::HostSet;
+use lab::scene::{CLUSTER, Scene, Shape};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const NODE: &str = "node_exporter-9100.service";
+const BLACKBOX: &str = "blackbox_exporter-9115.service";
+const FOLDER: &str = "/home/tidb/deploy/monitor-9100";
+
+fn is(host: &Host, question: &str, unit: &str) -> bool {
+    host.run(&["systemctl", "--quiet", question, unit]).unwrap().status.success()
+}
+
+fn both_are(host: &Host, question: &str) -> [bool; 2] {
+    [NODE, BLACKBOX].map(|unit| is(host, question, unit))
+}
+
+fn exists(host: &Host, path: &str) -> bool {
+    host.run(&["test", "-e", path]).unwrap().status.success()
+}
+
+fn unit_file(unit: &str) -> String {
+    format!("/etc/systemd/system/{unit}")
+}
+
+/// The page that a host shows on a port.
+fn page(host: &Host, port: u16, path: &str) -> String {
+    let url = format!("http://{}:{port}{path}", host.address);
+    ureq::get(&url).call().unwrap().body_mut().read_to_string().unwrap()
+}
+
+/// Waits until Prometheus answers a question with that number.
+fn prometheus_says(scene: &Scene, query: &str, number: u32) {
+    let promtool = "/home/tidb/deploy/prometheus-9090/bin/prometheus/promtool";
+    let what = format!("{query} is {number}");
+    scene
+        .dm
+        .wait_until(&what, PATIENCE, |_| {
+            let words = [promtool, "query", "instant", "http://127.0.0.1:9090", query];
+            let seen = scene.hosts.run_on(1, &words).map_err(|error| error.to_string())?;
+            if seen.contains(&format!("=> {number} @")) { Ok(()) } else { Err(seen) }
+        })
+        .unwrap();
+}
+
+#[test]
+#[ignore = "needs root and systemd-nspawn"]
+fn exporters_run_and_come_and_go_with_their_hosts() {
+    let hosts = HostSet::fresh("exporters", 27, 2).unwrap();
+    let shape =
+        Shape { masters: 1, workers: 1, monitoring: Some(1), exporters: true, ..Shape::three() };
+    let scene = Scene::on(hosts, shape).unwrap();
+    let (first, second) = (scene.hosts.host(1).unwrap(), scene.hosts.host(2).unwrap());
+    // Prometheus's own 15 s are only to be waited for.
+    let text = fs_err::read_to_string(scene.topology()).unwrap();
+    let often = format!("monitoring_servers:\n  - host: {}\n", first.address);
+    assert!(text.contains(&often), "{text}");
+    let text = text.replace(&often, &format!("{often}    scrape_interval: 1s\n"));
+    fs_err::write(scene.topology(), text).unwrap();
+    scene.deploy().unwrap();
+
+    // They run as they were laid out, and answer.
+    assert_eq!(
+        (both_are(first, "is-enabled"), both_are(first, "is-active")),
+        ([true; 2], [true; 2])
+    );
+    assert!(page(first, 9100, "/metrics").contains("node_uname_info"));
+    let probe = page(first, 9115, "/probe?module=tcp_connect&target=127.0.0.1:8261");
+    assert!(probe.contains("probe_success 1"), "{probe}");
+    let deploy = "/home/tidb/deploy/prometheus-9090";
+    let checked = scene.hosts.run_on(
+        1,
+        &[
+            &format!("{deploy}/bin/prometheus/promtool"),
+            "check",
+            "config",
+            &format!("{deploy}/conf/prometheus.yml"),
+        ],
+    );
+    assert!(checked.unwrap().contains("1 rule files found"));
+    assert!(page(first, 9090, "/api/v1/rules").contains("DM_master_all_down"));
+
+    // A host that is new gets its own, and Prometheus is told.
+    let more = scene.operator.folder().join("more.yaml");
+    fs_err::write(&more, format!("alertmanager_servers:\n  - host: {}\n", second.address)).unwrap();
+    let key = scene.hosts.key_path();
+    let words = ["scale-out", CLUSTER, more.as_str(), "-u", "root", "-i", key.as_str()];
+    let said = scene.dmup(&[&words[..], &["--accept-new-host-keys", "--yes"]].concat()).well();
+    assert_eq!(both_are(second, "is-active"), [true; 2], "{said}");
+    prometheus_says(&scene, "count(up{job=\"overwritten-nodes\"} == 1)", 2);
+    // Each pings both: that takes a right that only root has otherwise.
+    prometheus_says(&scene, "count(probe_success{ping!=\"\"} == 1)", 4);
+    prometheus_says(&scene, "count(up{job=~\"dm_.*\"} == 1)", 2);
+
+    // An order reaches them where it reaches everything.
+    scene.dmup(&["stop", CLUSTER, "-R", "alertmanager", "--yes"]).well();
+    assert_eq!(
+        (both_are(first, "is-active"), both_are(second, "is-active")),
+        ([true; 2], [false; 2])
+    );
+    scene.dmup(&["disable", CLUSTER, "-R", "alertmanager"]).well();
+    assert_eq!(
+        (both_are(first, "is-enabled"), both_are(second, "is-enabled")),
+        ([true; 2], [false; 2])
+    );
+    scene.dmup(&["start", CLUSTER, "-R", "alertmanager"]).well();
+    assert_eq!(both_are(second, "is-active"), [true; 2]);
+
+    // With a host's last instance they go; what bears the name and is somebody else's stays, and runs.
+    let theirs = "[Service]\nExecStart=/bin/sleep infinity\n";
+    second.put(unit_file(NODE).as_str().into(), theirs.as_bytes(), "644").unwrap();
+    second.must_run(&["systemctl", "daemon-reload"]).unwrap();
+    second.must_run(&["systemctl", "restart", NODE]).unwrap();
+    let id = format!("{}:9093", second.address);
+    let said = scene.dmup(&["scale-in", CLUSTER, "-N", &id, "--yes"]).well();
+    assert!(said.stderr.contains("it is not of this cluster (it starts `/bin/sleep"), "{said}");
+    assert_eq!(both_are(second, "is-active"), [true, false], "{said}");
+    assert!(exists(second, &unit_file(NODE)) && !exists(second, &unit_file(BLACKBOX)), "{said}");
+    assert!(!exists(second, FOLDER), "{said}");
+    assert_eq!(both_are(first, "is-active"), [true; 2], "{said}");
+
+    let said = scene.dmup(&["destroy", CLUSTER, "--yes"]).well();
+    assert_eq!(both_are(first, "is-active"), [false; 2], "{said}");
+    for path in [FOLDER, &unit_file(NODE), &unit_file(BLACKBOX)] {
+        assert!(!exists(first, path), "{path} is still there\n{said}");
+    }
+    assert!(is(second, "is-active", NODE), "{said}");
+}
