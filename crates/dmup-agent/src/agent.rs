@@ -339,7 +339,7 @@ fn check(request: &Request) -> Result<(), Refusal> {
     match request {
         Request::Probe(order) => {
             at_most("instances", order.instances.len(), 256)?;
-            at_most("disks", order.disks.len(), 64)?;
+            at_most("disks", order.disks.len(), 256)?;
             at_most("ports", order.ports.len(), 256)?;
             at_most("paths", order.paths.len(), 256)?;
             at_most("users", order.users.len(), 16)?;
@@ -561,14 +561,15 @@ pub(crate) mod tests {
                 deploy_dir: dir.join("deploy"),
             }],
             hashes: true,
-            disks: vec![dir.join("not/there/yet")],
+            disks: vec![dir.join("not/there/yet"), "/proc/self".into()],
             ports: vec![port, 1],
             paths: vec![dir.join("deploy"), dir.join("no")],
             users: vec![UserName::new("root").unwrap(), UserName::new("no-such-user").unwrap()],
         };
         let Outcome::Probed(seen) = ask(&agent, Request::Probe(order)).unwrap() else { panic!() };
         assert_eq!(seen.processes[0].1.on_disk, Some(dmup_core::digest::Digest::of(b"old")));
-        assert!(seen.disks[0].1 > 0);
+        assert!(seen.disks[0].free_bytes > 0);
+        assert_ne!(seen.disks[0].device, seen.disks[1].device);
         assert_eq!(seen.listening, [port]);
         let [folder] = &seen.existing[..] else { panic!("{:?}", seen.existing) };
         assert_eq!((&folder.path, folder.kind), (&dir.join("deploy"), PathKind::Folder));

@@ -32,12 +32,7 @@ pub(crate) fn probe(agent: &Agent, order: &Probe) -> Reply {
     let disks = order
         .disks
         .iter()
-        .map(|path| {
-            Ok((
-                path.clone(),
-                stage::free_bytes(path).when(|| format!("ask {path} for free space"))?,
-            ))
-        })
+        .map(|path| stage::disk(path).when(|| format!("ask {path} for free space")))
         .collect::<Result<_, Refusal>>()?;
     Ok(Outcome::Probed(Probed {
         clock_ms,

@@ -7,12 +7,13 @@
 //! ```
 
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
-use dmup_wire::message::{Outcome, Refusal, RefusalKind, Stage, StagedFile, Unpack};
+use dmup_wire::message::{DiskSeen, Outcome, Refusal, RefusalKind, Stage, StagedFile, Unpack};
 use fs_err as fs;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, StatVfsMountFlags, flock};
 
 use crate::archive::{Expected, unpack};
 use crate::files::{Owner, draft_beside, sync_folder, write_atomically};
@@ -149,9 +150,20 @@ fn remove_abandoned(store: &Utf8Path) {
 
 /// Bytes that the file system of a path, or of its nearest existing parent, has for us.
 pub(crate) fn free_bytes(path: &Utf8Path) -> io::Result<u64> {
+    Ok(disk(path)?.free_bytes)
+}
+
+/// The file system of a path, or of its nearest parent that exists.
+pub(crate) fn disk(path: &Utf8Path) -> io::Result<DiskSeen> {
     let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Utf8Path::new("/"));
     let stat = rustix::fs::statvfs(existing.as_str())?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    Ok(DiskSeen {
+        path: path.to_owned(),
+        free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+        device: fs::metadata(existing)?.dev(),
+        no_exec: stat.f_flag.contains(StatVfsMountFlags::NOEXEC),
+        read_only: stat.f_flag.contains(StatVfsMountFlags::RDONLY),
+    })
 }
 
 /// Refuses if so many bytes do not fit.

@@ -48,6 +48,21 @@ pub enum PathKind {
     Other,
 }
 
+/// The file system that a path is on, or that it will be on once it is made.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+pub struct DiskSeen {
+    /// Which path.
+    pub path: Utf8PathBuf,
+    /// Free bytes for the agent's user.
+    pub free_bytes: u64,
+    /// Number of the device: paths with the same share their room.
+    pub device: u64,
+    /// Mounted so that no program can be run from it.
+    pub no_exec: bool,
+    /// Mounted so that nothing can be written.
+    pub read_only: bool,
+}
+
 /// What a host says of itself.
 #[derive(Clone, Debug)]
 pub struct Found<'a> {
@@ -65,8 +80,8 @@ pub struct Found<'a> {
     pub listening: &'a [u16],
     /// Paths among those asked for that exist.
     pub paths: &'a [PathSeen],
-    /// Free bytes at each deploy folder.
-    pub disks: &'a [(Utf8PathBuf, u64)],
+    /// The file systems of deploy and data folders.
+    pub disks: &'a [DiskSeen],
     /// What systemd says of the units.
     pub units: &'a [(InstanceId, ProcessSeen)],
     /// Whether the deploy user exists.
@@ -116,8 +131,18 @@ impl<'a> Planned<'a> {
         paths
     }
 
-    /// Whose disk must have room.
-    pub fn deploy_dir(&self) -> &'a Utf8Path {
+    /// Where it needs room, each once: what is asked about in a look.
+    pub fn disks(&self) -> Vec<Utf8PathBuf> {
+        let mut all = vec![self.deploy_dir().to_owned()];
+        for dir in self.data_dirs() {
+            if !all.contains(dir) {
+                all.push(dir.clone());
+            }
+        }
+        all
+    }
+
+    fn deploy_dir(&self) -> &'a Utf8Path {
         match self {
             Self::Instance { instance, .. } => &instance.deploy_dir,
             Self::Exporters { pair, .. } => &pair.deploy_dir,
@@ -337,34 +362,49 @@ fn is_member(seen: &PathSeen, instance: &Instance) -> bool {
         && instance.data_dirs.iter().any(|dir| dir.join("member") == seen.path)
 }
 
-/// What all instances of a host need together, where it cannot be told apart whose disk it is: the tightest counts.
+/// Mounts that cannot be used, and what everything on a host needs of each file system together.
 fn of_disks(found: &Found<'_>, planned: &[Planned<'_>]) -> Vec<String> {
-    let mut needed: BTreeMap<(u64, &Utf8Path), (u64, Vec<&str>)> = BTreeMap::new();
+    let mut said = Vec::new();
+    let mut needed: BTreeMap<u64, (&DiskSeen, u64, Vec<&str>)> = BTreeMap::new();
     for plan in planned {
-        let folder = plan.deploy_dir();
-        let Some((path, free)) = found.disks.iter().find(|(path, _)| path == folder) else {
-            continue;
-        };
-        // Disks that have the same to the byte are one, as good as always.
-        let key = needed
-            .keys()
-            .find(|(same, _)| same == free)
-            .copied()
-            .unwrap_or((*free, path.as_path()));
-        let (bytes, ids) = needed.entry(key).or_default();
-        *bytes += plan.package_bytes() + SPARE_BYTES;
-        ids.push(plan.name());
+        let name = plan.name();
+        let of = |path: &Utf8Path| found.disks.iter().find(|it| it.path == path);
+        let own = of(plan.deploy_dir()).map(|it| it.device);
+        for path in plan.disks() {
+            let Some(disk) = of(&path) else { continue };
+            let is_deploy = path == plan.deploy_dir();
+            if disk.read_only {
+                said.push(format!(
+                    "{path} of {name} is on a file system that is mounted read-only: mount it for writing, or give another folder"
+                ));
+            } else if disk.no_exec && is_deploy {
+                said.push(format!(
+                    "{path} of {name} is on a file system that is mounted noexec, no program can run from there: mount it with exec, or give another deploy_dir"
+                ));
+            }
+            // Data come later, and nobody knows how many: no room at all is too little.
+            let bytes = match is_deploy {
+                true => plan.package_bytes() + SPARE_BYTES,
+                false if own == Some(disk.device) => continue,
+                false => SPARE_BYTES,
+            };
+            let (_, sum, names) = needed.entry(disk.device).or_insert((disk, 0, Vec::new()));
+            *sum += bytes;
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
     }
-    needed
-        .into_iter()
-        .filter(|((free, _), (bytes, _))| free < bytes)
-        .map(|((free, path), (bytes, ids))| {
-            format!(
-                "{path} has {free} bytes free, {} need {bytes}: make room, or give another deploy_dir",
-                ids.join(", ")
-            )
-        })
-        .collect()
+    let tight = needed.into_values().filter(|(disk, bytes, _)| disk.free_bytes < *bytes);
+    said.extend(tight.map(|(disk, bytes, names)| {
+        format!(
+            "{} has {} bytes free, {} need {bytes}: make room, or give another folder",
+            disk.path,
+            disk.free_bytes,
+            names.join(", ")
+        )
+    }));
+    said
 }
 
 #[cfg(test)]
@@ -378,7 +418,7 @@ mod tests {
         topology.expand_dirs();
         let (instances, pairs) = (topology.instances(), topology.exporters());
         let host = instances[0].host.clone();
-        let disks = [("/d/m".into(), 1 << 30), ("/d/w".into(), 1 << 30)];
+        let disks = ["/d/m", "/d/w"].map(|path| disk(path, 1024, 1));
         let booted = PathSeen {
             path: BOOTED.into(),
             kind: PathKind::Folder,
@@ -413,6 +453,11 @@ mod tests {
     fn path(path: &str, kind: PathKind, owner: &str) -> PathSeen {
         let number = u32::from(owner != "root");
         PathSeen { path: path.into(), kind, owner: number, owner_name: owner.into() }
+    }
+
+    fn disk(path: &str, free_mib: u64, device: u64) -> DiskSeen {
+        let free_bytes = free_mib << 20;
+        DiskSeen { path: path.into(), free_bytes, device, no_exec: false, read_only: false }
     }
 
     #[test]
@@ -481,13 +526,37 @@ mod tests {
 
     #[test]
     fn what_two_instances_need_of_one_disk_is_added_up() {
-        let disks =
-            |m: u64, w: u64| vec![("/d/m".into(), m << 20), ("/d/w".into(), w << 20)].leak();
-        let tight = disks(300, 300);
+        let disks = |w: u64| vec![disk("/d/m", 300, 1), disk("/d/w", 300, w)].leak();
+        let tight = disks(1);
         let said = findings(|it| it.disks = tight, &[], false);
-        assert!(said.contains("h1:8261, h1:8262 need"), "{said}");
-        let apart = disks(300, 301);
+        assert!(said.contains("/d/m has 314572800 bytes free, h1:8261, h1:8262 need"), "{said}");
+        let apart = disks(2);
         assert_eq!(findings(|it| it.disks = apart, &[], false), "");
+    }
+
+    #[test]
+    fn a_disk_for_data_alone_must_have_some_room() {
+        let disks = |e: u64| vec![disk("/d/m", 300, 1), disk("/e/m", e, 2)].leak();
+        let full = disks(63);
+        let said = findings(|it| it.disks = full, &[], false);
+        assert!(said.contains("/e/m has 66060288 bytes free, h1:8261 need 67108864"), "{said}");
+        let roomy = disks(64);
+        assert_eq!(findings(|it| it.disks = roomy, &[], false), "");
+    }
+
+    #[test]
+    fn a_mount_that_cannot_be_used_is_refused_for_what_it_is_needed_for() {
+        let mut disks = vec![disk("/d/m", 1024, 1), disk("/e/m", 1024, 2), disk("/d/w", 1024, 3)];
+        (disks[0].no_exec, disks[1].no_exec, disks[2].read_only) = (true, true, true);
+        let disks = disks.leak();
+        let said = findings(|it| it.disks = disks, &[], false);
+        assert_eq!(said.matches("InTheWay").count(), 2, "data need no exec\n{said}");
+        for text in [
+            "/d/m of h1:8261 is on a file system that is mounted noexec",
+            "/d/w of h1:8262 is on a file system that is mounted read-only",
+        ] {
+            assert!(said.contains(text), "{said}");
+        }
     }
 
     #[test]

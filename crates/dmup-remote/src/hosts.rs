@@ -83,7 +83,7 @@ impl Hosts for Fleet {
             // The probe says when it began: half a round trip after it was asked, which is what the number is good for.
             clock_skew_ms: probed.clock_ms - asked_at_ms,
             arch: hello.arch,
-            free_bytes: probed.disks.into_iter().collect(),
+            free_bytes: probed.disks.into_iter().map(|it| (it.path, it.free_bytes)).collect(),
             leftovers: probed.leftovers,
         };
         Ok((seen, probed.processes))

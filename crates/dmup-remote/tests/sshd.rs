@@ -250,7 +250,7 @@ async fn the_real_agent(say: &dyn Fn(&str)) {
         ..Probe::default()
     };
     let probed = fleet.probe(&host, probe).await.unwrap();
-    assert!(probed.disks[0].1 > 0);
+    assert!(probed.disks[0].free_bytes > 0);
     assert_eq!(probed.listening, [sshd.port]);
     let existing: Vec<_> = probed.existing.iter().map(|it| it.path.clone()).collect();
     assert_eq!(existing, [place.path("work/deploy")]);

@@ -10,7 +10,7 @@ use dmup_core::digest::Digest;
 use dmup_core::ids::{InstanceId, UnitName, UserName};
 use dmup_core::inventory::ProcessSeen;
 pub use dmup_core::inventory::{Leftover, LeftoverKind};
-pub use dmup_core::preflight::{PathKind, PathSeen};
+pub use dmup_core::preflight::{DiskSeen, PathKind, PathSeen};
 use serde::{Deserialize, Serialize};
 
 use crate::lease::{LeaseOrder, LeaseSeen};
@@ -122,7 +122,7 @@ pub struct Probe {
     pub instances: Vec<ProbeInstance>,
     /// Hash running and on-disk binaries too: seconds for real ones, none of which `display` needs.
     pub hashes: bool,
-    /// Folders whose file systems are asked for free space (the nearest existing parent counts); at most 64.
+    /// Folders whose file systems are looked at (the nearest existing parent counts); at most 256.
     pub disks: Vec<Utf8PathBuf>,
     /// TCP ports to look up among the listening ones; at most 256.
     pub ports: Vec<u16>,
@@ -462,8 +462,8 @@ pub struct Probed {
     pub clock_ms: i64,
     /// In the order asked.
     pub processes: Vec<(InstanceId, ProcessSeen)>,
-    /// Free bytes for the agent's user, in the order asked.
-    pub disks: Vec<(Utf8PathBuf, u64)>,
+    /// In the order asked.
+    pub disks: Vec<DiskSeen>,
     /// Those of the ports asked for that somebody listens on.
     pub listening: Vec<u16>,
     /// Those of the paths asked for that exist.

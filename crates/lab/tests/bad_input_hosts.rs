@@ -101,6 +101,37 @@ fn what_is_wrong_is_named_and_nothing_changes() {
     }
     assert_eq!(fingerprint(&scene), before, "{said}");
 
+    // A host that does not answer keeps nobody from telling about the others: mounts, and packages that are not there.
+    for (folder, options) in [("/srv/noexec", "noexec,size=100m"), ("/srv/full", "size=1m")] {
+        h3.must_run(&["mkdir", "-p", folder]).unwrap();
+        h3.must_run(&["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]).unwrap();
+    }
+    let (second, third) = (scene.hosts.host(2).unwrap().address, h3.address);
+    let text = format!(
+        "global: {{user: tidb}}\nmaster_servers:\n  - host: {third}\n    port: 7261\n    peer_port: 7291\n    \
+         deploy_dir: /srv/noexec/m\n    data_dir: /srv/full/m\nworker_servers:\n  - {{host: {second}, ssh_port: 9}}\n"
+    );
+    let mounted = scene.operator.folder().join("mounted.yaml");
+    fs_err::write(&mounted, text).unwrap();
+    let mut words = vec!["deploy", "other", "v9.9.9", mounted.as_str(), "-u", "root", "-i"];
+    words.extend([key.as_str(), "--yes", "--accept-new-host-keys"]);
+    let said = stranger.run(&words).with_code(3);
+    for text in [
+        "4 thing(s) are in the way of other".to_owned(),
+        format!("{second}:9"),
+        format!("dm-master-v9.9.9-linux-{}.tar.gz", lab::packages::arch()),
+        format!(
+            "{third}: /srv/noexec/m of {third}:7261 is on a file system that is mounted noexec"
+        ),
+        format!("{third}: /srv/full/m has 1048576 bytes free, {third}:7261 need"),
+    ] {
+        assert!(said.stderr.contains(&text), "{text}\n{said}");
+    }
+    for folder in ["/srv/noexec", "/srv/full"] {
+        h3.must_run(&["umount", folder]).unwrap();
+    }
+    assert_eq!(fingerprint(&scene), before, "{said}");
+
     // `deploy` on hosts where the cluster stands: every finding at once.
     let topology = scene.topology();
     let key = scene.hosts.key_path();

@@ -14,7 +14,7 @@ use dmup_remote::{AuthMethod, HostAddress, Login};
 use dmup_state::Cluster;
 use dmup_wire::message::UnitAction;
 
-use super::laying_out::{self, Hotfixes, Site};
+use super::laying_out::{self, Hotfixes, Obstacles, Site};
 use super::{exporters, units};
 use crate::args::DeployArgs;
 use crate::context::{Context, checked_name, checked_user, state_failure};
@@ -42,33 +42,35 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     let reach = context.reach(topology.global.ssh_type.as_str());
     let keys = cluster.own_dir().join("known_hosts");
     let first = context.fleet(login.clone(), reach.clone(), &keys, hosts.clone());
-    if let Err(failure) = laying_out::meet(&first, &hosts, &mut topology).await {
-        forget(&cluster);
-        return Err(failure);
-    }
+    let mut obstacles = Obstacles::default();
+    let silent = laying_out::meet(&first, &hosts, &mut topology, &mut obstacles).await;
     let (instances, pairs) = (topology.instances(), topology.exporters());
 
     progress.under_way("open the packages");
     let scratch = context.scratch()?;
-    let room = scratch.path();
-    let packages =
-        laying_out::open_packages(&instances, &pairs, &version, room, &progress, context).await?;
+    let packages = laying_out::open_packages(
+        &instances,
+        &pairs,
+        &version,
+        scratch.path(),
+        &progress,
+        context,
+        &mut obstacles,
+    )
+    .await;
     progress.under_way("look at the hosts");
     let site = Site {
         user: &user,
         is_playground: matches!(&reach, Reach::Local { playground: Some(_) }),
         joins: false,
     };
-    let findings = laying_out::look(&first, &instances, &pairs, &packages, site).await;
+    let findings = laying_out::look(&first, &instances, &pairs, &packages, &silent, site).await;
     progress.end();
-    let findings = laying_out::in_the_way(findings, context);
-    if !findings.is_empty() {
+    obstacles.add_findings(findings, context);
+    let refused = obstacles.refuse(|count| format!("{count} thing(s) are in the way of {name}"));
+    if let Err(failure) = refused {
         forget(&cluster);
-        return Err(Failure::refused(format_args!(
-            "{} thing(s) are in the way of {name}",
-            findings.len()
-        ))
-        .because(findings));
+        return Err(failure);
     }
     let mut laid = laying_out::render(&Deployment::new(&name, &topology), &instances, &pairs)?;
     laying_out::add_monitoring(&mut laid, &packages, &name);

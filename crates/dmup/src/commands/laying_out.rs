@@ -48,27 +48,56 @@ pub(crate) fn read_text(path: &Utf8Path) -> Result<String, Failure> {
     fs_err::read_to_string(path).map_err(|error| refused(error.to_string()))
 }
 
-/// Says hello to every host, and notes its platform in the topology.
+/// What keeps hosts from being laid out, gathered until all is looked at, and what helps.
+#[derive(Default)]
+pub(crate) struct Obstacles {
+    found: Vec<String>,
+    hints: BTreeSet<String>,
+}
+
+impl Obstacles {
+    pub(crate) fn add(&mut self, found: impl IntoIterator<Item = String>) {
+        self.found.extend(found);
+    }
+
+    /// Tells what should be known, and keeps what is in the way.
+    pub(crate) fn add_findings(&mut self, findings: Vec<Finding>, context: &Context) {
+        for finding in findings {
+            match finding.weight {
+                Weight::InTheWay => self.found.push(finding.text),
+                Weight::ToKnow => context.printer.aside(format_args!("note: {}", finding.text)),
+            }
+        }
+    }
+
+    /// Refuses with all of them; `what` is told how many there are.
+    pub(crate) fn refuse(self, what: impl FnOnce(usize) -> String) -> Result<(), Failure> {
+        if self.found.is_empty() {
+            return Ok(());
+        }
+        let failure = Failure::refused(what(self.found.len())).because(self.found);
+        Err(self.hints.into_iter().fold(failure, Failure::hint))
+    }
+}
+
+/// Says hello to every host, and notes its platform in the topology. Returns those that do not answer.
 pub(crate) async fn meet(
     fleet: &Fleet,
     hosts: &[HostAddress],
     topology: &mut Topology,
-) -> Result<(), Failure> {
+    obstacles: &mut Obstacles,
+) -> BTreeSet<HostId> {
     let hellos = fleet.connect_all().await;
-    let mut silent = Vec::new();
-    let mut hints = BTreeSet::new();
+    let mut silent = BTreeSet::new();
     for (host, hello) in &hellos {
         match hello {
             Ok(hello) => topology.set_platform(host.as_str(), &hello.os, &hello.arch),
             Err(error) => {
-                hints.extend(hint_of(error));
-                silent.push(error.to_string());
+                obstacles.hints.extend(hint_of(error).map(str::to_owned));
+                obstacles.found.push(error.to_string());
+                silent.insert(host.clone());
             }
         }
-    }
-    if !silent.is_empty() {
-        let failure = Failure::refused("not every host can be reached").because(silent);
-        return Err(hints.into_iter().fold(failure, Failure::hint));
     }
     // `manage_host`: the address of sshd is the key of the platform.
     for address in hosts {
@@ -76,7 +105,7 @@ pub(crate) async fn meet(
             topology.set_platform(address.ssh_host.as_str(), &hello.os, &hello.arch);
         }
     }
-    Ok(())
+    silent
 }
 
 /// What a topology may ask for and `tiup dm` lays out, but we do not yet: better refused by name than left out in silence.
@@ -160,7 +189,8 @@ fn hint_of(error: &ReachError) -> Option<&'static str> {
 /// The official packages, by component and architecture.
 pub(crate) type Packages = BTreeMap<(Component, String), ComponentPackage>;
 
-/// One package per component and architecture, all obtained, opened and checked before anything is sent.
+/// One package per component and architecture, all obtained, opened and checked before anything is sent. A host that did
+/// not answer may have any architecture: what is needed there is left out, unless the topology says.
 pub(crate) async fn open_packages(
     instances: &[Instance],
     pairs: &[Exporters],
@@ -168,16 +198,17 @@ pub(crate) async fn open_packages(
     scratch: &Utf8Path,
     progress: &Progress,
     context: &Context,
-) -> Result<Packages, Failure> {
+    obstacles: &mut Obstacles,
+) -> Packages {
     let mut needed: BTreeMap<(Component, String, String), (Version, BTreeSet<&HostId>)> =
         BTreeMap::new();
-    for instance in instances {
+    for instance in instances.iter().filter(|it| !it.arch.is_empty()) {
         let package = (instance.role.into(), instance.os.clone(), instance.arch.clone());
         let wanted = || (Version::Exact(version.clone()), BTreeSet::new());
         needed.entry(package).or_insert_with(wanted).1.insert(&instance.host);
     }
     let mut wrong = BTreeSet::new();
-    for pair in pairs {
+    for pair in pairs.iter().filter(|it| !it.arch.is_empty()) {
         for exporter in &pair.both {
             let version = if exporter.version.is_empty() {
                 Version::Newest
@@ -217,13 +248,15 @@ pub(crate) async fn open_packages(
         }
     }
     obtaining.say_warnings();
-    if wrong.is_empty() {
-        return Ok(packages);
+    if !wrong.is_empty() {
+        obstacles.add(wrong);
+        obstacles.hints.append(&mut obtaining.hints);
+        obstacles.hints.insert(
+            "put official packages there, named <component>-<version>-<os>-<arch>.tar.gz"
+                .to_owned(),
+        );
     }
-    let failure = Failure::refused("not every package is there")
-        .because(wrong)
-        .hint("put the official packages there, named <component>-<version>-<os>-<arch>.tar.gz");
-    Err(obtaining.hints.into_iter().fold(failure, Failure::hint))
+    packages
 }
 
 /// What `patch --overwrite` kept for the components of these instances.
@@ -260,12 +293,14 @@ pub(crate) struct Site<'a> {
     pub(crate) joins: bool,
 }
 
-/// Everything that would be in the way on the hosts, and what should be known. Changes nothing.
+/// Everything that would be in the way on the hosts, and what should be known. Changes nothing. Hosts that did not
+/// answer have been told already.
 pub(crate) async fn look(
     fleet: &Fleet,
     instances: &[Instance],
     pairs: &[Exporters],
     packages: &Packages,
+    silent: &BTreeSet<HostId>,
     site: Site<'_>,
 ) -> Vec<Finding> {
     let mut by_host: BTreeMap<HostId, Vec<Planned<'_>>> = BTreeMap::new();
@@ -283,6 +318,7 @@ pub(crate) async fn look(
         let planned = Planned::Exporters { pair, package_bytes };
         by_host.entry(pair.host.clone()).or_default().push(planned);
     }
+    by_host.retain(|host, _| !silent.contains(host));
     let in_the_way = |text: String| Finding { weight: Weight::InTheWay, text };
     let looks = by_host.iter().map(|(host, own)| async move {
         let mut findings = Vec::new();
@@ -318,7 +354,7 @@ async fn found_on(
     let probe = Probe {
         instances: instances.filter(|_| has_units).map(probe_instance).collect(),
         ports: own.iter().flat_map(Planned::ports).collect(),
-        disks: own.iter().map(|it| it.deploy_dir().to_owned()).collect(),
+        disks: own.iter().flat_map(Planned::disks).collect(),
         paths,
         users: vec![site.user.clone()],
         ..Probe::default()
@@ -338,16 +374,6 @@ async fn found_on(
         has_user: !seen.users.is_empty(),
     };
     Ok(preflight::judge(&found, own, site.user))
-}
-
-/// Tells what should be known, and returns what is in the way.
-pub(crate) fn in_the_way(findings: Vec<Finding>, context: &Context) -> Vec<String> {
-    let (stop, know): (Vec<_>, Vec<_>) =
-        findings.into_iter().partition(|it| it.weight == Weight::InTheWay);
-    for finding in know {
-        context.printer.aside(format_args!("note: {}", finding.text));
-    }
-    stop.into_iter().map(|it| it.text).collect()
 }
 
 /// Shows the new instances and asks.

@@ -20,7 +20,7 @@ use dmup_remote::dm_api::DmClient;
 use dmup_remote::ssh::Reach;
 use dmup_wire::message::UnitAction;
 
-use super::laying_out::{self, Site};
+use super::laying_out::{self, Obstacles, Site};
 use super::refreshing::{POLL, refresh};
 use super::{exporters, units};
 use crate::args::ScaleOutArgs;
@@ -48,6 +48,8 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
     let strange_hosts = HostAddress::of_instances(instances.iter().filter(is_new));
     laying_out::refuse_unsupported(old, &known.cluster.meta_path())?;
     let reach = context.reach(old.global.ssh_type.as_str());
+    let mut obstacles = Obstacles::default();
+    let mut silent = BTreeSet::new();
     // Hosts that have the cluster's key already need no other.
     let first = if strange_hosts.is_empty() {
         None
@@ -55,7 +57,7 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
         let login = laying_out::login(&args.login, context)?;
         let fleet =
             context.fleet(login.clone(), reach.clone(), &known.host_keys(), strange_hosts.clone());
-        laying_out::meet(&fleet, &strange_hosts, &mut new).await?;
+        silent = laying_out::meet(&fleet, &strange_hosts, &mut new, &mut obstacles).await;
         Some((fleet, login))
     };
 
@@ -65,9 +67,17 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
     // Once per machine: those that the cluster has already have theirs.
     let mut pairs = old.merged(&new).exporters();
     pairs.retain(|pair| !familiar.contains(&pair.ssh_host));
-    let (version, room) = (&known.meta.version, scratch.path());
-    let packages =
-        laying_out::open_packages(&instances, &pairs, version, room, &progress, context).await?;
+    let version = &known.meta.version;
+    let packages = laying_out::open_packages(
+        &instances,
+        &pairs,
+        version,
+        scratch.path(),
+        &progress,
+        context,
+        &mut obstacles,
+    )
+    .await;
     let hotfixes = laying_out::open_hotfixes(&known.cluster, &instances, scratch.path())?;
     let patched: Vec<&str> = instances
         .iter()
@@ -90,26 +100,21 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
         is_playground: matches!(&reach, Reach::Local { playground: Some(_) }),
         joins: true,
     };
-    let mut found = laying_out::look(&fleet, &own, &[], &packages, site).await;
+    let mut found = laying_out::look(&fleet, &own, &[], &packages, &silent, site).await;
     if let Some((first, _)) = &first {
-        found.extend(laying_out::look(first, &strange, &pairs, &packages, site).await);
+        found.extend(laying_out::look(first, &strange, &pairs, &packages, &silent, site).await);
     }
     progress.end();
-    let mut findings = laying_out::in_the_way(found, context);
+    obstacles.add_findings(found, context);
     if instances.iter().any(|it| it.role.is_dm()) {
         match dm.look(&[]).await {
-            Ok(seen) => findings.extend(in_the_way(&instances, &known.meta.instances(), &seen)),
-            Err(error) => findings.push(error.to_string()),
+            Ok(seen) => obstacles.add(in_the_way(&instances, &known.meta.instances(), &seen)),
+            Err(error) => obstacles.add([error.to_string()]),
         }
     }
-    if !findings.is_empty() {
-        return Err(Failure::refused(format_args!(
-            "cannot scale {} out now: {} thing(s) in the way",
-            known.name,
-            findings.len()
-        ))
-        .because(findings));
-    }
+    obstacles.refuse(|count| {
+        format!("cannot scale {} out now: {count} thing(s) in the way", known.name)
+    })?;
     let deployment = Deployment { joins: Some(old), ..Deployment::new(&known.name, &merged) };
     let mut laid = laying_out::render(&deployment, &instances, &pairs)?;
     laying_out::add_monitoring(&mut laid, &packages, &known.name);

@@ -193,7 +193,7 @@ fn a_deploy_without_its_packages_or_files_writes_nothing() {
         format!("packages/grafana-v8.1.0-linux-{arch}.tar.gz"),
         "alertmanager: ".to_owned(),
         "now: nothing was touched".to_owned(),
-        "hint: put the official packages there".to_owned(),
+        "hint: put official packages there".to_owned(),
     ] {
         assert!(said.contains(&needed), "no `{needed}` in\n{said}");
     }

@@ -253,7 +253,7 @@ fn hosts_that_do_not_answer_are_all_named_and_nothing_is_written() {
         &["deploy", "new", "v8.1.0", &topology, "-u", "root", "-i", &key, "--yes"],
         3,
         &[
-            "not every host can be reached",
+            "2 thing(s) are in the way of new",
             "127.0.0.78",
             "127.0.0.79",
             "refused",
