@@ -663,25 +663,25 @@ mod tests {
     fn the_way_back_of_a_hotfix_over_a_hotfix_is_a_hotfix_whoever_put_it_there() {
         use plan::Kind::{Hotfix, Rollback};
         let changed = TurnEnd::Changed;
-        let official = run(Hotfix, 'a', 'b', false, changed.clone());
+        let official = run(Hotfix, 'a', 'b', false, changed);
         assert_eq!(before(std::slice::from_ref(&official)), Some((digest('a'), false)));
         // A restart since says nothing of builds.
-        let restart = run(plan::Kind::Restart, 'b', 'b', true, changed.clone());
+        let restart = run(plan::Kind::Restart, 'b', 'b', true, changed);
         assert_eq!(before(&[official.clone(), restart]), Some((digest('a'), false)));
         // TiUP's patch is in no journal of ours, only in `meta.yaml` (seen on hosts: the way back took its mark away).
-        let over_tiup = run(Hotfix, 'b', 'c', true, changed.clone());
+        let over_tiup = run(Hotfix, 'b', 'c', true, changed);
         assert_eq!(before(&[over_tiup]), Some((digest('b'), true)));
         // A way back to a hotfix, and a hotfix over that.
-        let back = run(Rollback, 'c', 'b', true, changed.clone());
-        let again = run(Hotfix, 'b', 'd', true, changed.clone());
+        let back = run(Rollback, 'c', 'b', true, changed);
+        let again = run(Hotfix, 'b', 'd', true, changed);
         assert_eq!(before(&[official.clone(), back.clone(), again]), Some((digest('b'), true)));
         assert_eq!(before(&[official, back]), None, "there is no further way back");
         // `--on-failure stop` left a hotfix without its mark.
         let left = run(Hotfix, 'a', 'b', false, TurnEnd::Left);
-        let over_it = run(Hotfix, 'b', 'c', false, changed.clone());
+        let over_it = run(Hotfix, 'b', 'c', false, changed);
         assert_eq!(before(&[left, over_it]), Some((digest('b'), true)));
         // An upgrade goes through the same engine and takes the marks away at its end.
-        let upgrade = run(Hotfix, 'a', 'e', true, changed.clone());
+        let upgrade = run(Hotfix, 'a', 'e', true, changed);
         let on_top = run(Hotfix, 'e', 'f', false, changed);
         assert_eq!(before(&[upgrade, on_top]), Some((digest('e'), false)));
     }

@@ -108,7 +108,6 @@ impl Known {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "the whole module is a test")]
 mod tests {
     use camino::Utf8PathBuf;
     use dmup_core::ids::ClusterName;
