@@ -620,7 +620,7 @@ pub struct RestartArgs {
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
 Examples:
-  dmup edit-config prod && dmup reload prod
+  dmup reload prod                          after `edit-config`
   dmup reload prod --plan                   which files differ, and what would be done
   dmup reload prod --skip-restart           files only; they count from the next start on
   dmup reload prod -N 10.0.1.11:8262
