@@ -830,3 +830,27 @@ async fn prepare_one(
 pub(crate) fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_ends_the_worst_counts_and_all_reasons_are_kept() {
+        let why = |text: &str| text.to_owned();
+        let back = RunEnd::RolledBackNode {
+            instance: InstanceId::new("h1:8262").expect("a name"),
+            why: why("one"),
+        };
+        let failed = RunEnd::Failed { why: why("two") };
+        let unknown = RunEnd::Unknown { why: why("three") };
+        assert_eq!(worst([]), None);
+        assert_eq!(worst([back.clone()]), Some(back.clone()));
+        for ends in [[back.clone(), failed.clone()], [failed.clone(), back.clone()]] {
+            let both = RunEnd::Failed { why: why("two; besides: one") };
+            assert_eq!(worst(ends), Some(both));
+        }
+        let all = RunEnd::Unknown { why: why("three; besides: two; besides: one") };
+        assert_eq!(worst([failed, unknown, back]), Some(all));
+    }
+}

@@ -12,7 +12,7 @@ use dmup_exec::ports::Clock;
 use dmup_exec::{Event, MemoryJournal, execute, look, resume};
 use tokio_util::sync::CancellationToken;
 
-use crate::sim::{Behaviour, Shape, Side, Sim, id, new};
+use crate::sim::{Behaviour, Shape, Side, Sim, id, new, old};
 use crate::{MANY, SMALL, all_new, decide, go, go_and, lines, plan, reach};
 
 #[tokio::test]
@@ -226,4 +226,46 @@ async fn a_run_killed_around_a_transfer_to_another_spare_does_not_move_the_sourc
     assert!(at.is_some() && at != Some(spare) && at != Some(id("h1:8262")), "{at:?}");
     assert_eq!(after, at);
     assert_eq!(sim.is_settled(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_source_goes_to_the_worker_that_is_meant_while_that_is_up() {
+    let shape = Shape { workers: 4, version: "v5.3.0", ..SMALL };
+    let sim = Sim::new(&shape, 1);
+    let plan = plan(&sim, &shape).await;
+    let mut moved = 0;
+    let mut watch = |event: Event| {
+        if let Event::StepEnds { step: Step::Transfer { source, to, .. }, note, .. } = event {
+            let state = sim.state.lock().unwrap();
+            let at = state.sources[&source].as_ref().map(|id| &state.nodes[id].instance.name);
+            assert_eq!((at, note), (Some(&to), None));
+            moved += 1;
+        }
+    };
+    let (mut journal, cancel) = (MemoryJournal::default(), CancellationToken::new());
+    let report = execute(&plan, reach(&sim), &mut journal, &mut watch, &cancel).await.unwrap();
+    assert_eq!((report.end, moved), (RunEnd::Done, 2));
+}
+
+#[tokio::test]
+async fn a_node_that_was_broken_before_owes_no_health_when_it_goes_back() {
+    let sim = Sim::new(&SMALL, 1);
+    sim.break_node(&id("h3:8262"));
+    let bad = Behaviour::ExitsAtStart;
+    sim.state.lock().unwrap().behaviours.insert(new(Role::DmWorker), bad);
+    let inventory = look(&sim.instances(), &sim, &sim, &sim, true, true, 4).await;
+    let mut request = sim.request(&SMALL);
+    request.allow.include_down = true;
+    let policy = Policy { healthy_within_s: 20, ..Policy::default() };
+    let Decision::Go(plan) = plan_hotfix(&request, &inventory, &policy) else { panic!() };
+    let report = go_and(&plan, &sim, |step| {
+        if matches!(step, Step::AwaitHealthy { .. }) {
+            // As long as this is so, nobody passes a gate.
+            sim.state.lock().unwrap().ill = Some(id("h2:8261"));
+        }
+    })
+    .await;
+    let RunEnd::RolledBackNode { why, .. } = &report.end else { panic!("{:?}", report.end) };
+    assert!(!why.contains("etcd"), "{why}");
+    assert_eq!(sim.builds()[&id("h3:8262")], (old(), Some(old())));
 }
