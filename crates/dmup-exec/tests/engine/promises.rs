@@ -60,23 +60,22 @@ async fn a_node_that_somebody_put_back_after_its_guard_was_disarmed_has_its_turn
 #[tokio::test]
 async fn a_task_that_a_person_pauses_right_before_we_would_is_left_to_that_person() {
     let shape = old_version();
-    let sim = Sim::new(&shape, 1);
-    let plan = plan(&sim, &shape).await;
-    let key = (TaskName::new("t1").unwrap(), SourceId::new("s1").unwrap());
-    let mut is_paused = false;
-    let report = go_and(&plan, &sim, |step| {
-        if let Step::PauseSubtask { task, source } = step
-            && (task, source) == (&key.0, &key.1)
-        {
-            is_paused = true;
-            sim.state.lock().unwrap().subtasks.insert(key.clone(), SubtaskStage::Paused);
-        }
-    })
-    .await;
-    assert!(is_paused, "{:?}", report.end);
-    let state = sim.state.lock().unwrap();
-    assert_eq!(state.subtasks[&key], SubtaskStage::Paused, "{:?}", report.end);
-    assert_eq!(state.violations, Vec::<String>::new());
+    for source in ["s1", "s2"] {
+        let sim = Sim::new(&shape, 1);
+        let plan = plan(&sim, &shape).await;
+        let mut is_paused = false;
+        let report = go_and(&plan, &sim, |step| {
+            if let Step::PauseSubtask { source: ours, .. } = step
+                && ours.as_str() == source
+            {
+                is_paused = sim.person_pauses(source);
+            }
+        })
+        .await;
+        assert!(is_paused, "{:?}", report.end);
+        // Also: nobody has resumed it.
+        assert_eq!(sim.is_settled(), Vec::<String>::new(), "{source}: {:?}", report.end);
+    }
 }
 
 #[tokio::test]
