@@ -363,6 +363,7 @@ impl Cluster {
     }
 
     /// Keeps another package of the folder for a component again, or none if that is not there any more; whether it is.
+    /// The one that is kept now goes.
     ///
     /// # Errors
     ///

@@ -65,20 +65,26 @@ pub(crate) fn leads_to(dir: &Utf8Path, component: &str) -> Option<String> {
     target.file_name().map(str::to_owned)
 }
 
-/// Makes the link of a component lead to another package of the folder, or takes it away if that is not there.
+/// Makes the link of a component lead to another package of the folder, or takes it away if that is not there. The
+/// package that it led to goes.
 pub(crate) fn lead_back(
     dir: &Utf8Path,
     component: &str,
     to: Option<&str>,
 ) -> Result<bool, StateError> {
     let attempt = || StateError::system(format!("change what {dir} keeps for {component}"));
-    if let Some(name) = to.filter(|name| dir.join(name).is_file()) {
-        lead(dir, component, name).map_err(attempt())?;
-        return Ok(true);
+    let gone = leads_to(dir, component);
+    let to = to.filter(|name| dir.join(name).is_file());
+    match to {
+        Some(name) => drop(lead(dir, component, name).map_err(attempt())?),
+        None => fs::remove_file(dir.join(format!("{component}.tar.gz"))).map_err(attempt())?,
     }
-    fs::remove_file(dir.join(format!("{component}.tar.gz"))).map_err(attempt())?;
+    // Without a link it would be told as half of a `patch --overwrite`.
+    if let Some(gone) = gone {
+        fs::remove_file(dir.join(gone)).map_err(attempt())?;
+    }
     sync_dir(dir).map_err(attempt())?;
-    Ok(false)
+    Ok(to.is_some())
 }
 
 fn lead(dir: &Utf8Path, component: &str, name: &str) -> std::io::Result<Utf8PathBuf> {

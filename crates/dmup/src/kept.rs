@@ -158,6 +158,7 @@ mod tests {
         assert!(said.contains("dm-worker-aaaaaaa.tar.gz again"), "{said}");
         assert_eq!(kept(&known).as_deref(), Some("dm-worker-aaaaaaa.tar.gz"));
         assert_eq!(known.let_go_of_kept().unwrap(), Vec::<String>::new(), "once");
+        assert!(!folder.join("dm/clusters/prod/patch/dm-worker-bbbbbbb.tar.gz").exists());
     }
 
     #[test]
