@@ -9,7 +9,7 @@ use fs_err as fs;
 use jiff::Timestamp;
 
 use super::source::SourceError;
-use crate::trust::{ComponentId, ComponentManifest, ManifestError, Root, limits};
+use crate::trust::{ComponentId, ComponentManifest, ManifestError, ManifestRefusal, Root, limits};
 
 /// Why a mirror is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -34,8 +34,11 @@ pub enum MirrorError {
     /// It cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// It says what is not believed.
-    #[error("the mirror {mirror} is not believed")]
+    /// It says what is not believed, or nothing of what is looked for.
+    #[error(
+        "the mirror {mirror} {}",
+        if matches!(source.refusal, ManifestRefusal::NotListed(_)) { "does not have what is needed" } else { "is not believed" }
+    )]
     Manifest {
         /// Its address.
         mirror: String,

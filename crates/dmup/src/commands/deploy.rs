@@ -29,6 +29,13 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     cluster.refuse_existing().map_err(state_failure)?;
     let mut topology = read_topology(&args.topology)?;
     laying_out::refuse_unsupported(&topology, &args.topology)?;
+    if !topology.instances().iter().any(|it| it.role.is_dm()) {
+        return Err(Failure::refused(format_args!(
+            "{}: there is nothing of DM in it to deploy",
+            args.topology
+        ))
+        .hint("`dmup template` prints a topology to begin with"));
+    }
     topology.expand_dirs();
     topology.set_tls_paths();
     laying_out::refuse_conflicts(&topology, &args.topology, None, context)?;

@@ -41,7 +41,7 @@ use crate::progress::Progress;
 pub(crate) fn read_text(path: &Utf8Path) -> Result<String, Failure> {
     const LONGEST: u64 = 4 << 20;
     let refused = |why: String| Failure::refused(format_args!("read the topology {path}: {why}"));
-    let length = fs_err::metadata(path).map_err(|error| refused(error.to_string()))?.len();
+    let length = path.metadata().map_err(|error| refused(error.to_string()))?.len();
     if length > LONGEST {
         return Err(refused(format!("it has {length} bytes, {LONGEST} are allowed")));
     }

@@ -262,7 +262,7 @@ fn an_architecture_that_a_mirror_has_no_package_for_is_named_with_its_hosts() {
     let said = desk.told(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{said}");
     let named = format!(
-        "does not list dm-worker v8.1.0 for linux/{arch} (but for linux/{other}) (needed on 127.0.0.77)"
+        "does not have what is needed: dm-worker.json: does not list dm-worker v8.1.0 for linux/{arch} (but for linux/{other}) (needed on 127.0.0.77)"
     );
     assert!(said.contains(&named), "{said}");
     for folder in ["m", "w", "p", "g", "a"] {

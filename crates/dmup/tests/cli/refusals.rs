@@ -283,6 +283,23 @@ fn hosts_that_do_not_answer_are_all_named_and_nothing_is_written() {
 }
 
 #[test]
+fn a_topology_without_dm_is_not_deployed() {
+    let desk = Desk::empty();
+    let monitoring = "monitoring_servers:\n  - host: 127.0.0.77\n";
+    for (name, text) in [("empty.yaml", ""), ("monitoring.yaml", monitoring)] {
+        let file = desk.put(name, text.as_bytes());
+        let words = ["deploy", "prod", "v8.1.0", &file, "-u", "root", "--yes"];
+        desk.refuses(&words, 3, &["there is nothing of DM in it to deploy", "dmup template"]);
+    }
+    assert!(!std::path::Path::new(&desk.path("tiup/storage/dm/clusters/prod")).exists());
+    desk.refuses(
+        &["deploy", "prod", "v8.1.0", "no.yaml", "-u", "root", "--yes"],
+        3,
+        &["read the topology no.yaml: No such file or directory"],
+    );
+}
+
+#[test]
 fn a_build_that_failed_before_is_refused_unless_it_is_forced() {
     let desk = Desk::with_cluster("prod", SILENT);
     let binary = elf(62, b"bad");

@@ -108,7 +108,7 @@ fn a_host_that_is_silent_costs_its_column_and_is_named() {
     assert!(shown.ends_with("Total nodes: 3\n"), "{shown}");
     let said = desk.told(&output.stderr);
     assert!(said.contains("what 3 of 3 nodes of prod run is not known"), "{said}");
-    assert!(said.contains("127.0.0.77:3: its host cannot be reached"), "{said}");
+    assert!(said.contains("127.0.0.77:4: its host cannot be reached"), "{said}");
     assert_eq!(said.matches("its host cannot be reached").count(), 1, "{said}");
     // The columns before are those of `display`, byte for byte.
     let plain = desk.ok(&["display", "prod"]);
