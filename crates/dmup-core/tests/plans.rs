@@ -1000,10 +1000,10 @@ const BROKEN: [(&str, Damage); 23] = [
         plan.turns[0].steps.push(Step::DisarmGuard { instance: other });
     }),
     ("a turn has one window", |plan| repeat(plan, |s| matches!(s, Step::Window { .. }))),
-    ("a window exchanges the turn's builds, which differ", |plan| {
+    ("a window exchanges the turn's builds and writes its files", |plan| {
         plan.turns[0].to = plan.turns[0].from.clone();
     }),
-    ("it is recorded after its window", |plan| {
+    ("an exchange is recorded after its window, and nothing else is", |plan| {
         shift(plan, |s| matches!(s, Step::MarkPatched { .. }), 0);
     }),
     ("everything is staged before the first turn", |plan| {
