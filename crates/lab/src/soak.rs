@@ -194,6 +194,10 @@ impl Soak<'_> {
                     next[0]
                 ));
             }
+            if let 1 | 5 | 6 | 7 = said.code {
+                // All builds are good: whoever reads this wants to know why.
+                say(&said.to_string());
+            }
             next = self.what_next(&said)?;
         }
         // Whatever is open is closed, and this time nobody interferes.
