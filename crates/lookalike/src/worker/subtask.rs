@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::keys::{Subtask, Wanted};
@@ -153,6 +155,16 @@ impl SubtaskRun {
             current.stop.send_replace(how);
             current.ended.clone()
         })
+    }
+
+    /// Tells the replication to close, and waits until its checkpoint is clean, or it has ended.
+    pub(super) async fn close_checkpoint(&self) {
+        let Some(ended) = self.order(Stop::Close) else { return };
+        let is_clean = || self.progress.lock().expect("no panic under this lock").flushed.clean;
+        while !ended.is_cancelled() && !is_clean() {
+            // The replication looks for orders between two batches of rows: a matter of milliseconds.
+            sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// Ends the replication, if it runs.
