@@ -17,7 +17,6 @@ use dmup_mirror::package::{Package, Refusal, Wanted, open};
 
 use super::run::{self, Begun};
 use crate::args::{Format, OnBusyArg, OnFailureArg, PatchArgs, Rolling, Rollout};
-use crate::ask;
 use crate::context::{Context, Known, bad_selection};
 use crate::failure::{Failure, chain};
 use crate::progress::Progress;
@@ -310,19 +309,12 @@ fn agree(order: &Order<'_>, known: &Known, plan: &Plan, context: &Context) -> Re
     for warning in &plan.warnings {
         context.printer.talk(format_args!("note: {warning}"));
     }
-    for consent in &plan.consents {
-        context.printer.talk(format_args!("note: {consent}"));
-    }
-    if !order.asks {
-        return Ok(());
-    }
-    let nodes: Vec<String> = plan.turns.iter().map(|turn| format!("  {}", turn.instance)).collect();
-    ask::confirm(&format!(
-        "Will {} {} node(s) of {} with {}, one after the other:\n{}",
+    let question = format!(
+        "Will {} {} node(s) of {} with {}, one after the other",
         order.what,
-        nodes.len(),
+        plan.turns.len(),
         known.name,
-        order.package.path,
-        nodes.join("\n")
-    ))
+        order.package.path
+    );
+    run::agree(plan, &question, order.asks, context)
 }

@@ -41,7 +41,7 @@ pub(crate) async fn run(args: &ReloadArgs, context: &Context) -> Result<(), Fail
         return only_write(&known, &all, differing, context).await;
     }
     let mut again = Again {
-        what: "reload",
+        is_reload: true,
         selected: &selected,
         changes: BTreeMap::new(),
         texts: Vec::new(),

@@ -16,7 +16,6 @@ use futures::future::join_all;
 use super::run::{self, Begun};
 use super::{patch, units};
 use crate::args::{OnFailureArg, RestartArgs, Rolling};
-use crate::ask;
 use crate::context::{Context, Known, bad_selection};
 use crate::failure::{Failure, Kind};
 use crate::manner::Manner;
@@ -35,7 +34,7 @@ pub(crate) async fn run(args: &RestartArgs, context: &Context) -> Result<(), Fai
     }
     let _lock = if args.plan { None } else { Some(known.lock("restart")?) };
     let again = Again {
-        what: "restart",
+        is_reload: false,
         selected: &selected,
         changes: BTreeMap::new(),
         texts: Vec::new(),
@@ -59,8 +58,8 @@ pub(crate) async fn run(args: &RestartArgs, context: &Context) -> Result<(), Fai
 
 /// Nodes that are to be stopped and started, one after the other.
 pub(crate) struct Again<'a> {
-    /// The command, for messages.
-    pub(crate) what: &'static str,
+    /// Whether files are brought there, too.
+    pub(crate) is_reload: bool,
     pub(crate) selected: &'a [Instance],
     /// Files that are written in a node's window.
     pub(crate) changes: BTreeMap<InstanceId, TextsChange>,
@@ -76,7 +75,8 @@ pub(crate) struct Again<'a> {
 impl Again<'_> {
     /// Looks, plans, asks, and carries out. Whoever calls has the lock.
     pub(crate) async fn roll(&self, known: &Known, context: &Context) -> Result<(), Failure> {
-        let Self { what, selected, rolling, policy, .. } = self;
+        let Self { selected, rolling, policy, .. } = self;
+        let what = if self.is_reload { "reload" } else { "restart" };
         let progress =
             Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
         let all = known.meta.instances();
@@ -91,7 +91,7 @@ impl Again<'_> {
                 .iter()
                 .map(|it| (it.id.clone(), self.changes.get(&it.id).cloned()))
                 .collect(),
-            is_reload: *what == "reload",
+            is_reload: self.is_reload,
             allow: patch::allowances_of(rolling),
         };
         let decide = || async {
@@ -126,24 +126,20 @@ impl Again<'_> {
         for warning in &plan.warnings {
             context.printer.talk(format_args!("note: {warning}"));
         }
-        for consent in &plan.consents {
-            context.printer.talk(format_args!("note: {consent}"));
-        }
-        if !context.global.yes {
-            let nodes: Vec<String> =
-                plan.turns.iter().map(|turn| format!("  {}", turn.instance)).collect();
-            ask::confirm(&format!(
-                "Will {what} {} node(s) of {}, one after the other:\n{}",
-                nodes.len(),
-                known.name,
-                nodes.join("\n")
-            ))?;
-        }
+        let question = format!(
+            "Will {what} {} node(s) of {}, one after the other",
+            plan.turns.len(),
+            known.name
+        );
+        run::agree(&plan, &question, !context.global.yes, context)?;
         let work = async {
             write(&fleet, &self.before).await?;
             match run::begin_with(&plan, &self.texts, known, &fleet, &dm, context).await? {
                 Begun::Ran(report) => Ok(report),
-                Begun::NotYet(why) => Err(why),
+                Begun::NotYet(why) if self.before.is_empty() => Err(why),
+                Begun::NotYet(why) => {
+                    Err(why.now("no node was restarted; the files of monitoring are written"))
+                }
             }
         };
         let report = context.with_lease(&known.name, what, &fleet, work).await?;

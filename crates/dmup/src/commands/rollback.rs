@@ -110,19 +110,12 @@ impl Wanted<'_> {
         for node in self.born_with_a_hotfix(|id| plan.turns.iter().any(|it| it.instance == *id)) {
             context.printer.talk(format_args!("note: {node}"));
         }
-        for consent in &plan.consents {
-            context.printer.talk(format_args!("note: {consent}"));
-        }
-        if !context.global.yes {
-            let nodes: Vec<String> =
-                plan.turns.iter().map(|turn| format!("  {}", turn.instance)).collect();
-            ask::confirm(&format!(
-                "Will put {} node(s) of {} back to their earlier builds:\n{}",
-                nodes.len(),
-                known.name,
-                nodes.join("\n")
-            ))?;
-        }
+        let question = format!(
+            "Will put {} node(s) of {} back to their earlier builds",
+            plan.turns.len(),
+            known.name
+        );
+        run::agree(&plan, &question, !context.global.yes, context)?;
         let work = run::begin(&plan, known, fleet, dm, context);
         Ok(match context.with_lease(&known.name, "rollback", fleet, work).await? {
             Begun::Ran(report) => Begun::Ran(Some((report, plan.kind))),

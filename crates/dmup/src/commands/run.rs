@@ -19,6 +19,7 @@ use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::Format;
+use crate::ask;
 use crate::context::{Context, Known};
 use crate::failure::{Failure, Kind, chain};
 use crate::progress::{Progress, span};
@@ -479,6 +480,23 @@ where
         }
         clock.sleep(LOOK_AGAIN).await;
     }
+}
+
+/// Tells what the operator has to know of the plan, and asks: the question, and the nodes in their order.
+pub(crate) fn agree(
+    plan: &Plan,
+    question: &str,
+    asks: bool,
+    context: &Context,
+) -> Result<(), Failure> {
+    for consent in &plan.consents {
+        context.printer.talk(format_args!("note: {consent}"));
+    }
+    if !asks {
+        return Ok(());
+    }
+    let nodes: Vec<String> = plan.turns.iter().map(|turn| format!("  {}", turn.instance)).collect();
+    ask::confirm(&format!("{question}:\n{}", nodes.join("\n")))
 }
 
 /// All obstacles at once.
