@@ -644,7 +644,7 @@ mod tests {
             failed: None,
             paused: [].into(),
             evicted: [].into(),
-            going_back_wholly: None,
+            way_back: None,
             has_paused: false,
             away: [].into(),
         };

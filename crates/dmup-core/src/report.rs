@@ -35,6 +35,8 @@ pub enum RunEnd {
         /// What was wrong with it.
         why: String,
     },
+    /// All nodes of the run were put back, as the operator asked.
+    TakenBack,
     /// Stopped between two nodes, as the operator asked.
     Interrupted,
     /// Ended between two nodes where the plan says so (`--pause-after`): it waits for the operator.
@@ -114,6 +116,7 @@ impl RunEnd {
             | Self::Failed { .. }
             | Self::RolledBackNode { .. }
             | Self::RolledBackAll { .. }
+            | Self::TakenBack
             | Self::Unknown { .. } => false,
         }
     }
@@ -123,7 +126,7 @@ impl Report {
     /// Format that this dmup writes.
     pub const FORMAT: u32 = 1;
 
-    /// The exit code (architecture 6): 0 done, 1 failed with nothing exchanged, 5 rolled back and all as before,
+    /// The exit code (architecture 6): 0 done as asked, 1 failed with nothing exchanged, 5 rolled back and all as before,
     /// 6 mixed builds, 7 unknown, 130 interrupted.
     pub fn exit_code(&self) -> u8 {
         let any = |wanted: InstanceEnd| self.instances.iter().any(|(_, part)| part.end == wanted);
@@ -132,6 +135,14 @@ impl Report {
             RunEnd::Interrupted => 130,
             RunEnd::Unknown { .. } => 7,
             _ if any(InstanceEnd::Unknown) => 7,
+            // Whoever is called changed then was restarted, and there is nothing to put back.
+            RunEnd::TakenBack => {
+                if any(InstanceEnd::Left) {
+                    6
+                } else {
+                    0
+                }
+            }
             _ if any(InstanceEnd::Changed) || any(InstanceEnd::Left) => 6,
             RunEnd::RolledBackNode { .. } | RunEnd::RolledBackAll { .. } => 5,
             RunEnd::Failed { .. } => 1,

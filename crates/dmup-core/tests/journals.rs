@@ -5,38 +5,58 @@ use std::collections::BTreeMap;
 
 use dmup_core::digest::Digest;
 use dmup_core::ids::{ClusterName, InstanceId, SourceId, TaskName};
-use dmup_core::journal::{Away, BadJournal, Entry, RunState, TurnEnd, fold, parse};
+use dmup_core::journal::{Away, BadJournal, Entry, RunState, TurnEnd, WayBack, fold, parse};
 use dmup_core::plan::Step;
 use dmup_core::report::RunEnd;
 
 #[test]
-fn v1_of_a_node_that_was_put_back() {
-    let lines = parse(include_str!("fixtures/journal-v1/rolled-back.jsonl")).unwrap();
-    let folded = fold(lines.iter().map(|line| &line.entry)).unwrap();
-    let RunState::Ended { end: RunEnd::RolledBackNode { instance, .. } } = &folded.state else {
-        panic!("{:?}", folded.state)
-    };
-    assert_eq!(folded.ended[instance], TurnEnd::RolledBack);
-    assert_eq!(folded.ended.values().filter(|end| **end == TurnEnd::Changed).count(), 3);
-    assert!(folded.paused.is_empty() && folded.evicted.is_empty() && folded.open.is_empty());
+fn v1_and_v2_of_a_node_that_was_put_back() {
+    for text in [
+        include_str!("fixtures/journal-v1/rolled-back.jsonl"),
+        include_str!("fixtures/journal-v2/rolled-back.jsonl"),
+    ] {
+        let lines = parse(text).unwrap();
+        let folded = fold(lines.iter().map(|line| &line.entry)).unwrap();
+        let RunState::Ended { end: RunEnd::RolledBackNode { instance, .. } } = &folded.state else {
+            panic!("{:?}", folded.state)
+        };
+        assert_eq!(folded.ended[instance], TurnEnd::RolledBack);
+        assert_eq!(folded.ended.values().filter(|end| **end == TurnEnd::Changed).count(), 3);
+        assert!(folded.paused.is_empty() && folded.evicted.is_empty() && folded.open.is_empty());
+    }
 }
 
 #[test]
-fn v1_of_a_run_that_was_killed_while_it_paused_a_task() {
-    let lines = parse(include_str!("fixtures/journal-v1/killed.jsonl")).unwrap();
+fn v1_and_v2_of_a_run_that_was_killed_while_it_paused_a_task() {
+    for text in [
+        include_str!("fixtures/journal-v1/killed.jsonl"),
+        include_str!("fixtures/journal-v2/killed.jsonl"),
+    ] {
+        let lines = parse(text).unwrap();
+        let folded = fold(lines.iter().map(|line| &line.entry)).unwrap();
+        let RunState::InDoubt { steps } = &folded.state else { panic!("{:?}", folded.state) };
+        assert!(matches!(steps[..], [Step::PauseSubtask { .. }]));
+        // It may have happened: what was begun is taken back or gone on with, never forgotten.
+        let task = (TaskName::new("t1").unwrap(), SourceId::new("s1").unwrap());
+        assert!(folded.paused.contains(&task));
+        assert!(!folded.open.is_empty());
+    }
+}
+
+#[test]
+fn v2_of_a_run_that_the_operator_was_taking_back() {
+    let lines = parse(include_str!("fixtures/journal-v2/taken-back.jsonl")).unwrap();
     let folded = fold(lines.iter().map(|line| &line.entry)).unwrap();
-    let RunState::InDoubt { steps } = &folded.state else { panic!("{:?}", folded.state) };
-    assert!(matches!(steps[..], [Step::PauseSubtask { .. }]));
-    // It may have happened: what was begun is taken back or gone on with, never forgotten.
-    let task = (TaskName::new("t1").unwrap(), SourceId::new("s1").unwrap());
-    assert!(folded.paused.contains(&task));
-    assert!(!folded.open.is_empty());
+    assert_eq!((folded.way_back, folded.state), (Some(WayBack::Asked), RunState::Ready));
+    let ended = |end| folded.ended.values().filter(|it| **it == end).count();
+    assert_eq!((ended(TurnEnd::RolledBack), folded.open.len()), (1, 0));
+    assert!(ended(TurnEnd::Changed) > 0);
 }
 
 #[test]
 fn a_journal_of_a_later_dmup_is_refused() {
-    let text = include_str!("fixtures/journal-v1/killed.jsonl").replacen("\"v\":1", "\"v\":2", 1);
-    assert!(matches!(parse(&text), Err(BadJournal::TooNew { line: 1, found: 2 })));
+    let text = include_str!("fixtures/journal-v1/killed.jsonl").replacen("\"v\":1", "\"v\":3", 1);
+    assert!(matches!(parse(&text), Err(BadJournal::TooNew { line: 1, found: 3 })));
 }
 
 #[test]

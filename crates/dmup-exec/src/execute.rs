@@ -9,7 +9,7 @@ use std::time::Duration;
 use dmup_core::digest::Digest;
 use dmup_core::ids::{HostId, InstanceId, SourceId, TaskName};
 use dmup_core::instance::{Instance, Role};
-use dmup_core::journal::{Away, Entry, Folded, Line, OpenTurn, RunState, TurnEnd, fold};
+use dmup_core::journal::{Away, Entry, Folded, Line, OpenTurn, RunState, TurnEnd, WayBack, fold};
 use dmup_core::plan::{Kind, Plan, Step, Turn, basis_of, check, leader_of};
 use dmup_core::policy::OnFailure;
 use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
@@ -103,7 +103,7 @@ pub async fn resume(
 /// Takes an unfinished run back: the turn under way first, then every turn that it made, last first.
 /// Believes the hosts; what the run paused or evicted is undone with its turn.
 ///
-/// A good end is [`RunEnd::RolledBackAll`].
+/// A good end is [`RunEnd::TakenBack`]. Whoever resumes it after a crash goes on with the way back.
 ///
 /// # Errors
 ///
@@ -111,7 +111,6 @@ pub async fn resume(
 pub async fn take_back(
     plan: &Plan,
     past: &[Line],
-    why: &str,
     reach: Reach<'_>,
     journal: &mut dyn Journal,
     events: &mut (dyn FnMut(Event) + Send),
@@ -134,7 +133,8 @@ pub async fn take_back(
         run.recorder.write(&Entry::RunResumed)?;
     }
     run.remember(&folded);
-    let end = run.take_back_to_an_end(&folded, why).await?;
+    let is_decided = folded.way_back == Some(WayBack::Asked);
+    let end = run.go_back_wholly(&folded.open, &WayBack::Asked, is_decided).await?;
     run.close(end)
 }
 
@@ -354,30 +354,6 @@ impl<'a> Run<'a> {
         Ok(self.into_report(end))
     }
 
-    async fn take_back_to_an_end(&mut self, past: &Folded, why: &str) -> Result<RunEnd, RunError> {
-        let first = || self.plan.turns.first().map(|turn| turn.instance.clone());
-        let Some(culprit) = past.open.first().map(|open| open.instance.clone()).or_else(first)
-        else {
-            return Ok(RunEnd::Interrupted);
-        };
-        let mut bad = Vec::new();
-        for open in past.open.iter().rev() {
-            // A turn of an earlier way back goes on as it is; any other turns round.
-            let mut open = open.clone();
-            if past.going_back_wholly.is_none() && open.going_back.is_none() {
-                open.going_back = Some(why.to_owned());
-            }
-            let floor = Arc::clone(&self.floor).lock_owned().await;
-            let result = self.continue_turn(&open, floor).await?;
-            let is_back = result.end == Some(TurnEnd::RolledBack);
-            bad.extend(self.verdict(&open.instance, result).filter(|_| !is_back));
-        }
-        match worst(bad) {
-            Some(end) => Ok(end),
-            None => self.go_back_wholly(&culprit, why).await,
-        }
-    }
-
     async fn go_to_an_end(&mut self, past: &Folded) -> Result<RunEnd, RunError> {
         let has_turned = !past.open.is_empty() || !past.ended.is_empty();
         if !has_turned {
@@ -394,10 +370,13 @@ impl<'a> Run<'a> {
                 return Ok(RunEnd::Interrupted);
             }
         }
+        if let Some(way) = &past.way_back {
+            return self.go_back_wholly(&past.open, way, true).await;
+        }
         // Killed while another node of the batch was failing: who has not opened its window does not open it now.
         let has_failed =
             past.failed.is_some() || past.open.iter().any(|it| it.going_back.is_some());
-        self.is_failing.set(has_failed && past.going_back_wholly.is_none());
+        self.is_failing.set(has_failed);
         // Last first: who began last had the floor, and what it paused or moved is in the others' way.
         let turns = past.open.iter().rev().map(|open| async {
             let floor = self.floor_for(open).await;
@@ -405,16 +384,8 @@ impl<'a> Run<'a> {
             Ok::<_, RunError>((open.instance.clone(), result))
         });
         let results = try_join_all(turns).await?;
-        let end = if past.going_back_wholly.is_some() {
-            worst(results.into_iter().filter_map(|(id, result)| self.verdict(&id, result)))
-        } else {
-            self.after_turns(results).await?
-        };
-        if let Some(end) = end {
+        if let Some(end) = self.after_turns(results).await? {
             return Ok(end);
-        }
-        if let Some((instance, why)) = &past.going_back_wholly {
-            return self.go_back_wholly(instance, why).await;
         }
         if let Some((instance, end, why)) = &past.failed {
             // Killed between the end of that turn and the end of the run: no other node gets this build.
@@ -527,7 +498,8 @@ impl<'a> Run<'a> {
         let ends = results.into_iter().filter_map(|(id, result)| self.verdict(&id, result));
         match (worst(ends), self.plan.policy.on_failure) {
             (Some(RunEnd::RolledBackNode { instance, why }), OnFailure::RollbackAll) => {
-                self.go_back_wholly(&instance, &why).await.map(Some)
+                let way = WayBack::Failure { instance, why };
+                self.go_back_wholly(&[], &way, false).await.map(Some)
             }
             (verdict, _) => Ok(verdict),
         }
@@ -552,15 +524,41 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Takes every turn back that this run has made, last first.
+    /// Takes every turn back that this run has made, last first: those under way, then those that have ended.
     async fn go_back_wholly(
         &mut self,
-        culprit: &InstanceId,
-        why: &str,
+        open: &[OpenTurn],
+        way: &WayBack,
+        is_decided: bool,
     ) -> Result<RunEnd, RunError> {
-        self.recorder
-            .write(&Entry::GoingBackWholly { instance: culprit.clone(), why: why.to_owned() })?;
+        let why = match way {
+            WayBack::Failure { why, .. } => why,
+            WayBack::Asked => "the operator takes the run back",
+        };
+        if !is_decided {
+            self.recorder.write(&match way {
+                WayBack::Failure { instance, why } => {
+                    Entry::GoingBackWholly { instance: instance.clone(), why: why.clone() }
+                }
+                WayBack::Asked => Entry::TakingBack,
+            })?;
+        }
         self.is_failing.set(false);
+        let mut bad = Vec::new();
+        for open in open.iter().rev() {
+            // A turn of this way back goes on as it is; any other turns round.
+            let mut open = open.clone();
+            if open.going_back.is_none() && !self.is_returning(&open) {
+                open.going_back = Some(why.to_owned());
+            }
+            let floor = Arc::clone(&self.floor).lock_owned().await;
+            let result = self.continue_turn(&open, floor).await?;
+            let is_back = result.end == Some(TurnEnd::RolledBack);
+            bad.extend(self.verdict(&open.instance, result).filter(|_| !is_back));
+        }
+        if let Some(end) = worst(bad) {
+            return Ok(end);
+        }
         let mut queue: VecDeque<Turn> = self
             .plan
             .turns
@@ -588,7 +586,10 @@ impl<'a> Run<'a> {
                 return Ok(end);
             }
         }
-        Ok(RunEnd::RolledBackAll { instance: culprit.clone(), why: why.to_owned() })
+        Ok(match way.clone() {
+            WayBack::Failure { instance, why } => RunEnd::RolledBackAll { instance, why },
+            WayBack::Asked => RunEnd::TakenBack,
+        })
     }
 
     /// The front of the queue, unless it leads: then the masters that follow go first.
@@ -760,6 +761,7 @@ fn worst(ends: impl IntoIterator<Item = RunEnd>) -> Option<RunEnd> {
         RunEnd::Failed { .. } => 1,
         RunEnd::RolledBackNode { .. }
         | RunEnd::RolledBackAll { .. }
+        | RunEnd::TakenBack
         | RunEnd::Done
         | RunEnd::Paused
         | RunEnd::Interrupted => 0,
@@ -772,7 +774,7 @@ fn worst(ends: impl IntoIterator<Item = RunEnd>) -> Option<RunEnd> {
             | RunEnd::Failed { why }
             | RunEnd::RolledBackNode { why, .. }
             | RunEnd::RolledBackAll { why, .. } => Some(why),
-            RunEnd::Done | RunEnd::Paused | RunEnd::Interrupted => None,
+            RunEnd::TakenBack | RunEnd::Done | RunEnd::Paused | RunEnd::Interrupted => None,
         };
         if let (
             RunEnd::Unknown { why }

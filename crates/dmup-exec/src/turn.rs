@@ -101,8 +101,7 @@ impl Run<'_> {
         };
         let planned = self.plan.turns.iter().find(|turn| turn.instance == open.instance);
         let around = around_of(&open.steps);
-        let is_return =
-            planned.is_some_and(|turn| window_of(&turn.steps) != window_of(&open.steps));
+        let is_return = self.is_returning(open);
         let texts = planned.and_then(|turn| turn.texts.as_ref());
         let has_passed = |step: Option<&Step>| step.is_some_and(|it| open.finished.contains(it));
         let mut stage = Stage {
@@ -162,6 +161,12 @@ impl Run<'_> {
             .map(|(_, step)| step.clone())
             .collect();
         self.take_steps(&mut stage, &steps).await
+    }
+
+    /// Whether a turn that an earlier process began takes one of this run back.
+    pub(crate) fn is_returning(&self, open: &OpenTurn) -> bool {
+        let planned = self.plan.turns.iter().find(|turn| turn.instance == open.instance);
+        planned.is_some_and(|turn| window_of(&turn.steps) != window_of(&open.steps))
     }
 
     fn is_return(&self, turn: &Turn) -> bool {

@@ -13,7 +13,7 @@ use dmup_core::ids::{ClusterName, InstanceId, UserName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::Inventory;
 use dmup_core::journal::{Folded, RunState, TurnEnd, fold};
-use dmup_core::plan::{ParcelSpec, Plan, TargetBuild};
+use dmup_core::plan::{Kind as PlanKind, ParcelSpec, Plan, TargetBuild};
 use dmup_core::report::{Report, RunEnd};
 use dmup_core::selection::BadSelection;
 use dmup_core::texts::Texts;
@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::{Command, Global, SshKind};
 use crate::ask;
+use crate::commands::run::how_to_go_on;
 use crate::failure::{Failure, Kind, chain};
 use crate::manner::Manner;
 use crate::printer::Printer;
@@ -452,8 +453,8 @@ impl Known {
     }
 
     /// Runs that can go on, oldest first.
-    pub(crate) fn unfinished_runs(&self) -> Result<Vec<Utf8PathBuf>, Failure> {
-        Ok(self.runs()?.into_iter().filter(PastRun::can_go_on).map(|run| run.path).collect())
+    pub(crate) fn unfinished_runs(&self) -> Result<Vec<PastRun>, Failure> {
+        Ok(self.runs()?.into_iter().filter(PastRun::can_go_on).collect())
     }
 
     /// A new hotfix must not begin on top of half of another.
@@ -463,9 +464,10 @@ impl Known {
         else {
             return Ok(());
         };
-        Err(Failure::refused(format_args!("run {} of {} has not ended", run.id, self.name))
-            .hint(format_args!("`dmup resume {}` goes on with it", self.name))
-            .hint(format_args!("`dmup rollback {}` takes it back", self.name)))
+        let refusal =
+            Failure::refused(format_args!("run {} of {} has not ended", run.id, self.name));
+        let hints = run.kind().map(|kind| how_to_go_on(kind, &self.name));
+        Err(hints.into_iter().fold(refusal, Failure::hint))
     }
 
     /// The build that the last run left on each instance, as long as the cluster has the version that it had then.
@@ -520,6 +522,11 @@ pub(crate) struct PastRun {
 }
 
 impl PastRun {
+    /// What it is for; none if it cannot be read.
+    pub(crate) fn kind(&self) -> Option<PlanKind> {
+        self.content.as_ref().ok().map(|(plan, _)| plan.kind)
+    }
+
     pub(crate) fn can_go_on(&self) -> bool {
         match &self.content {
             Ok((_, folded)) => match &folded.state {

@@ -25,8 +25,8 @@ pub struct Line {
 }
 
 impl Line {
-    /// Format that this dmup writes. 1: first.
-    pub const FORMAT: u32 = 1;
+    /// Format that this dmup writes. 1: first. 2: [`Entry::TakingBack`] and [`RunEnd::TakenBack`].
+    pub const FORMAT: u32 = 2;
 }
 
 /// A fact.
@@ -112,6 +112,8 @@ pub enum Entry {
         /// Why.
         why: String,
     },
+    /// As [`Entry::GoingBackWholly`], since the operator wants it.
+    TakingBack,
     /// The turn is over.
     TurnEnds {
         /// Whose.

@@ -54,6 +54,20 @@ pub struct OpenTurn {
     pub going_back: Option<String>,
 }
 
+/// Why all turns of a run are being undone.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum WayBack {
+    /// A node was not healthy, and the policy is to go back wholly.
+    Failure {
+        /// Which.
+        instance: InstanceId,
+        /// What was wrong with it.
+        why: String,
+    },
+    /// The operator takes the run back.
+    Asked,
+}
+
 /// All that a journal says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Folded {
@@ -75,8 +89,8 @@ pub struct Folded {
     pub paused: BTreeSet<(TaskName, SourceId)>,
     /// Masters that we may have evicted and have not released.
     pub evicted: BTreeSet<InstanceId>,
-    /// All turns are being undone since this node failed, and why.
-    pub going_back_wholly: Option<(InstanceId, String)>,
+    /// All turns are being undone.
+    pub way_back: Option<WayBack>,
     /// It has paused where its plan says so.
     pub has_paused: bool,
 }
@@ -107,7 +121,7 @@ pub fn fold<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Folded, 
         failed: None,
         paused: BTreeSet::new(),
         evicted: BTreeSet::new(),
-        going_back_wholly: None,
+        way_back: None,
         has_paused: false,
     };
     for (index, entry) in entries.into_iter().enumerate() {
@@ -181,8 +195,10 @@ impl Folded {
                 open.going_back = Some(why.clone());
             }
             Entry::GoingBackWholly { instance, why } => {
-                self.going_back_wholly = Some((instance.clone(), why.clone()));
+                let (instance, why) = (instance.clone(), why.clone());
+                self.way_back = Some(WayBack::Failure { instance, why });
             }
+            Entry::TakingBack => self.way_back = Some(WayBack::Asked),
             Entry::TurnEnds { instance, end, failure } => {
                 self.open_turn(instance)?;
                 self.open.retain(|open| open.instance != *instance);

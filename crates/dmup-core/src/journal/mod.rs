@@ -9,4 +9,4 @@ mod entry;
 mod fold;
 
 pub use entry::{Away, BadJournal, Entry, Line, TurnEnd, parse};
-pub use fold::{Folded, IllegalEntry, OpenTurn, RunState, fold};
+pub use fold::{Folded, IllegalEntry, OpenTurn, RunState, WayBack, fold};

@@ -10,7 +10,7 @@ use dmup_exec::{Event, MemoryJournal, execute};
 use tokio_util::sync::CancellationToken;
 
 use crate::sim::{Behaviour, Sim, id, old};
-use crate::{SMALL, all_new, all_old, back, go, go_and, go_on, old_version, plan, reach};
+use crate::{SMALL, all_new, all_old, go, go_and, go_on, old_version, plan, reach};
 
 /// A run that was killed right after it wrote down that the first such step holds.
 async fn killed_after(plan: &Plan, wanted: fn(&Step) -> bool) -> (Sim, MemoryJournal) {
@@ -154,35 +154,6 @@ async fn a_process_that_begins_as_the_shell_of_its_run_script_is_looked_at_again
     assert_eq!(report.end, RunEnd::Done);
     assert!(all_new(&sim));
     assert_eq!(sim.is_settled(), Vec::<String>::new());
-}
-
-#[tokio::test]
-async fn a_way_back_of_all_nodes_that_was_killed_stays_one_when_it_is_resumed() {
-    let plan = plan(&Sim::new(&SMALL, 1), &SMALL).await;
-    // Some turns have ended, one is under way.
-    let begun = async || {
-        killed_after(
-            &plan,
-            |s| matches!(s, Step::Window { instance, .. } if *instance == id("h1:8262")),
-        )
-        .await
-    };
-    let (sim, mut journal) = begun().await;
-    back(&plan, &sim, &mut journal).await.unwrap();
-    let is_it = |entry: &Entry| matches!(entry, Entry::GoingBackWholly { .. });
-    let decided = journal.entries.iter().position(is_it).unwrap();
-    for limit in decided + 1..journal.entries.len() {
-        let (sim, mut journal) = begun().await;
-        journal.killed_at = Some(limit);
-        back(&plan, &sim, &mut journal).await.unwrap_err();
-        journal.killed_at = None;
-        let report = go_on(&plan, &sim, &mut journal).await.unwrap();
-        let context = format!("killed at {limit}: {:?}", report.end);
-        assert!(matches!(report.end, RunEnd::RolledBackAll { .. }), "{context}");
-        assert_eq!(report.exit_code(), 5, "{context}");
-        assert!(all_old(&sim), "{context}");
-        assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
-    }
 }
 
 #[tokio::test]

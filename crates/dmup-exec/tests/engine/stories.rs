@@ -198,6 +198,7 @@ impl Story {
         };
         must(
             match code {
+                0 if report.end == RunEnd::TakenBack => all_old(sim),
                 0 => all_new(sim),
                 1 | 5 => all_old(sim),
                 6 => !all_old(sim),
@@ -210,10 +211,12 @@ impl Story {
             (RunEnd::Done, bad) => must(bad.is_none(), "a bad build was taken for a good one"),
             // A host that is away for longer than its guard waits goes back, too.
             (RunEnd::RolledBackAll { .. }, bad) => must(
-                goes_back
-                    || (bad.is_some() || is_cut_off) && self.on_failure == OnFailure::RollbackAll,
+                (bad.is_some() || is_cut_off) && self.on_failure == OnFailure::RollbackAll,
                 "it went back although nobody wanted that",
             ),
+            (RunEnd::TakenBack, _) => {
+                must(goes_back, "it was taken back although nobody wanted that")
+            }
             (RunEnd::RolledBackNode { .. } | RunEnd::Failed { .. }, bad) => {
                 must(bad.is_some() || goes_back || is_cut_off, "a good build was not taken");
             }
@@ -279,8 +282,7 @@ async fn one_process(
         if past.is_empty() {
             execute(plan, reach(sim), &mut journal, &mut hear, &cancel).await
         } else if goes_back {
-            let why = "the operator said so";
-            take_back(plan, &past, why, reach(sim), &mut journal, &mut hear, &cancel).await
+            take_back(plan, &past, reach(sim), &mut journal, &mut hear, &cancel).await
         } else {
             resume(plan, &past, reach(sim), &mut journal, &mut hear, &cancel).await
         }

@@ -9,7 +9,7 @@ pub(crate) async fn run(args: &ResumeArgs, context: &Context) -> Result<(), Fail
     let known = context.cluster(&args.cluster)?;
     let folder = match &args.run {
         Some(id) => known.run_folder(id)?,
-        None => known.unfinished_runs()?.pop().ok_or_else(|| {
+        None => known.unfinished_runs()?.pop().map(|run| run.path).ok_or_else(|| {
             Failure::refused(format_args!("no run of {} was interrupted", known.name))
                 .hint(format_args!("`dmup runs {}` lists all runs", known.name))
         })?,

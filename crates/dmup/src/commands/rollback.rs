@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use camino::Utf8Path;
 use dmup_core::builds::RecordedBuild;
 use dmup_core::ids::InstanceId;
 use dmup_core::instance::Instance;
@@ -10,16 +9,16 @@ use dmup_core::plan::{
     Allowances, Blocker, Decision, Kind, RollbackRequest, RollbackTarget, plan_rollback,
 };
 use dmup_core::policy::Policy;
-use dmup_core::report::{Report, RunEnd};
+use dmup_core::report::Report;
 use dmup_core::selection::select;
 use dmup_remote::Fleet;
 use dmup_remote::dm_api::DmClient;
 
-use super::run::Begun;
+use super::run::{Begun, Onward};
 use super::{patch, run};
 use crate::args::RollbackArgs;
 use crate::ask;
-use crate::context::{Context, Known, bad_selection};
+use crate::context::{Context, Known, PastRun, bad_selection};
 use crate::failure::Failure;
 
 pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Failure> {
@@ -34,8 +33,7 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
         if named || !args.selection.roles.is_empty() {
             return Err(Failure::refused(format_args!(
                 "run {} of {} has not ended: only all of it can be taken back",
-                run::id_of(&unfinished),
-                known.name
+                unfinished.id, known.name
             ))
             .hint(format_args!("`dmup rollback {}` without -N and -R", known.name)));
         }
@@ -188,30 +186,25 @@ impl Wanted<'_> {
     }
 }
 
-/// A run that was interrupted goes back as a whole, with everything that it paused or evicted.
-async fn take_back(folder: &Utf8Path, known: &Known, context: &Context) -> Result<(), Failure> {
+/// A run that was interrupted goes back as a whole, with everything that it paused or evicted. One that is a way back itself
+/// goes on: to take it back would bring the hotfix again.
+async fn take_back(run: &PastRun, known: &Known, context: &Context) -> Result<(), Failure> {
+    let onward = match run.kind() {
+        Some(Kind::Rollback) => Onward::Forth,
+        Some(Kind::Hotfix | Kind::Restart | Kind::Reload) | None => Onward::Back,
+    };
     if !context.global.yes {
-        ask::confirm(&format!(
-            "Run {} of {} has not ended. Will put every node that it changed back.",
-            run::id_of(folder),
-            known.name
-        ))?;
+        let what = match onward {
+            Onward::Forth => "It is a way back: will go on with it",
+            Onward::Back => "Will put every node that it changed back",
+        };
+        ask::confirm(&format!("Run {} of {} has not ended. {what}.", run.id, known.name))?;
     }
     let _lock = known.lock("rollback")?;
     let all = known.meta.instances();
     let fleet = known.fleet(context, &all)?;
     let dm = known.dm(&all)?;
-    let work = run::go_on(folder, run::Onward::Back, known, &fleet, &dm, context);
+    let work = run::go_on(&run.path, onward, known, &fleet, &dm, context);
     let (report, kind) = context.with_lease(&known.name, "rollback", &fleet, work).await?;
-    if matches!(report.end, RunEnd::RolledBackAll { .. }) && report.exit_code() == 5 {
-        context.printer.talk(match kind {
-            Kind::Hotfix | Kind::Rollback => {
-                "Done: every node of the run is back on the build from before"
-            }
-            Kind::Reload => "Done: every node of the run has its files from before",
-            Kind::Restart => "Done: the run is given up; nothing stays paused or moved",
-        });
-        return Ok(());
-    }
     run::end(&report, kind, known, context)
 }

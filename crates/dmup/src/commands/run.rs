@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dmup_core::ids::{HostId, InstanceId};
+use dmup_core::ids::{ClusterName, HostId, InstanceId};
 use dmup_core::instance::Instance;
-use dmup_core::journal::Away;
+use dmup_core::journal::{Away, fold};
 use dmup_core::plan::{Blocker, Decision, Kind as RunKind, Plan};
 use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
 use dmup_core::texts::Texts;
@@ -145,7 +145,10 @@ pub(crate) async fn go_on(
     let run = RunFolder::at(folder);
     let plan = run.plan().map_err(|error| not_begun(&error.into()))?;
     let (mut journal, past) = run.journal().map_err(|error| not_begun(&error.into()))?;
+    let is_going_back =
+        fold(past.iter().map(|line| &line.entry)).is_ok_and(|folded| folded.way_back.is_some());
     let word = match onward {
+        Onward::Forth if is_going_back => "resumed: it was on its way back",
         Onward::Forth => "resumed",
         Onward::Back => "taken back",
     };
@@ -159,10 +162,7 @@ pub(crate) async fn go_on(
     let mut print = |event: Event| progress.event(&event);
     let outcome = match onward {
         Onward::Forth => resume(&plan, &past, reach, &mut journal, &mut print, &cancel).await,
-        Onward::Back => {
-            let why = "the operator takes the run back";
-            take_back(&plan, &past, why, reach, &mut journal, &mut print, &cancel).await
-        }
+        Onward::Back => take_back(&plan, &past, reach, &mut journal, &mut print, &cancel).await,
     };
     listener.abort();
     drop(progress);
@@ -327,18 +327,26 @@ pub(crate) fn end(
                 .talk(format_args!("Done: {} node(s) {words}, all healthy", changed.len()));
             Ok(())
         }
+        (RunEnd::TakenBack, 0) => {
+            context.printer.talk(match kind {
+                RunKind::Hotfix | RunKind::Rollback => {
+                    "Done: every node of the run is back on the build from before"
+                }
+                RunKind::Reload => "Done: every node of the run has its files from before",
+                RunKind::Restart => "Done: the run is given up; nothing stays paused or moved",
+            });
+            Ok(())
+        }
         (RunEnd::Paused, _) => {
             context.printer.talk(format_args!(
-                "Paused after {} node(s), all healthy\n{now}\n  `dmup resume {}` goes on, `dmup rollback {}` takes it back",
+                "Paused after {} node(s), all healthy\n{now}\n  {}",
                 changed.len(),
-                known.name,
-                known.name
+                how_to_go_on(kind, &known.name)
             ));
             Ok(())
         }
         (RunEnd::Interrupted, _) => Err(failure(Kind::Interrupted, "stopped as asked".to_owned())
-            .hint(format_args!("`dmup resume {}` goes on", known.name))
-            .hint(format_args!("`dmup rollback {}` takes it back", known.name))),
+            .hint(how_to_go_on(kind, &known.name))),
         (end, code) => {
             let (error, why) = match end {
                 RunEnd::RolledBackNode { instance, why } => {
@@ -352,6 +360,10 @@ pub(crate) fn end(
                     ("it is not known how the cluster is".to_owned(), why.clone())
                 }
                 RunEnd::Failed { why } => ("the run failed".to_owned(), why.clone()),
+                RunEnd::TakenBack => (
+                    "not every node of the run could be put back".to_owned(),
+                    "some were left as they are, before it was taken back".to_owned(),
+                ),
                 RunEnd::Done | RunEnd::Paused | RunEnd::Interrupted => {
                     (String::new(), String::new())
                 }
@@ -379,6 +391,17 @@ pub(crate) fn end(
             }
             Err(failure)
         }
+    }
+}
+
+/// What to type about a run that has not ended.
+pub(crate) fn how_to_go_on(kind: RunKind, cluster: &ClusterName) -> String {
+    match kind {
+        // Taking a way back back would bring the hotfix again, which nobody means by the word.
+        RunKind::Rollback => format!("`dmup resume {cluster}` goes on with it"),
+        RunKind::Hotfix | RunKind::Restart | RunKind::Reload => format!(
+            "`dmup resume {cluster}` goes on with it, `dmup rollback {cluster}` takes it back"
+        ),
     }
 }
 

@@ -111,13 +111,15 @@ fn state_words(run: &PastRun) -> String {
         Err(why) => format!("unreadable: {why}"),
         Ok((_, folded)) => match &folded.state {
             RunState::Ready | RunState::InDoubt { .. } | RunState::Stopped { .. } => {
-                "interrupted; can go on".to_owned()
+                let while_ = if folded.way_back.is_some() { " on its way back" } else { "" };
+                format!("interrupted{while_}; can go on")
             }
             RunState::Ended { end } => match end {
                 RunEnd::Done => "done".to_owned(),
                 RunEnd::Failed { why } => format!("failed: {why}"),
                 RunEnd::RolledBackNode { instance, .. } => format!("{instance} put back"),
                 RunEnd::RolledBackAll { .. } => "all put back".to_owned(),
+                RunEnd::TakenBack => "taken back".to_owned(),
                 RunEnd::Interrupted => "stopped as asked; can go on".to_owned(),
                 RunEnd::Paused => "paused; can go on".to_owned(),
                 RunEnd::Unknown { .. } => "unknown; can go on".to_owned(),

@@ -14,6 +14,7 @@ use dmup_exec::ports::Dm as _;
 use futures::future::join_all;
 use serde::Serialize;
 
+use super::run::how_to_go_on;
 use crate::args::{Format, VersionsArgs};
 use crate::context::{Context, Known, bad_selection};
 use crate::failure::{Failure, Kind};
@@ -143,10 +144,8 @@ pub(crate) fn tell(
     }
     // Of two builds in one role that is the usual reason.
     for run in known.runs()?.iter().filter(|run| run.can_go_on() && run.touched_a_node()) {
-        context.printer.aside(format_args!(
-            "note: run {} has not ended; `dmup resume {}` goes on with it, `dmup rollback {}` takes it back",
-            run.id, known.name, known.name
-        ));
+        let how = run.kind().map(|kind| how_to_go_on(kind, &known.name)).unwrap_or_default();
+        context.printer.aside(format_args!("note: run {} has not ended; {how}", run.id));
     }
     Ok(())
 }
