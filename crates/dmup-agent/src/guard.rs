@@ -46,6 +46,7 @@ use crate::host::{Places, boot_id, clock_ms};
 use crate::refuse::{Reply, When, refuse};
 use crate::services::{Services, supervised, systemd};
 use crate::switch::{switch, undo};
+use crate::trees;
 
 /// A stop beyond systemd's own 90 s will not come any more.
 const STOP_LIMIT: Duration = Duration::from_secs(180);
@@ -475,13 +476,19 @@ pub(crate) fn leftovers(
             }
         }
         let live = deploy_dir.join("bin");
-        for saved in entries(deploy_dir, |name| name.starts_with("bin.old.")) {
+        let staged = deploy_dir.join("bin.dmup");
+        let ours = [staged.clone(), trees::kept(&staged)];
+        let ours = ours.into_iter().filter(|tree| tree.is_dir());
+        let saved = entries(deploy_dir, |name| name.starts_with("bin.old."));
+        for (tree, kind) in (saved.into_iter().map(|it| (it, LeftoverKind::TiupBackup)))
+            .chain(ours.map(|it| (it, LeftoverKind::Tree)))
+        {
             // One that cannot be read is no reason to say nothing of the rest.
             let build = hashes.and_then(|hashes| {
                 let below = binary.strip_prefix(&live).ok()?;
-                hashes.of_existing(&saved.join(below)).ok()??.0.into()
+                hashes.of_existing(&tree.join(below)).ok()??.0.into()
             });
-            add(LeftoverKind::TiupBackup, saved, build);
+            add(kind, tree, build);
         }
         // TiUP sends a package here, unpacks it, and takes it away (pkg/cluster/task/install_package.go).
         let is_package = |name: &str| name.ends_with(".tar.gz") || name.ends_with(".tgz");

@@ -31,6 +31,7 @@ mod services;
 mod shell;
 mod stage;
 mod switch;
+mod trees;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -23,6 +23,7 @@ use crate::files::{check_absolute, check_relative, remove, sync_folder};
 use crate::refuse::{Reply, When, bad, refuse, system};
 use crate::run::{self, NotRun};
 use crate::stage::{check_space, manifest};
+use crate::trees;
 
 /// A version is printed in milliseconds; a cold disk takes longer.
 const VERSION_LIMIT: Duration = Duration::from_secs(20);
@@ -72,7 +73,7 @@ pub(crate) fn prepare(order: &Prepare) -> Reply {
             return Err(refusal);
         }
     };
-    remove(&order.staged)?;
+    trees::make_room(order)?;
     fs::rename(&part, &order.staged).when(attempted)?;
     if let Some(folder) = order.staged.parent() {
         check_exchange(folder)?;
@@ -431,6 +432,7 @@ pub(crate) mod tests {
             binary: "dm-worker/dm-worker".into(),
             digest: Digest::of(new.as_bytes()),
             version_arguments: Some(vec!["-V".into()]),
+            keeps: None,
         };
         Deployed { _keep: keep, dir, order }
     }

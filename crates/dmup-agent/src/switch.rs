@@ -7,6 +7,7 @@
 //! | live | staged | unit | what is done |
 //! |---|---|---|---|
 //! | `from` | `to` | any | stop, exchange, start |
+//! | `from` | anything else, and `to` is kept | any | `to` is brought to its place first ([`crate::trees`]) |
 //! | `from` = `to` | any | another process than before, files as ordered | nothing: `already` |
 //! | `from` = `to` | any | anything else | stop, start |
 //! | `to` | any | runs `to` | nothing: `already` |
@@ -28,6 +29,7 @@ use crate::hash::{Hashes, Identity};
 use crate::processes;
 use crate::refuse::{Reply, When, bad, refuse, with_state};
 use crate::services::{Services, UnitSeen};
+use crate::trees;
 
 /// How long systemd may take to call a started unit active. TiUP's units are `Type=simple`: at once.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -38,6 +40,9 @@ const GLANCE: Duration = Duration::from_millis(10);
 /// Carries a window out.
 pub(crate) fn switch(services: &dyn Services, hashes: &Hashes, order: &Switch) -> Reply {
     check(order)?;
+    if order.from != order.to {
+        trees::bring_forward(order, hashes)?;
+    }
     let trees = Trees::look(hashes, order)?;
     let unit = services.look_at(&order.unit)?;
     if !order.restart {
@@ -510,6 +515,27 @@ pub(crate) mod tests {
         let back = Switch { from: order.to.clone(), to: order.from.clone(), ..order.clone() };
         switched(switch(&services, &hashes, &back));
         assert_eq!(live(&order), "old");
+    }
+
+    #[test]
+    fn a_build_that_was_kept_is_brought_to_its_place_before_the_stop() {
+        for failed in [true, false] {
+            let (_keep, order) = trees();
+            let kept = trees::kept(&order.staged);
+            fs::rename(&order.staged, &kept).unwrap();
+            if failed {
+                fs::create_dir_all(order.staged.join("dm-worker")).unwrap();
+                fs::write(order.staged.join(&order.binary), "failed").unwrap();
+            }
+            let (services, hashes) = (running(), Hashes::default());
+            assert!(!switched(switch(&services, &hashes, &order)).already);
+            assert_eq!(services.orders(), ["stop", "start"]);
+            let of = |tree: &Utf8Path| fs::read_to_string(tree.join(&order.binary)).ok();
+            let failed = failed.then(|| "failed".to_owned());
+            assert_eq!((live(&order).as_str(), of(&kept)), ("new", failed));
+            // Its way back lies where a guard looks for it.
+            assert_eq!(of(&order.staged).as_deref(), Some("old"));
+        }
     }
 
     /// A window without an exchange around this test's own program, which runs as `old_pid` did before.

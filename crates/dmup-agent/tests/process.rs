@@ -218,6 +218,7 @@ fn playground() -> (Playground, Talk) {
         binary: "dm-worker/dm-worker".into(),
         digest: Digest::of(&new),
         version_arguments: Some(vec!["--version".into()]),
+        keeps: None,
     }));
     assert!(
         matches!(&prepared, Outcome::Prepared { version: Some(said) } if said.contains("bash")),

@@ -69,6 +69,8 @@ pub enum LeftoverKind {
     TiupBackup,
     /// A package that TiUP sent and did not take away again: it lies in `bin`.
     TiupUpload,
+    /// A tree of ours beside `bin`: one that ran before, or that is ready to.
+    Tree,
 }
 
 /// A process and its unit, as the host sees them.

@@ -204,6 +204,7 @@ fn cluster_with(
         offline: false,
         allow: Allowances::default(),
         known_bad: BTreeMap::new(),
+        ways_back: BTreeMap::new(),
     };
     Cluster { request, inventory, policy: Policy::default() }
 }
@@ -888,7 +889,16 @@ fn a_plan_of_an_earlier_version_can_be_read_and_keeps_its_fingerprint() {
 
 #[test]
 fn the_way_back_follows_the_same_rules_and_sends_nothing() {
-    let cluster = cluster(3, 1, 3, 2, "v8.1.0");
+    let mut cluster = cluster(3, 1, 3, 2, "v8.1.0");
+    for instance in cluster.request.instances.clone() {
+        let host = cluster.inventory.hosts.get_mut(&instance.host).unwrap().as_mut().unwrap();
+        host.leftovers.push(Leftover {
+            instance: instance.id,
+            kind: LeftoverKind::Tree,
+            path: "/deploy/bin.dmup".into(),
+            build: Some(Digest::of(b"older")),
+        });
+    }
     let targets = |build: Option<Digest>| {
         let target = RollbackTarget { build, patched: false };
         cluster.request.instances.iter().map(|i| (i.id.clone(), target.clone())).collect()
@@ -909,6 +919,41 @@ fn the_way_back_follows_the_same_rules_and_sends_nothing() {
     request.targets = targets(None);
     let decision = plan_rollback(&request, &cluster.inventory, &Policy::default());
     assert!(matches!(decision, Decision::Blocked(blockers) if blockers.len() == 6));
+}
+
+#[test]
+fn a_build_that_does_not_lie_on_its_host_any_more_is_in_the_way_before_anything_is_touched() {
+    let cluster = cluster(3, 1, 3, 2, "v8.1.0");
+    let build = Some(Digest::of(b"older"));
+    let target = RollbackTarget { build, patched: false };
+    let request = RollbackRequest {
+        cluster: cluster.request.cluster.clone(),
+        version: cluster.request.version.clone(),
+        targets: [(id("h2:8262"), target)].into(),
+        instances: cluster.request.instances.clone(),
+        offline: false,
+        allow: Allowances { force: true, ..Allowances::default() },
+    };
+    let Decision::Blocked(blockers) =
+        plan_rollback(&request, &cluster.inventory, &Policy::default())
+    else {
+        panic!()
+    };
+    assert_eq!(blockers.iter().map(Blocker::code).collect::<Vec<_>>(), ["way-back-gone"]);
+}
+
+#[test]
+fn the_build_before_the_one_that_runs_stays_on_its_host() {
+    let mut cluster = cluster(3, 1, 3, 2, "v8.1.0");
+    cluster.request.ways_back.insert(id("h2:8262"), Digest::of(b"older"));
+    let kept = |step: &Step| match step {
+        Step::Prepare { instance, keeps: Some(keeps), .. } => {
+            Some((instance.clone(), keeps.clone()))
+        }
+        _ => None,
+    };
+    let all: Vec<_> = cluster.plan().preparation.iter().filter_map(kept).collect();
+    assert_eq!(all, [(id("h2:8262"), Digest::of(b"older"))]);
 }
 
 #[test]

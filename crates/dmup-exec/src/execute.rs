@@ -817,14 +817,14 @@ async fn prepare_one(
         let bytes = attempt(reach.clock, || reach.hosts.stage(host, parcel)).await?;
         return Ok(Prepared::Sent(host.clone(), bytes));
     }
-    let Step::Prepare { instance: id, to } = step else {
+    let Step::Prepare { instance: id, to, keeps } = step else {
         return Err(Halt::Failed(format!("`{}` prepares nothing", step.describe())));
     };
     let instance =
         plan.instance(id).ok_or_else(|| Halt::Failed(format!("{id} is not in the plan")))?;
     let target = plan.targets.get(&instance.role);
     let replace = target.map(|target| target.replace.clone()).unwrap_or_default();
-    let build = Build { digest: Digest::clone(to), replace };
+    let build = Build { digest: Digest::clone(to), replace, keeps: keeps.clone() };
     let said = attempt(reach.clock, || reach.hosts.prepare(instance, parcel, &build)).await?;
     Ok(Prepared::Said(id.clone(), said))
 }

@@ -52,6 +52,8 @@ pub struct Build {
     pub digest: Digest,
     /// Path below the unpacked package, path below `bin`: every file that the package brings for the component.
     pub replace: Vec<(Utf8PathBuf, Utf8PathBuf)>,
+    /// The build before the one that runs: its tree is not given up for this one.
+    pub keeps: Option<Digest>,
 }
 
 /// The content of a package as it crosses the network: a zstd-compressed tar on the controller's disk.

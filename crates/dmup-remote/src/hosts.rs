@@ -123,6 +123,7 @@ impl Hosts for Fleet {
             binary: instance.role.binary().into(),
             digest: build.digest.clone(),
             version_arguments: Some(version_arguments(instance.role)),
+            keeps: build.keeps.clone(),
         });
         let outcome = self.request(host, &attempted, &request, PREPARING).await?;
         let Outcome::Prepared { version } = outcome else {

@@ -22,5 +22,5 @@ pub mod message;
 /// Both sides must have the same one; it rises with every change of a message.
 ///
 /// 1: first. 2: leases; login keys are taken away; commands of the operator's run. 3: windows that
-/// write files, and those that exchange nothing; how file systems are mounted.
-pub const PROTOCOL: u32 = 3;
+/// write files, and those that exchange nothing; how file systems are mounted. 4: trees that stay.
+pub const PROTOCOL: u32 = 4;

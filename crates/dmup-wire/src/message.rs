@@ -192,6 +192,8 @@ pub struct Prepare {
     pub digest: Digest,
     /// Arguments that make it print its version and end, e.g. `-V`; none: it is not run.
     pub version_arguments: Option<Vec<String>>,
+    /// A build whose tree stays, if it lies where the new one goes.
+    pub keeps: Option<Digest>,
 }
 
 /// A window.

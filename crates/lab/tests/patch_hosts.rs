@@ -107,6 +107,14 @@ fn hotfixes_good_and_bad_on_a_cluster_with_rows_flowing() {
     let stale = scene.dmup(&apply).with_code(3);
     assert!(stale.stderr.contains("has changed since the plan was made"), "{stale}");
 
+    // A bad one on top of it: the node goes back to the good one, and its way back to the official build is still there.
+    let stamp = Stamp::new("v8.1.0-worse", &hash_of("worse")).with_fault(Fault::ExitAtStart);
+    let worse = scene.hotfix("worse.tar.gz", &stamp).unwrap();
+    let said = scene
+        .dmup(&["patch", CLUSTER, worse.as_str(), "-R", "dm-worker", "--yes", "--soak", "2"])
+        .with_code(5);
+    assert_eq!(scene.running_hashes(), new, "{said}");
+
     // Again: nothing to do. Back: every process runs the old build, without any package.
     let again = scene.dmup(&["patch", CLUSTER, good.as_str(), "--yes"]).well();
     assert!(again.stderr.contains("Nothing to do"), "{again}");

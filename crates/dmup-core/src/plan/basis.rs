@@ -70,6 +70,8 @@ pub fn basis_of(
                 LeftoverKind::FiredGuard => "a guard that has acted",
                 LeftoverKind::TiupBackup => "a tree that TiUP saved",
                 LeftoverKind::TiupUpload => "a package that TiUP sent",
+                // A hotfix replaces it, and the window of a way back looks itself, before it stops anything.
+                LeftoverKind::Tree => continue,
             };
             facts.insert(format!("{what} of {}", leftover.instance), leftover.path.to_string());
         }

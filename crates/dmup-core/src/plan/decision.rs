@@ -337,6 +337,14 @@ pub enum Blocker {
         /// Which.
         instance: InstanceId,
     },
+    /// The tree is gone.
+    #[error("{instance} ran {build} before, but that does not lie on its host any more")]
+    WayBackGone {
+        /// Which instance.
+        instance: InstanceId,
+        /// The build that it should go back to.
+        build: Digest,
+    },
     /// This build failed before.
     #[error("build {build} failed before: {why}")]
     KnownBad {
@@ -535,6 +543,7 @@ impl Blocker {
             Self::BinaryMissing { .. } => "binary-missing",
             Self::NotInPackage { .. } => "not-in-package",
             Self::NothingToGoBackTo { .. } => "nothing-to-go-back-to",
+            Self::WayBackGone { .. } => "way-back-gone",
             Self::KnownBad { .. } => "known-bad",
             Self::InstanceDown { .. } => "instance-down",
             Self::AnotherDown { .. } => "another-down",
@@ -586,6 +595,7 @@ impl Blocker {
             | Self::BinaryMissing { .. }
             | Self::NotInPackage { .. }
             | Self::NothingToGoBackTo { .. }
+            | Self::WayBackGone { .. }
             | Self::DmSilent { .. }
             | Self::LeaderDisputed { .. }
             | Self::EtcdUnhealthy { .. }
@@ -625,6 +635,7 @@ impl Blocker {
             | Self::BinaryMissing { .. }
             | Self::NotInPackage { .. }
             | Self::NothingToGoBackTo { .. }
+            | Self::WayBackGone { .. }
             | Self::KnownBad { .. }
             | Self::StillRunning { .. }
             | Self::SubtaskFailing { .. }
@@ -639,6 +650,9 @@ impl Blocker {
     /// What can be done about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
+            Self::WayBackGone { .. } => Some(
+                "`patch` with the package of that build brings it again, `-N` leaves this node out",
+            ),
             Self::DmSilent { .. } => Some(
                 "start the cluster, or stop it wholly and use `patch --offline`, then start it",
             ),

@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use crate::ids::{ClusterName, HostId, InstanceId, MemberName};
 use crate::instance::{Instance, Role};
 use crate::inventory::{
-    DmSeen, Inventory, LeftoverKind, SubtaskSeen, SubtaskStage, SubtaskUnit, UnitActive,
+    DmSeen, Inventory, Leftover, LeftoverKind, SubtaskSeen, SubtaskStage, SubtaskUnit, UnitActive,
     WorkerStage,
 };
 use crate::policy::{BatchSize, Policy};
@@ -78,6 +78,8 @@ pub struct HotfixRequest {
     pub allow: Allowances,
     /// Builds that failed before, and how.
     pub known_bad: BTreeMap<Digest, String>,
+    /// Builds before the one that runs: they stay on their hosts, for a hotfix that fails leaves the one before it in place.
+    pub ways_back: BTreeMap<InstanceId, Digest>,
 }
 
 /// What the operator wants put back.
@@ -144,6 +146,7 @@ pub fn plan_hotfix(request: &HotfixRequest, inventory: &Inventory, policy: &Poli
         kind: Kind::Hotfix,
         parcel: Some(&request.parcel),
         targets: request.targets.clone(),
+        ways_back: request.ways_back.clone(),
         offline: request.offline,
         allow: &request.allow,
     };
@@ -161,6 +164,10 @@ pub fn plan_rollback(
     for (id, target) in &request.targets {
         match &target.build {
             Some(build) => {
+                if is_gone(id, build, request, inventory) {
+                    let (instance, build) = (id.clone(), build.clone());
+                    blockers.push(Blocker::WayBackGone { instance, build });
+                }
                 let goal = Goal::Build { to: build.clone(), patched: target.patched };
                 goals.insert(id.clone(), goal);
             }
@@ -175,10 +182,26 @@ pub fn plan_rollback(
         kind: Kind::Rollback,
         parcel: None,
         targets: BTreeMap::new(),
+        ways_back: BTreeMap::new(),
         offline: request.offline,
         allow: &request.allow,
     };
     plan_exchange(&work, blockers, inventory, policy)
+}
+
+/// Whether a build lies neither in `bin` nor beside it. A silent host is told of as such.
+fn is_gone(
+    id: &InstanceId,
+    build: &Digest,
+    request: &RollbackRequest,
+    inventory: &Inventory,
+) -> bool {
+    let host = request.instances.iter().find(|it| it.id == *id).map(|it| &it.host);
+    let Some(Ok(host)) = host.and_then(|host| inventory.hosts.get(host)) else { return false };
+    let on_disk = inventory.processes.get(id).and_then(|it| it.on_disk.as_ref());
+    let is_it = |it: &&Leftover| it.instance == *id && it.kind == LeftoverKind::Tree;
+    let mut trees = host.leftovers.iter().filter(is_it).filter_map(|it| it.build.as_ref());
+    on_disk != Some(build) && !trees.any(|it| it == build)
 }
 
 /// What the operator wants stopped and started.
@@ -213,6 +236,7 @@ pub fn plan_restart(request: &RestartRequest, inventory: &Inventory, policy: &Po
         kind: if request.is_reload { Kind::Reload } else { Kind::Restart },
         parcel: None,
         targets: BTreeMap::new(),
+        ways_back: BTreeMap::new(),
         offline: false,
         allow: &request.allow,
     };
@@ -246,6 +270,7 @@ struct Work<'a> {
     kind: Kind,
     parcel: Option<&'a ParcelSpec>,
     targets: BTreeMap<Role, TargetBuild>,
+    ways_back: BTreeMap<InstanceId, Digest>,
     offline: bool,
     allow: &'a Allowances,
 }
@@ -729,6 +754,7 @@ fn oddities(work: &Work<'_>, candidates: &[Candidate<'_>], inventory: &Inventory
             let (instance, path) = (instance.clone(), leftover.path.clone());
             match leftover.kind {
                 LeftoverKind::ArmedGuard => {} // an obstacle
+                LeftoverKind::Tree => {}       // what a way back needs
                 LeftoverKind::FiredGuard => warnings.push(Warning::GuardHasActed { instance }),
                 LeftoverKind::TiupBackup => warnings.push(Warning::TiupBackup { instance, path }),
                 LeftoverKind::TiupUpload => warnings.push(Warning::TiupUpload { instance, path }),
@@ -776,10 +802,13 @@ fn prepare(work: &Work<'_>, ordered: &[Candidate<'_>], inventory: &Inventory) ->
     }
     let hosts: BTreeSet<&HostId> = ordered.iter().map(|c| &c.instance.host).collect();
     let stages = hosts.into_iter().map(|host| Step::Stage { host: host.clone() });
-    let prepares = ordered
-        .iter()
-        .filter(|candidate| !candidate.is_exchanged(inventory))
-        .map(|c| Step::Prepare { instance: c.instance.id.clone(), to: c.to.clone() });
+    let prepares = ordered.iter().filter(|candidate| !candidate.is_exchanged(inventory)).map(|c| {
+        Step::Prepare {
+            instance: c.instance.id.clone(),
+            to: c.to.clone(),
+            keeps: work.ways_back.get(&c.instance.id).cloned(),
+        }
+    });
     stages.chain(prepares).collect()
 }
 

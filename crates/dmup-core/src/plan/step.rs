@@ -36,6 +36,9 @@ pub enum Step {
         instance: InstanceId,
         /// The build in that tree.
         to: Digest,
+        /// The build before the one that runs, if there is one: its tree stays.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keeps: Option<Digest>,
     },
     /// Makes the leader give up leadership.
     EvictLeader {
@@ -164,7 +167,7 @@ impl Step {
     pub fn describe(&self) -> String {
         match self {
             Self::Stage { host } => format!("send the package to {host}"),
-            Self::Prepare { instance, to } => {
+            Self::Prepare { instance, to, .. } => {
                 format!("prepare build {to} beside the live one of {instance} and run its -V")
             }
             Self::EvictLeader { instance } => format!("evict the leader {instance}"),

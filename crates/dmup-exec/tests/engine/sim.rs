@@ -13,8 +13,8 @@ use dmup_core::digest::Digest;
 use dmup_core::ids::{ClusterName, HostId, InstanceId, MemberName, SourceId, TaskName, UnitName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::{
-    DmSeen, HostSeen, MasterSeen, ProcessSeen, SubtaskSeen, SubtaskStage, SubtaskUnit, UnitActive,
-    WorkerSeen, WorkerStage,
+    DmSeen, HostSeen, Leftover, LeftoverKind, MasterSeen, ProcessSeen, SubtaskSeen, SubtaskStage,
+    SubtaskUnit, UnitActive, WorkerSeen, WorkerStage,
 };
 use dmup_core::plan::{Allowances, HotfixRequest, ParcelSpec, TargetBuild};
 use dmup_core::texts::Texts;
@@ -347,6 +347,7 @@ impl Sim {
             offline: false,
             allow: Allowances::default(),
             known_bad: BTreeMap::new(),
+            ways_back: BTreeMap::new(),
         }
     }
 
@@ -859,13 +860,23 @@ impl Hosts for Sim {
             return Err(lost);
         }
         let state = self.state.lock().unwrap();
+        let leftovers = instances
+            .iter()
+            .filter_map(|it| Some((it, state.nodes[&it.id].staged.clone()?)))
+            .map(|(instance, build)| Leftover {
+                instance: instance.id.clone(),
+                kind: LeftoverKind::Tree,
+                path: instance.deploy_dir.join("bin.dmup"),
+                build: Some(build),
+            })
+            .collect();
         let seen = HostSeen {
             machine_id: host.to_string(),
             boot_id: "b".into(),
             clock_skew_ms: 0,
             arch: "x86_64".into(),
             free_bytes: BTreeMap::new(),
-            leftovers: Vec::new(),
+            leftovers,
         };
         let processes = instances
             .iter()

@@ -215,7 +215,7 @@ impl Story {
                 "it went back although nobody wanted that",
             ),
             (RunEnd::TakenBack, _) => {
-                must(goes_back, "it was taken back although nobody wanted that")
+                must(goes_back, "it was taken back although nobody wanted that");
             }
             (RunEnd::RolledBackNode { .. } | RunEnd::Failed { .. }, bad) => {
                 must(bad.is_some() || goes_back || is_cut_off, "a good build was not taken");

@@ -692,7 +692,7 @@ async fn put_hotfix_over(
     let Some(part) = hotfix.components.get(&instance.role) else { return Ok(()) };
     let parcel = parcel_of(&hotfix.parcel);
     fleet.stage(&instance.host, &parcel).await?;
-    let build = Build { digest: part.binary.clone(), replace: part.replace.clone() };
+    let build = Build { digest: part.binary.clone(), replace: part.replace.clone(), keeps: None };
     if *from != build.digest {
         fleet.prepare(instance, &parcel, &build).await?;
         let order = WindowOrder {

@@ -135,6 +135,7 @@ pub(crate) async fn roll_out(
         offline: order.offline,
         allow: Allowances { force_build: rollout.force_build, ..allowances_of(&rollout.rolling) },
         known_bad: known.bad_builds()?,
+        ways_back: BTreeMap::new(),
     };
     let policy = Policy {
         guard_s: rollout.guard,
@@ -146,6 +147,12 @@ pub(crate) async fn roll_out(
         let inventory =
             dmup_exec::look(&all, &fleet, &dm, &context.clock, true, with_dm, concurrency).await;
         progress.end();
+        let mut request = request.clone();
+        for instance in *selected {
+            if let Some(before) = known.build_before(&instance.id, &inventory)? {
+                request.ways_back.insert(instance.id.clone(), before.build);
+            }
+        }
         Ok(plan_hotfix(&request, &inventory, &policy))
     };
     let mut plan = if let Some(file) = order.apply_plan {
