@@ -3,13 +3,15 @@
 //! ```text
 //! <cluster>/tls/ca.crt ca.pem          signs every other; RSA 2048, `ca.pem` in PKCS#1
 //!              /client.crt client.pem  with which this machine talks to DM
+//!              /client.pfx             the same two and `ca.crt` for a browser, with TiUP's password `tiup`
 //! ```
 //!
 //! Names, subjects, uses and terms are TiUP's, and so is the form of `ca.pem`: TiUP parses
 //! nothing but PKCS#1 when it signs for new instances. Keys of instances and of the client are
 //! ECDSA P-256 in PKCS#8, which Go's TLS takes by content and which are made at once, where two
-//! primes for RSA take a while. Private keys are 0600; TiUP leaves them readable to all. TiUP's
-//! `client.pfx`, for browsers, is not made.
+//! primes for RSA take a while. Private keys are 0600, `client.pfx` with them since its password is
+//! no secret; TiUP leaves them readable to all. `client.pfx` is encrypted with AES-256 and checked by
+//! HMAC-SHA-256, where TiUP takes RC2 and triple DES, which OpenSSL 3 does not read by default.
 //!
 //! Facts: TiUP 1.16.5, pkg/crypto/{ca,rsa}.go, pkg/cluster/manager/cacert.go, pkg/cluster/task/tls.go.
 
@@ -17,6 +19,7 @@ use std::fmt;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::{ToSpan, Zoned};
+use p12_keystore::{Certificate, KeyStore, KeyStoreEntry, PrivateKey, PrivateKeyChain};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _,
@@ -33,6 +36,8 @@ const PEM_BYTES: u64 = 256 << 10;
 const RSA_BITS: usize = 2048;
 const AUTHORITY_YEARS: i16 = 50;
 const SIGNED_YEARS: i16 = 10;
+/// TiUP's, and told to whoever is to open the file: pkg/crypto/keys.go, `PKCS12Password`.
+const PFX_PASSWORD: &str = "tiup";
 
 /// Signs certificates for one cluster.
 pub struct Authority {
@@ -118,13 +123,39 @@ pub(crate) fn ensure(dir: &Utf8Path, cluster: &str, now: &Zoned) -> Result<Autho
     };
     let (certificate, key) = (dir.join("client.crt"), dir.join("client.pem"));
     if !(certificate.exists() && key.exists()) {
+        let name = format!("{cluster}-client");
         let client = authority
-            .sign(&format!("{cluster}-client"), "tiup-cluster-client", &[], now)
+            .sign(&name, "tiup-cluster-client", &[], now)
             .map_err(|why| bad(&certificate, why))?;
+        let for_browsers = dir.join("client.pfx");
+        let packed = for_a_browser(&name, &client, authority.certificate())
+            .map_err(|why| bad(&for_browsers, why))?;
+        // The certificate last: until it is there, all three are made anew.
         write_whole(&key, client.key.as_bytes(), 0o600)?;
+        write_whole(&for_browsers, &packed, 0o600)?;
         write_whole(&certificate, client.certificate.as_bytes(), 0o644)?;
     }
     Ok(authority)
+}
+
+/// PKCS#12: the key, its certificate and the authority's, all shown as `name`.
+fn for_a_browser(name: &str, client: &Credentials, authority: &str) -> Result<Vec<u8>, String> {
+    let der = |pem: &str| {
+        parse_x509_pem(pem.as_bytes())
+            .map(|(_, pem)| pem.contents)
+            .map_err(|error| format!("is not PEM: {error}"))
+    };
+    let told = |error: p12_keystore::error::Error| format!("make it for browsers: {error}");
+    let certificates = [&client.certificate, authority]
+        .into_iter()
+        .map(|pem| Certificate::from_der(&der(pem)?).map_err(told))
+        .collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKey::from_der(&der(&client.key)?).map_err(told)?;
+    let mut store = KeyStore::new();
+    // The id ties the key to its certificate; there is only one pair in the file.
+    let chain = PrivateKeyChain::new("client", key, certificates);
+    store.add_entry(name, KeyStoreEntry::PrivateKeyChain(chain));
+    store.writer(PFX_PASSWORD).write().map_err(told)
 }
 
 fn make(
@@ -242,6 +273,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use p12_keystore::Pkcs12ImportPolicy;
     use tokio_rustls::rustls::RootCertStore;
     use tokio_rustls::rustls::client::WebPkiServerVerifier;
     use tokio_rustls::rustls::client::danger::ServerCertVerifier as _;
@@ -317,11 +349,41 @@ mod tests {
             text("ca.pem").starts_with("-----BEGIN RSA PRIVATE KEY-----\n"),
             "TiUP parses PKCS#1"
         );
-        for key in ["ca.pem", "client.pem"] {
+        for key in ["ca.pem", "client.pem", "client.pfx"] {
             let mode = std::fs::metadata(dir.join(key)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{key}");
         }
         assert!(!format!("{instance:?}{made:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn a_browser_is_given_the_same_key_and_certificates_under_the_password_of_tiup() {
+        let (_keep, dir) = folder();
+        ensure(&dir, "prod", &now()).unwrap();
+        let packed = || std::fs::read(dir.join("client.pfx")).unwrap();
+        let der = |name: &str| {
+            let text = std::fs::read(dir.join(name)).unwrap();
+            parse_x509_pem(&text).unwrap().1.contents
+        };
+        let open =
+            |password| KeyStore::from_pkcs12(&packed(), password, Pkcs12ImportPolicy::Strict);
+        assert!(open("tidb").is_err());
+        let store = open("tiup").unwrap();
+        let (name, chain) = store.private_key_chain().unwrap();
+        assert_eq!((name, store.entries_len()), ("prod-client", 1));
+        assert_eq!(chain.key().as_der(), der("client.pem"));
+        let certificates: Vec<&[u8]> = chain.certs().iter().map(Certificate::as_der).collect();
+        assert_eq!(certificates, [der("client.crt"), der("ca.crt")]);
+
+        // One that broke off before its certificate was there is made anew, as a whole.
+        let before = packed();
+        std::fs::remove_file(dir.join("client.crt")).unwrap();
+        ensure(&dir, "prod", &now()).unwrap();
+        assert_ne!(packed(), before);
+        assert_eq!(
+            open("tiup").unwrap().private_key_chain().unwrap().1.key().as_der(),
+            der("client.pem")
+        );
     }
 
     #[test]
