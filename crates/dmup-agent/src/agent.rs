@@ -5,7 +5,7 @@
 //! | stage, prepare | the agent's user (prepare again by root if permission is denied) |
 //! | unit, switch, guards, users and their keys | root |
 //! | shell | the agent's user; root where asked for |
-//! | lease | the agent's user, always |
+//! | lease, leave | the agent's user, always |
 //! | put, make, remove, get, probe, journal | the agent's user; root where asked for, for other owners, and where permission is denied |
 //!
 //! On a playground ([`crate::services::supervised`]), and if the agent is root anyway, it does everything itself.
@@ -121,6 +121,7 @@ impl Agent {
             }),
             Request::EnsureUser(order) => self.by_root(&request, || ensure_user(order)),
             Request::ForgetKey(order) => self.by_root(&request, || forget_key(order)),
+            Request::Leave(order) => self.leases.leave(&order.cluster, &order.folder),
             Request::Shell(order) if order.root => {
                 self.by_root(&request, || shell(order, &self.me))
             }
@@ -174,6 +175,7 @@ impl Agent {
             | Request::Remove { .. }
             | Request::EnsureUser(_)
             | Request::ForgetKey(_)
+            | Request::Leave(_)
             | Request::Shell(_)
             | Request::JournalTail { .. }
             | Request::ArmGuard(_)
@@ -388,6 +390,9 @@ fn check(request: &Request) -> Result<(), Refusal> {
                 check_absolute(path)?;
                 deep_enough(path)
             })
+        }
+        Request::Leave(order) => {
+            check_absolute(&order.folder).and_then(|()| deep_enough(&order.folder))
         }
         Request::JournalTail { lines, .. } => at_most("lines", *lines as usize, 1000),
         Request::ArmGuard(Guard { after_s, .. }) | Request::RenewGuard { after_s, .. } => {

@@ -14,14 +14,14 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::ClusterName;
 use dmup_wire::lease::{Holder, LeaseAsk, LeaseOrder, LeaseSeen};
 use dmup_wire::message::{Outcome, Refusal, RefusalKind, Request};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
-use crate::files::write_atomically;
+use crate::files::{remove, write_atomically};
 use crate::refuse::{Reply, When, bad, refuse};
 
 /// systemd ends a stop after 90 s, so no window takes longer for long.
@@ -105,6 +105,7 @@ impl Leases {
             | Request::Remove { .. }
             | Request::EnsureUser(_)
             | Request::ForgetKey(_)
+            | Request::Leave(_)
             | Request::ArmGuard(_)
             | Request::RenewGuard { .. }
             | Request::DisarmGuard { .. } => true,
@@ -229,6 +230,36 @@ impl Leases {
         };
         self.write(cluster, &broken)?;
         Ok(self.seen(cluster, &broken, now_ms))
+    }
+
+    /// The cluster has nothing on this host any more: its record goes, and `folder` with all of ours, unless another cluster has a
+    /// record. Such a cluster has instances here, or had them when dmup last changed it: its token must not be forgotten, and what it
+    /// stages must not go from under it.
+    pub(crate) fn leave(&self, cluster: &ClusterName, folder: &Utf8Path) -> Reply {
+        if self.dir.is_some() {
+            // Own records first: of two clusters that leave at the same time, the second sees that it is the last.
+            for kind in ["json", "lock", "busy"] {
+                remove(&self.path(cluster, kind)?)?;
+            }
+        }
+        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if !self.has_records()? {
+            remove(folder)?;
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn has_records(&self) -> Result<bool, Refusal> {
+        let Some(dir) = &self.dir else { return Ok(false) };
+        let entries = match dir.read_dir_utf8() {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            other => other.when(|| format!("list the leases in {dir}"))?,
+        };
+        // What cannot be read may be a record.
+        Ok(entries.into_iter().any(|entry| match entry {
+            Ok(entry) => entry.path().extension() == Some("json"),
+            Err(_) => true,
+        }))
     }
 
     fn taken(&self) -> Option<Taken> {
@@ -551,6 +582,34 @@ mod tests {
         assert!(take(&second, holder("b", "2"), None, 1).unwrap().mine);
         assert_eq!(first.admit(&order()).unwrap_err().kind, RefusalKind::Superseded);
         second.admit(&order()).unwrap();
+    }
+
+    #[test]
+    fn our_folder_goes_with_the_last_cluster_and_stays_for_another_one() {
+        let host = Host::new();
+        let name = |text: &str| ClusterName::new(text).unwrap();
+        let folder = host.dir.parent().unwrap();
+        let (mine, other) = (host.talk(), host.talk());
+        take(&mine, holder("a", "1"), None, 1).unwrap();
+        let asked = LeaseAsk::Take { holder: holder("a", "2"), ttl_s: 120, after: None };
+        other.answer(&LeaseOrder { cluster: name("test"), ask: asked }, 1).unwrap();
+
+        mine.leave(&name("prod"), folder).unwrap();
+        let mut left: Vec<String> = fs::read_dir(&host.dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["test.busy", "test.json", "test.lock"]);
+        // Nothing brings the record back, neither a renewal under way nor the end of the work.
+        ask(&mine, LeaseAsk::Renew { ttl_s: 60 }, 2).unwrap_err();
+        ask(&mine, LeaseAsk::GiveBack, 2).unwrap_err();
+        assert_eq!((host.talk().token(&name("prod")), other.token(&name("test"))), (0, 1));
+
+        other.leave(&name("test"), folder).unwrap();
+        assert!(!folder.exists());
+        // Asked twice, and on a host that knows no cluster.
+        other.leave(&name("test"), folder).unwrap();
     }
 
     #[test]

@@ -5,19 +5,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
-use dmup_core::ids::{HostId, InstanceId};
+use dmup_core::ids::{ClusterName, HostId, InstanceId};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::{HostSeen, ProcessSeen};
 use dmup_core::texts::Text;
 use dmup_exec::ports::{Around, Build, Certainty, EffectError, Hosts, Parcel, Window, WindowOrder};
 use dmup_wire::message::{
-    Guard, Outcome, Prepare, Probe, ProbeInstance, PutFile, Request, Stage, Switch,
+    Guard, Leave, Outcome, Prepare, Probe, ProbeInstance, PutFile, Request, Stage, Switch,
 };
 
 use crate::fleet::{Fleet, certainty_of, time_to_send, unfitting};
 
 /// Below a home folder, everything of ours: `agent/`, `store/`.
-pub const OUR_FOLDER: &str = ".dmup";
+const OUR_FOLDER: &str = ".dmup";
 
 /// `<deploy_dir>/bin.dmup`: the tree that a window exchanges for `bin`; after it, the tree to go back to.
 /// Beside `bin`, so that both are on one file system and one flush of the folder covers both.
@@ -46,6 +46,8 @@ const PREPARING: Duration = Duration::from_secs(300);
 const AROUND_A_WINDOW: Duration = Duration::from_secs(300);
 /// Writing a unit pair and reloading systemd.
 const ARMING: Duration = Duration::from_secs(60);
+/// Removing what staged packages are left.
+const LEAVING: Duration = Duration::from_secs(60);
 /// Lines of a unit's journal in evidence, and of each log file.
 const EVIDENCE_LINES: usize = 60;
 
@@ -245,6 +247,19 @@ impl Hosts for Fleet {
 }
 
 impl Fleet {
+    /// Nothing of the cluster is left on the host: with it goes our folder in the deploy user's home, unless another cluster
+    /// of that user needs it.
+    ///
+    /// # Errors
+    ///
+    /// [`EffectError`].
+    pub async fn leave(&self, host: &HostId, cluster: &ClusterName) -> Result<(), EffectError> {
+        let attempted = format!("forget the cluster {cluster}");
+        let folder = self.home(host, &attempted).await?.join(OUR_FOLDER);
+        let order = Leave { cluster: cluster.clone(), folder };
+        self.request(host, &attempted, &Request::Leave(order), LEAVING).await.map(drop)
+    }
+
     async fn home(&self, host: &HostId, attempted: &str) -> Result<Utf8PathBuf, EffectError> {
         let failed = |observed: String, certainty| EffectError {
             attempted: attempted.to_owned(),

@@ -539,6 +539,7 @@ fn act_as_agent() {
                     | Request::MakeDirs { .. }
                     | Request::EnsureUser(_)
                     | Request::ForgetKey(_)
+                    | Request::Leave(_)
                     | Request::Shell(_)
                     | Request::JournalTail { .. }
                     | Request::ArmGuard(_)

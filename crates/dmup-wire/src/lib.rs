@@ -23,4 +23,5 @@ pub mod message;
 ///
 /// 1: first. 2: leases; login keys are taken away; commands of the operator's run. 3: windows that
 /// write files, and those that exchange nothing; how file systems are mounted. 4: trees that stay.
-pub const PROTOCOL: u32 = 4;
+/// 5: a cluster leaves a host.
+pub const PROTOCOL: u32 = 5;

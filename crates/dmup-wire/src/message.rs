@@ -7,7 +7,7 @@ use std::fmt;
 
 use camino::Utf8PathBuf;
 use dmup_core::digest::Digest;
-use dmup_core::ids::{InstanceId, UnitName, UserName};
+use dmup_core::ids::{ClusterName, InstanceId, UnitName, UserName};
 use dmup_core::inventory::ProcessSeen;
 pub use dmup_core::inventory::{Leftover, LeftoverKind};
 pub use dmup_core::preflight::{DiskSeen, PathKind, PathSeen};
@@ -88,6 +88,8 @@ pub enum Request {
     EnsureUser(EnsureUser),
     /// Takes a login key away from a user. Answer: [`Outcome::Done`].
     ForgetKey(ForgetKey),
+    /// Forgets a cluster of which nothing is left on the host. Answer: [`Outcome::Done`].
+    Leave(Leave),
     /// Gives the operator's own command to a shell. Answer: [`Outcome::Ran`], however the command ends.
     Shell(Shell),
     /// Last lines of a unit's journal, and how its last process ended. Answer: [`Outcome::Journal`].
@@ -312,6 +314,15 @@ pub struct ForgetKey {
     pub user: UserName,
     /// A line of `authorized_keys`: every line with that key goes, whatever its comment or options.
     pub public_key: String,
+}
+
+/// A cluster that has left a host.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+pub struct Leave {
+    /// Whose lease record goes. Conversations of it have no lease afterwards.
+    pub cluster: ClusterName,
+    /// Everything of ours in the home of the agent's user. It goes as well, unless another cluster has a lease record there.
+    pub folder: Utf8PathBuf,
 }
 
 /// A command of the operator's own (`dmup exec`): the one text from outside that a shell is given.

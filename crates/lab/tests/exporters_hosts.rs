@@ -119,17 +119,21 @@ fn exporters_run_and_come_and_go_with_their_hosts() {
     second.put(unit_file(NODE).as_str().into(), theirs.as_bytes(), "644").unwrap();
     second.must_run(&["systemctl", "daemon-reload"]).unwrap();
     second.must_run(&["systemctl", "restart", NODE]).unwrap();
+    // And another cluster of that user keeps its lease.
+    let lease = |of: &str| format!("/home/tidb/.dmup/leases/{of}.json");
+    second.must_run(&["cp", "-p", &lease(CLUSTER), &lease("another")]).unwrap();
     let id = format!("{}:9093", second.address);
     let said = scene.dmup(&["scale-in", CLUSTER, "-N", &id, "--yes"]).well();
     assert!(said.stderr.contains("it is not of this cluster (it starts `/bin/sleep"), "{said}");
     assert_eq!(both_are(second, "is-active"), [true, false], "{said}");
     assert!(exists(second, &unit_file(NODE)) && !exists(second, &unit_file(BLACKBOX)), "{said}");
     assert!(!exists(second, FOLDER), "{said}");
+    assert!(exists(second, &lease("another")) && !exists(second, &lease(CLUSTER)), "{said}");
     assert_eq!(both_are(first, "is-active"), [true; 2], "{said}");
 
     let said = scene.dmup(&["destroy", CLUSTER, "--yes"]).well();
     assert_eq!(both_are(first, "is-active"), [false; 2], "{said}");
-    for path in [FOLDER, &unit_file(NODE), &unit_file(BLACKBOX)] {
+    for path in [FOLDER, &unit_file(NODE), &unit_file(BLACKBOX), "/home/tidb/.dmup"] {
         assert!(!exists(first, path), "{path} is still there\n{said}");
     }
     assert!(is(second, "is-active", NODE), "{said}");

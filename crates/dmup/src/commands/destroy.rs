@@ -6,6 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::HostId;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::preflight::unit_path;
+use dmup_exec::ports::EffectError;
 use dmup_remote::Fleet;
 use dmup_wire::message::{ForgetKey, UnitAction};
 use futures::future::join_all;
@@ -78,7 +79,7 @@ pub(crate) async fn run(args: &DestroyArgs, context: &Context) -> Result<(), Fai
         let kept: Vec<Instance> = instances.iter().filter(|it| keeps_data(it)).cloned().collect();
         let pairs = known.meta.topology.exporters();
         let mut failed = exporters::take_off(&fleet, &pairs, &kept, context).await;
-        failed.extend(remove(&fleet, &instances, &[], &known.meta, keeps_data).await);
+        failed.extend(remove(&fleet, &instances, &[], &known, keeps_data).await);
         Ok::<_, Failure>(failed)
     };
     let failed = context.with_lease(&known.name, "destroy", &fleet, work).await?;
@@ -120,13 +121,13 @@ pub(crate) async fn lock_out(fleet: &Fleet, hosts: Vec<HostId>, known: &Known) -
         .collect()
 }
 
-/// Units, deploy, data and log folders; on hosts that nothing of the cluster is left on, our own folder in the home.
+/// Units, deploy, data and log folders; hosts that nothing of the cluster is left on forget it.
 /// Folders that instances of `rest` have something in stay.
 pub(crate) async fn remove(
     fleet: &Fleet,
     instances: &[Instance],
     rest: &[Instance],
-    meta: &dmup_core::topology::Meta,
+    known: &Known,
     keeps_data: impl Fn(&Instance) -> bool,
 ) -> Vec<String> {
     let mut by_host: BTreeMap<HostId, Vec<Utf8PathBuf>> = BTreeMap::new();
@@ -149,20 +150,19 @@ pub(crate) async fn remove(
         paths.push(instance.log_dir.clone());
         paths.push(instance.deploy_dir.clone());
     }
-    let user = meta.user.clone();
     let work = by_host.into_iter().map(|(host, mut paths)| {
-        let user = user.clone();
         let neighbours: Vec<&Instance> = rest.iter().filter(|it| it.host == host).collect();
         paths.retain(|path| !neighbours.iter().any(|it| has_something_in(it, path)));
         let is_last = neighbours.is_empty();
         async move {
+            fleet.remove(&host, paths).await?;
             if is_last
                 && let Ok(hello) = fleet.hello(&host).await
-                && hello.user == user.as_str()
+                && hello.user == known.meta.user.as_str()
             {
-                paths.push(hello.home.join(dmup_remote::hosts::OUR_FOLDER));
+                fleet.leave(&host, &known.name).await?;
             }
-            fleet.remove(&host, paths).await
+            Ok::<_, EffectError>(())
         }
     });
     join_all(work)

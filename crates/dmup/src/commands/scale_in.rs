@@ -257,7 +257,7 @@ impl Leave<'_> {
             self.bear(off, context)?;
         }
         let gone = [instance.clone()];
-        let failed = destroy::remove(fleet, &gone, self.rest, &known.meta, |_| false).await;
+        let failed = destroy::remove(fleet, &gone, self.rest, known, |_| false).await;
         let removed = if failed.is_empty() {
             Ok(())
         } else {
