@@ -110,7 +110,10 @@ impl ComponentManifest {
             if version.numbers().is_none() { self.nightly.as_str() } else { version.as_str() };
         match self.versions(os, arch).find(|(listed, _)| *listed == key) {
             Some((key, entry)) => self.listed(key, entry),
-            None => Err(self.refuse(self.not_there(version.as_str(), os, arch))),
+            None => {
+                let newest = self.newest(os, arch).ok().map(|it| it.version);
+                Err(self.refuse(self.not_there(version.as_str(), os, arch, newest.as_ref())))
+            }
         }
     }
 
@@ -130,7 +133,7 @@ impl ComponentManifest {
             .max_by(|a, b| (a.0, a.1, a.2).cmp(&(b.0, b.1, b.2)));
         match newest {
             Some((_, _, key, entry)) => self.listed(key, entry),
-            None => Err(self.refuse(self.not_there("any version", os, arch))),
+            None => Err(self.refuse(self.not_there("any version", os, arch, None))),
         }
     }
 
@@ -153,7 +156,13 @@ impl ComponentManifest {
             .map(|(key, entry)| (key.as_str(), entry))
     }
 
-    fn not_there(&self, version: &str, os: &str, arch: &str) -> ManifestRefusal {
+    fn not_there(
+        &self,
+        version: &str,
+        os: &str,
+        arch: &str,
+        newest: Option<&DmVersion>,
+    ) -> ManifestRefusal {
         let mut text = format!("{} {version} for {os}/{arch}", self.id);
         let parsed: Option<DmVersion> = version.parse().ok();
         let others: Vec<&str> = parsed
@@ -164,6 +173,8 @@ impl ComponentManifest {
             .collect();
         if !others.is_empty() {
             text.push_str(&format!(" (but for {})", others.join(", ")));
+        } else if let Some(newest) = newest {
+            text.push_str(&format!(" (the newest is {newest})"));
         }
         ManifestRefusal::NotListed(text)
     }

@@ -123,6 +123,17 @@ fn a_platform_without_a_package_is_named_with_those_that_have_one() {
 }
 
 #[test]
+fn a_version_that_is_not_listed_is_told_with_the_newest_that_is() {
+    let files = first();
+    let component = visit(&files["root.json"], &files, None).unwrap().component;
+    let error = component.package(&"v9.9.9".parse().unwrap(), "linux", "amd64").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "dm-master.json: does not list dm-master v9.9.9 for linux/amd64 (the newest is v8.1.0)"
+    );
+}
+
+#[test]
 fn an_altered_byte_anywhere_is_noticed() {
     let good = first();
     for name in ["timestamp.json", "1.index.json", "1.dm-master.json"] {

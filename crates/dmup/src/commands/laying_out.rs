@@ -251,10 +251,13 @@ pub(crate) async fn open_packages(
     if !wrong.is_empty() {
         obstacles.add(wrong);
         obstacles.hints.append(&mut obtaining.hints);
-        obstacles.hints.insert(
-            "put official packages there, named <component>-<version>-<os>-<arch>.tar.gz"
-                .to_owned(),
-        );
+        // A mirror that has answered is not short of a file: it is asked for what it does not have.
+        if obtaining.is_short_of_files {
+            obstacles.hints.insert(format!(
+                "put official packages into {}, named <component>-<version>-<os>-<arch>.tar.gz",
+                context.profile.root().join("packages")
+            ));
+        }
     }
     packages
 }

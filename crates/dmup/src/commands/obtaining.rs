@@ -20,6 +20,8 @@ pub(crate) struct Obtaining<'a> {
     warnings: BTreeMap<String, Vec<String>>,
     /// What to do about what failed so far.
     pub(crate) hints: BTreeSet<String>,
+    /// Something failed that a package at hand would help with: all but a mirror that says it has no such package.
+    pub(crate) is_short_of_files: bool,
 }
 
 impl<'a> Obtaining<'a> {
@@ -31,7 +33,13 @@ impl<'a> Obtaining<'a> {
             &context.profile.root().join("packages"),
             jiff::Timestamp::now(),
         );
-        Self { context, repository, warnings: BTreeMap::new(), hints: BTreeSet::new() }
+        Self {
+            context,
+            repository,
+            warnings: BTreeMap::new(),
+            hints: BTreeSet::new(),
+            is_short_of_files: false,
+        }
     }
 
     /// Of Alertmanager the newest is taken unless there is one of that very version (TiUP's rule).
@@ -87,6 +95,7 @@ impl<'a> Obtaining<'a> {
             }
             Err(error) => {
                 self.hints.extend(self.hint_of(&error));
+                self.is_short_of_files |= !is_not_listed(&error);
                 Err(format!("{component}: looked for {looked_for}: {}", chain(&*error)))
             }
         }
@@ -119,6 +128,14 @@ impl<'a> Obtaining<'a> {
     }
 }
 
+/// The mirror was asked and believed; it only does not have it.
+fn is_not_listed(error: &MirrorError) -> bool {
+    matches!(
+        error,
+        MirrorError::Manifest { source, .. } if matches!(source.refusal, ManifestRefusal::NotListed(_))
+    )
+}
+
 #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals have only one cause: the mirror")]
 fn hint_of_refusal(refusal: &ManifestRefusal, home: &str) -> Option<String> {
     match refusal {
@@ -127,6 +144,9 @@ fn hint_of_refusal(refusal: &ManifestRefusal, home: &str) -> Option<String> {
                 "if this is another mirror than before: `tiup mirror set ADDRESS`, or put its root.json, from somebody you trust, at {home}/bin/root.json and remove {home}/manifests"
             ))
         }
+        ManifestRefusal::NotListed(_) => Some(
+            "take a version that the mirror has; one of your own is used if it lies at the path that was looked for".to_owned(),
+        ),
         ManifestRefusal::Expired(_) | ManifestRefusal::KeysExpired { .. } => Some(
             "if the clock of this machine is right, the mirror is no longer kept up".to_owned(),
         ),

@@ -193,7 +193,8 @@ fn a_deploy_without_its_packages_or_files_writes_nothing() {
         format!("packages/grafana-v8.1.0-linux-{arch}.tar.gz"),
         "alertmanager: ".to_owned(),
         "now: nothing was touched".to_owned(),
-        "hint: put official packages there".to_owned(),
+        "hint: put official packages into DESK/tiup/storage/dm/packages, named <component>-"
+            .to_owned(),
     ] {
         assert!(said.contains(&needed), "no `{needed}` in\n{said}");
     }
@@ -268,6 +269,26 @@ fn an_architecture_that_a_mirror_has_no_package_for_is_named_with_its_hosts() {
     for folder in ["m", "w", "p", "g", "a"] {
         assert!(!std::fs::exists(desk.path(folder)).unwrap(), "{folder}");
     }
+}
+
+#[test]
+fn a_version_that_the_mirror_does_not_have_is_told_with_what_it_has_and_no_other_advice() {
+    let desk = Desk::empty();
+    let (_, arch) = this_machine();
+    let mirror = put_mirror(&desk, arch);
+    let file = topology(&desk, &[]);
+    let words = ["deploy", "prod", "v9.9.9", &file, "-u", &me(), "--ssh", "none", "--yes"];
+    let mut command = desk.command(&words);
+    command.env("DMUP_SUPERVISED", desk.path("services")).env("TIUP_MIRRORS", &mirror);
+    let output = command.output().unwrap();
+    let said = desk.told(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    let named = format!("does not list dm-worker v9.9.9 for linux/{arch} (the newest is v8.1.0)");
+    assert!(said.contains(&named), "{said}");
+    let lines = said.lines().map(str::trim_start);
+    let hints: Vec<&str> = lines.filter(|line| line.starts_with("hint: ")).collect();
+    assert_eq!(hints.len(), 1, "{said}");
+    assert!(hints[0].starts_with("hint: take a version that the mirror has"), "{said}");
 }
 
 /// With exporters in a folder of the desk, on ports that nobody has.
