@@ -271,9 +271,14 @@ fn line_of(id: &InstanceId, part: &InstanceReport) -> Option<String> {
         };
         return Some(format!("  {id}: {end}"));
     }
-    let exchange_ms = exchange_us as f64 / 1000.0;
+    // A restart or a reload exchanges nothing.
+    let exchange = if part.from == part.to {
+        String::new()
+    } else {
+        format!("exchange {:.1}, ", exchange_us as f64 / 1000.0)
+    };
     let mut line = format!(
-        "  {id}: down {down_ms} ms (stop {stop_ms}, exchange {exchange_ms:.1}, start {start_ms}), healthy after {} ms",
+        "  {id}: down {down_ms} ms (stop {stop_ms}, {exchange}start {start_ms}), healthy after {} ms",
         part.healthy_after_ms
     );
     if killed {
@@ -562,12 +567,12 @@ mod tests {
 
     #[test]
     fn every_node_whose_turn_came_has_a_line() {
-        let line = |end, down_ms, killed| {
+        let with_build = |to: &[u8], end, down_ms, killed| {
             let away = Away { stop_ms: 90_000, exchange_us: 400, start_ms: 7, down_ms, killed };
             let part = InstanceReport {
                 role: Role::DmWorker,
                 from: Digest::of(b"old"),
-                to: Digest::of(b"new"),
+                to: Digest::of(to),
                 end,
                 away,
                 healthy_after_ms: 600,
@@ -575,6 +580,7 @@ mod tests {
             };
             line_of(&InstanceId::new("h1:8262").unwrap(), &part)
         };
+        let line = |end, down_ms, killed| with_build(b"new", end, down_ms, killed);
         assert_eq!(line(InstanceEnd::Untouched, 0, false), None);
         let changed = "  h1:8262: changed".to_owned();
         assert_eq!(line(InstanceEnd::Changed, 0, false), Some(changed));
@@ -583,6 +589,10 @@ mod tests {
         assert_eq!(line(InstanceEnd::Changed, 90_009, false), Some(times.to_owned()));
         let killed = format!("{times}; systemd had to kill it after 90 s");
         assert_eq!(line(InstanceEnd::RolledBack, 90_009, true), Some(killed));
+        // Of a restart.
+        let times = "  h1:8262: down 90007 ms (stop 90000, start 7), healthy after 600 ms";
+        let restarted = with_build(b"old", InstanceEnd::Changed, 90_007, false);
+        assert_eq!(restarted, Some(times.to_owned()));
     }
 
     /// Sleeping is all that takes time.
