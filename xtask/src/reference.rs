@@ -5,9 +5,9 @@
 use crate::cargo;
 use crate::failure::Failure;
 
-// All of the workspace, as for every other test: a single package would be compiled with other features once more.
+// One test program of one package. Its units are the same that `cargo test --workspace` compiles, features included.
 const TEST: &[&str] =
-    &["test", "--quiet", "--workspace", "--locked", "--test", "cli", "--", "reference::"];
+    &["test", "--quiet", "--package", "dmup", "--locked", "--test", "cli", "--", "reference::"];
 
 pub(crate) fn write() -> Result<(), Failure> {
     cargo(TEST, &[("DMUP_WRITE_REFERENCE", "1")])
