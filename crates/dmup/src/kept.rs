@@ -3,13 +3,18 @@
 //! ```text
 //! patch/<component>.tar.gz       leads to what new instances get (TiUP's, and TiUP reads it, too)
 //! dmup/kept.json                 by component: what we made it lead to, its executable, and where it led before
+//! dmup/runs/<id>/overwrite.*     until the run has ended: the package and what is in it, for whoever resumes the run
 //! ```
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
 use dmup_core::instance::Role;
+use dmup_core::journal::RunState;
+use dmup_core::plan::Kind;
+use dmup_core::report::RunEnd;
 use dmup_mirror::package::Package;
 use serde::{Deserialize, Serialize};
 
@@ -30,18 +35,98 @@ struct Kept {
     before: Option<String>,
 }
 
+/// What is said when it is done.
+pub(crate) const SAID: &str = "Instances that are added later get this build, too (--overwrite)";
+
+/// What a `patch --overwrite` does after its last node.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Owed {
+    /// The package as it was given.
+    package: Utf8PathBuf,
+    /// SHA-256 of the file.
+    digest: Digest,
+    /// The executables in it.
+    builds: BTreeMap<Role, Digest>,
+}
+
+impl Owed {
+    pub(crate) fn of(package: &Package) -> Self {
+        let builds =
+            package.components.iter().map(|(role, part)| (*role, part.binary.clone())).collect();
+        Self { package: package.path.clone(), digest: package.digest.clone(), builds }
+    }
+
+    /// Keeps it in the folder of the run, with the package: what the operator gave may be gone when the run is resumed.
+    pub(crate) fn keep(&self, run: &Utf8Path) -> Result<(), Failure> {
+        let [package, record] = Self::files(run);
+        let kept = Self { package: package.clone(), ..self.clone() };
+        let text = serde_json::to_vec(&kept).expect("text");
+        let copied = fs_err::copy(&self.package, &package)
+            .and_then(|_| fs_err::File::open(&package)?.sync_all())
+            .and_then(|()| fs_err::write(&record, text))
+            .and_then(|()| fs_err::File::open(&record)?.sync_all());
+        copied.map_err(|error| {
+            Failure::refused(format_args!("keep the package for a resume (--overwrite): {error}"))
+        })
+    }
+
+    fn of_run(run: &Utf8Path) -> Result<Option<Self>, Failure> {
+        let [_, record] = Self::files(run);
+        let broken = |why: String| Failure::refused(format_args!("read {record}: {why}"));
+        match fs_err::read(&record) {
+            Ok(text) => {
+                serde_json::from_slice(&text).map(Some).map_err(|error| broken(error.to_string()))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(broken(error.to_string())),
+        }
+    }
+
+    /// The package, and what is in it. The latter is written last.
+    fn files(run: &Utf8Path) -> [Utf8PathBuf; 2] {
+        [run.join("overwrite.tar.gz"), run.join("overwrite.json")]
+    }
+}
+
 impl Known {
     /// `--overwrite`: instances that are added later get this package.
-    pub(crate) fn keep_for_scale_out(&self, package: &Package) -> Result<(), Failure> {
-        for (role, component) in &package.components {
-            self.keep_component(
-                *role,
-                &package.path,
-                package.digest.as_str(),
-                component.binary.clone(),
-            )?;
+    pub(crate) fn keep_for_scale_out(&self, owed: &Owed) -> Result<(), Failure> {
+        for (role, build) in &owed.builds {
+            self.keep_component(*role, &owed.package, owed.digest.as_str(), build.clone())?;
         }
         Ok(())
+    }
+
+    /// A run that has ended well does what it owes, one that cannot go on any more owes nothing. Says whether it was done.
+    pub(crate) fn settle(&self, run: &Utf8Path, end: &RunEnd) -> Result<bool, Failure> {
+        if end.can_go_on() {
+            return Ok(false);
+        }
+        let owed = Owed::of_run(run)?.filter(|_| *end == RunEnd::Done);
+        if let Some(owed) = &owed {
+            self.keep_for_scale_out(owed)?;
+        }
+        for file in Owed::files(run).iter().rev() {
+            match fs_err::remove_file(file) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(Failure::failed(error));
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(owed.is_some())
+    }
+
+    /// The last run that exchanged builds, if it has ended and was killed before it did what it owes.
+    pub(crate) fn run_that_owes(&self) -> Result<Option<(Utf8PathBuf, RunEnd)>, Failure> {
+        let runs = self.runs()?;
+        let last = runs.iter().rev().find_map(|run| {
+            let (plan, folded) = run.content.as_ref().ok()?;
+            matches!(plan.kind, Kind::Hotfix | Kind::Rollback).then_some((run, &folded.state))
+        });
+        let Some((run, RunState::Ended { end })) = last else { return Ok(None) };
+        let owes = *end == RunEnd::Done && Owed::of_run(&run.path)?.is_some();
+        Ok(owes.then(|| (run.path.clone(), end.clone())))
     }
 
     fn keep_component(
@@ -159,6 +244,37 @@ mod tests {
         assert_eq!(kept(&known).as_deref(), Some("dm-worker-aaaaaaa.tar.gz"));
         assert_eq!(known.let_go_of_kept().unwrap(), Vec::<String>::new(), "once");
         assert!(!folder.join("dm/clusters/prod/patch/dm-worker-bbbbbbb.tar.gz").exists());
+    }
+
+    #[test]
+    fn a_run_does_what_it_owes_when_it_ends_well_also_without_the_package_that_was_given() {
+        let keep_it = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(keep_it.path()).unwrap();
+        let known = known(folder, META);
+        let run = folder.join("run");
+        fs_err::create_dir(&run).unwrap();
+        let why = || "x".to_owned();
+        for (end, does_it, still_owes) in [
+            (RunEnd::Interrupted, false, true),
+            (RunEnd::Paused, false, true),
+            (RunEnd::Failed { why: why() }, false, false),
+            (RunEnd::TakenBack, false, false),
+            (RunEnd::Done, true, false),
+        ] {
+            let package = folder.join("fix.tar.gz");
+            fs_err::write(&package, [0x1f, 0x8b, 7]).unwrap();
+            let digest = Digest::of(b"package");
+            let builds = [(Role::DmWorker, Digest::of(b"build"))].into();
+            Owed { package: package.clone(), digest, builds }.keep(&run).unwrap();
+            fs_err::remove_file(&package).unwrap();
+            assert_eq!(known.settle(&run, &end).unwrap(), does_it, "{end:?}");
+            assert_eq!(kept(&known).is_some(), does_it, "{end:?}");
+            assert_eq!(Owed::of_run(&run).unwrap().is_some(), still_owes, "{end:?}");
+        }
+        let link = folder.join("dm/clusters/prod/patch/dm-worker.tar.gz");
+        assert_eq!(fs_err::read(link).unwrap(), [0x1f, 0x8b, 7]);
+        assert_eq!(fs_err::read_dir(&run).unwrap().count(), 0, "its package is not kept twice");
+        assert!(!known.settle(&run, &RunEnd::Done).unwrap(), "once");
     }
 
     #[test]

@@ -74,6 +74,24 @@ fn a_host_whose_controller_is_gone_goes_back_and_one_that_froze_does_nothing_mor
     let again = scene.dmup(&["resume", CLUSTER]).with_code(3);
     assert!(again.stderr.contains("no run of prod was interrupted"), "{again}");
 
+    // Killed in its first turn and resumed, a hotfix for instances to come as well does that, too. The package that was
+    // given is gone by then.
+    let bytes = fs_err::read(&good).unwrap();
+    let words =
+        ["patch", CLUSTER, good.as_str(), "-R", "dm-worker", "--overwrite", "--yes", "--soak", "0"];
+    let mut child = scene.operator.begin(&words).unwrap();
+    assert!(
+        wait_until(Duration::from_secs(120), || scene.running_hashes() != old),
+        "no node ever ran the build"
+    );
+    child.kill().unwrap();
+    child.wait().unwrap();
+    fs_err::remove_file(&good).unwrap();
+    let kept = scene.operator.tiup_home().join("storage/dm/clusters/prod/patch/dm-worker.tar.gz");
+    assert!(!kept.exists(), "only after the last node");
+    let resumed = scene.dmup(&["resume", CLUSTER]).well();
+    assert_eq!(fs_err::read(&kept).unwrap(), bytes, "{resumed}");
+
     let flow = scene.flow().expect("rows flow");
     for (source, seen) in flow.witness.settle(&flow.writer, Duration::from_secs(60)) {
         assert!(seen.is_whole(), "{source}: {seen}");

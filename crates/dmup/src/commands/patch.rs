@@ -15,10 +15,11 @@ use dmup_core::selection::select;
 use dmup_core::unfinished::in_folder;
 use dmup_mirror::package::{Package, Refusal, Wanted, open};
 
-use super::run::{self, Begun};
+use super::run::{self, Begun, Keeps};
 use crate::args::{Format, OnBusyArg, OnFailureArg, PatchArgs, Rolling, Rollout};
 use crate::context::{Context, Known, bad_selection};
 use crate::failure::{Failure, chain};
+use crate::kept::{self, Owed};
 use crate::progress::Progress;
 
 pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failure> {
@@ -50,6 +51,7 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
         package: &package,
         selected: &selected,
         offline: args.offline,
+        overwrite: args.overwrite,
         plan_only: args.plan,
         apply_plan: args.apply_plan.as_deref(),
         rollout: &args.rollout,
@@ -62,15 +64,13 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
         Rolled::NothingToDo => {
             known.mark_all(&selected, &targets_of(&package))?;
             context.printer.talk("Nothing to do: every selected instance runs this build already");
+            if args.overwrite {
+                known.keep_for_scale_out(&Owed::of(&package))?;
+                context.printer.talk(kept::SAID);
+            }
             Ok(())
         }
         Rolled::Ran { report, plan } => {
-            if args.overwrite && report.end == RunEnd::Done {
-                known.keep_for_scale_out(&package)?;
-                context
-                    .printer
-                    .talk("Instances that are added later get this build, too (--overwrite)");
-            }
             let ended = run::end(&report, plan.kind, &known, context);
             for warning in &plan.warnings {
                 if let Warning::Deferred { .. } = warning {
@@ -89,6 +89,8 @@ pub(crate) struct Order<'a> {
     pub(crate) package: &'a Package,
     pub(crate) selected: &'a [Instance],
     pub(crate) offline: bool,
+    /// Instances to come get the package as well.
+    pub(crate) overwrite: bool,
     pub(crate) plan_only: bool,
     pub(crate) apply_plan: Option<&'a Utf8Path>,
     pub(crate) rollout: &'a Rollout,
@@ -186,9 +188,11 @@ pub(crate) async fn roll_out(
     // The run must find the parcel again when it is resumed by another process.
     plan.parcel = Some(known.keep_parcel(package)?);
 
+    let owed = order.overwrite.then(|| Owed::of(package));
+    let keeps = Keeps { texts: &[], owed: owed.as_ref() };
     let work = async {
         // What was agreed to was agreed to as the cluster was then.
-        let report = match run::begin(&plan, known, &fleet, &dm, context).await? {
+        let report = match run::begin(&plan, &keeps, known, &fleet, &dm, context).await? {
             Begun::Ran(report) => report,
             Begun::NotYet(why) => return Err(why),
         };

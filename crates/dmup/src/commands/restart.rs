@@ -13,7 +13,7 @@ use dmup_remote::Fleet;
 use dmup_wire::message::PutFile;
 use futures::future::join_all;
 
-use super::run::{self, Begun};
+use super::run::{self, Begun, Keeps};
 use super::{patch, units};
 use crate::args::{OnFailureArg, RestartArgs, Rolling};
 use crate::context::{Context, Known, bad_selection};
@@ -132,9 +132,10 @@ impl Again<'_> {
             known.name
         );
         run::agree(&plan, &question, !context.global.yes, context)?;
+        let keeps = Keeps { texts: &self.texts, owed: None };
         let work = async {
             write(&fleet, &self.before).await?;
-            match run::begin_with(&plan, &self.texts, known, &fleet, &dm, context).await? {
+            match run::begin(&plan, &keeps, known, &fleet, &dm, context).await? {
                 Begun::Ran(report) => Ok(report),
                 Begun::NotYet(why) if self.before.is_empty() => Err(why),
                 Begun::NotYet(why) => {

@@ -7,6 +7,14 @@ use crate::failure::Failure;
 
 pub(crate) async fn run(args: &ResumeArgs, context: &Context) -> Result<(), Failure> {
     let known = context.cluster(&args.cluster)?;
+    if args.run.is_none()
+        && known.unfinished_runs()?.is_empty()
+        && let Some((folder, end)) = known.run_that_owes()?
+    {
+        // It was killed after its last node.
+        let _lock = known.lock("resume")?;
+        return run::settle(&folder, &end, &known, context);
+    }
     let folder = match &args.run {
         Some(id) => known.run_folder(id)?,
         None => known.unfinished_runs()?.pop().map(|run| run.path).ok_or_else(|| {

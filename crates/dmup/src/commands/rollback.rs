@@ -14,7 +14,7 @@ use dmup_core::selection::select;
 use dmup_remote::Fleet;
 use dmup_remote::dm_api::DmClient;
 
-use super::run::{Begun, Onward};
+use super::run::{Begun, Keeps, Onward};
 use super::{patch, run};
 use crate::args::RollbackArgs;
 use crate::ask;
@@ -114,7 +114,8 @@ impl Wanted<'_> {
             known.name
         );
         run::agree(&plan, &question, !context.global.yes, context)?;
-        let work = run::begin(&plan, known, fleet, dm, context);
+        let keeps = Keeps::default();
+        let work = run::begin(&plan, &keeps, known, fleet, dm, context);
         Ok(match context.with_lease(&known.name, "rollback", fleet, work).await? {
             Begun::Ran(report) => Begun::Ran(Some((report, plan.kind))),
             Begun::NotYet(why) => Begun::NotYet(why),

@@ -22,6 +22,7 @@ use crate::args::Format;
 use crate::ask;
 use crate::context::{Context, Known};
 use crate::failure::{Failure, Kind, chain};
+use crate::kept::{self, Owed};
 use crate::progress::{Progress, span};
 
 /// Windows need root: a host that refuses it must be known before the first node is touched.
@@ -69,21 +70,19 @@ pub(crate) enum Begun<T> {
     NotYet(Failure),
 }
 
+/// What a run has in its folder beside plan and journal, for whoever resumes it.
+#[derive(Default)]
+pub(crate) struct Keeps<'a> {
+    /// Files that windows write.
+    pub(crate) texts: &'a [Texts],
+    /// What it does after its last node.
+    pub(crate) owed: Option<&'a Owed>,
+}
+
 /// Begins a new run and carries it to its end.
 pub(crate) async fn begin(
     plan: &Plan,
-    known: &Known,
-    fleet: &Fleet,
-    dm: &DmClient,
-    context: &Context,
-) -> Result<Begun<Report>, Failure> {
-    begin_with(plan, &[], known, fleet, dm, context).await
-}
-
-/// As [`begin`], of a run that writes files: they are kept in its folder, for whoever resumes it.
-pub(crate) async fn begin_with(
-    plan: &Plan,
-    texts: &[Texts],
+    keeps: &Keeps<'_>,
     known: &Known,
     fleet: &Fleet,
     dm: &DmClient,
@@ -92,8 +91,11 @@ pub(crate) async fn begin_with(
     let folder = known.new_run_folder(context)?;
     let (run, mut journal) =
         RunFolder::create(&folder, plan).map_err(|error| not_begun(&error.into()))?;
-    for texts in texts {
+    for texts in keeps.texts {
         run.keep_texts(texts).map_err(|error| not_begun(&error.into()))?;
+    }
+    if let Some(owed) = keeps.owed {
+        owed.keep(&folder)?;
     }
     context.printer.talk(format_args!("run {}", id_of(&folder)));
     let records = known.records_of(&run);
@@ -113,7 +115,21 @@ pub(crate) async fn begin_with(
     }
     let report = finish(outcome, &run, known)?;
     note_bad_builds(&report, plan.kind, known)?;
+    settle(&folder, &report.end, known, context)?;
     Ok(Begun::Ran(report))
+}
+
+/// After the last node: what `--overwrite` has promised.
+pub(crate) fn settle(
+    folder: &Utf8Path,
+    end: &RunEnd,
+    known: &Known,
+    context: &Context,
+) -> Result<(), Failure> {
+    if known.settle(folder, end)? {
+        context.printer.talk(kept::SAID);
+    }
+    Ok(())
 }
 
 /// The build of a node that had to be put back is known as bad; what a restart or a file did is not the build's fault.
@@ -170,6 +186,7 @@ pub(crate) async fn go_on(
     if onward == Onward::Forth {
         note_bad_builds(&report, plan.kind, known)?;
     }
+    settle(folder, &report.end, known, context)?;
     Ok((report, plan.kind))
 }
 

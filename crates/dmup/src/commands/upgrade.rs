@@ -94,6 +94,7 @@ pub(crate) async fn run(args: &UpgradeArgs, context: &Context) -> Result<(), Fai
             package,
             selected,
             offline: args.offline,
+            overwrite: false,
             plan_only: args.plan,
             apply_plan: None,
             rollout: &args.rollout,
