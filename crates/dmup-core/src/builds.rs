@@ -344,6 +344,28 @@ pub(crate) fn unmarked_patch(
     (was != is && !instance.patched).then(|| saved.path.clone())
 }
 
+/// Whether an instance whose disk has `build` came to it by a hotfix of which only the mark is missing: a run of ours left
+/// it there as a hotfix, or TiUP keeps the other build that was there before.
+///
+/// `patch` marks what it puts in, as TiUP does. Where it finds the build in place it has put in nothing, and most often that is
+/// the official one, there since the deploy: with a mark, `display` would call it a hotfix, and `upgrade` tell that it drops one.
+pub fn lacks_its_mark(
+    instance: &Instance,
+    version: &DmVersion,
+    build: &Digest,
+    recorded: Option<&RecordedBuild>,
+    inventory: &Inventory,
+) -> bool {
+    if instance.patched {
+        return false;
+    }
+    let Some(process) = inventory.processes.get(&instance.id) else { return false };
+    let Some(Ok(host)) = inventory.hosts.get(&instance.host) else { return false };
+    process.on_disk.as_ref() == Some(build)
+        && (recorded.is_some_and(|it| it.patched && it.build == *build)
+            || unmarked_patch(instance, version, process, &host.leftovers).is_some())
+}
+
 /// Instances of DM that come from one official package run one build. Monitoring may have been laid out at another time,
 /// with another newest version.
 fn of_siblings<'a>(
@@ -564,6 +586,38 @@ mod tests {
         assert_eq!(scene.odd(), ["1 drifted patched-unmarked"]);
         scene.instances[1].patched = true;
         assert_eq!(scene.odd(), Vec::<String>::new(), "that is how a patch ends");
+    }
+
+    #[test]
+    fn a_mark_is_missing_only_where_a_hotfix_was_put_in() {
+        let mut scene = scene();
+        let version = "v8.1.0".parse().unwrap();
+        let left = |patched| RecordedBuild { build: digest('a'), patched };
+        let lacks = |scene: &Scene, build, recorded: Option<RecordedBuild>| {
+            let (one, build) = (&scene.instances[1], digest(build));
+            lacks_its_mark(one, &version, &build, recorded.as_ref(), &scene.inventory)
+        };
+        assert!(!lacks(&scene, 'a', None), "since its deploy");
+        assert!(!lacks(&scene, 'a', Some(left(false))), "an upgrade or a rollback left it");
+        assert!(
+            lacks(&scene, 'a', Some(left(true))),
+            "a hotfix of ours; the mark went with a backup of meta.yaml"
+        );
+        assert!(!lacks(&scene, 'b', Some(left(true))), "it has another build");
+        let saved = |build| Leftover {
+            instance: scene.instances[1].id.clone(),
+            kind: LeftoverKind::TiupBackup,
+            path: "/d/bin.old.v8.1.0".into(),
+            build: Some(digest(build)),
+        };
+        let (same, other) = (saved('a'), saved('0'));
+        for (left, expected) in [(same, false), (other, true)] {
+            let host = scene.inventory.hosts.get_mut(&scene.instances[1].host).unwrap();
+            host.as_mut().unwrap().leftovers = vec![left];
+            assert_eq!(lacks(&scene, 'a', None), expected);
+        }
+        scene.instances[1].patched = true;
+        assert!(!lacks(&scene, 'a', None), "it has one");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
-use dmup_core::builds::{RecordedBuild, build_before};
+use dmup_core::builds::{RecordedBuild, build_before, lacks_its_mark};
 use dmup_core::digest::Digest;
 use dmup_core::ids::{ClusterName, InstanceId, UserName};
 use dmup_core::instance::{Instance, Role};
@@ -330,19 +330,30 @@ impl Known {
         self.cluster.refuse_pending_scale_out().map_err(state_failure)
     }
 
-    /// Marks instances that run the build of a package already.
-    pub(crate) fn mark_all(
+    /// Instances that have the build of a package already, by a hotfix of which only the mark is missing.
+    pub(crate) fn unmarked(
         &self,
         selected: &[Instance],
         targets: &BTreeMap<Role, TargetBuild>,
-    ) -> Result<(), Failure> {
+        inventory: &Inventory,
+    ) -> Result<Unmarked, Failure> {
+        let recorded = self.recorded_builds()?;
+        Ok(selected
+            .iter()
+            .filter_map(|it| Some((it, &targets.get(&it.role)?.digest)))
+            .filter(|(it, build)| {
+                lacks_its_mark(it, &self.meta.version, build, recorded.get(&it.id), inventory)
+            })
+            .map(|(it, build)| (it.id.clone(), build.clone()))
+            .collect())
+    }
+
+    /// Marks them.
+    pub(crate) fn mark_all(&self, unmarked: &Unmarked) -> Result<(), Failure> {
         let records = self.records();
-        for instance in selected.iter().filter(|it| !it.patched) {
-            if let Some(target) = targets.get(&instance.role) {
-                records.mark(&instance.id, &target.digest, true).map_err(Failure::failed)?;
-            }
-        }
-        Ok(())
+        unmarked
+            .iter()
+            .try_for_each(|(id, build)| records.mark(id, build, true).map_err(Failure::failed))
     }
 
     pub(crate) fn records(&self) -> MetaRecords {
@@ -544,6 +555,9 @@ impl PastRun {
             .is_ok_and(|(_, folded)| !folded.open.is_empty() || !folded.ended.is_empty())
     }
 }
+
+/// Instances that run a hotfix without being marked, and its build.
+pub(crate) type Unmarked = Vec<(InstanceId, Digest)>;
 
 /// Writes `patched` into `meta.yaml`.
 pub(crate) struct MetaRecords {

@@ -1,5 +1,6 @@
 //! `patch`: replaces the binaries of a running cluster with those of a package, online.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use dmup_mirror::package::{Package, Refusal, Wanted, open};
 
 use super::run::{self, Begun, Keeps};
 use crate::args::{Format, OnBusyArg, OnFailureArg, PatchArgs, Rolling, Rollout};
-use crate::context::{Context, Known, bad_selection};
+use crate::context::{Context, Known, Unmarked, bad_selection};
 use crate::failure::{Failure, chain};
 use crate::kept::{self, Owed};
 use crate::progress::Progress;
@@ -61,8 +62,8 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
     drop(lock);
     match rolled? {
         Rolled::Shown => Ok(()),
-        Rolled::NothingToDo => {
-            known.mark_all(&selected, &targets_of(&package))?;
+        Rolled::NothingToDo { unmarked } => {
+            known.mark_all(&unmarked)?;
             context.printer.talk("Nothing to do: every selected instance runs this build already");
             if args.overwrite {
                 known.keep_for_scale_out(&Owed::of(&package))?;
@@ -70,7 +71,10 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
             }
             Ok(())
         }
-        Rolled::Ran { report, plan } => {
+        Rolled::Ran { report, plan, unmarked } => {
+            if report.end == RunEnd::Done {
+                known.mark_all(&unmarked)?;
+            }
             let ended = run::end(&report, plan.kind, &known, context);
             for warning in &plan.warnings {
                 if let Warning::Deferred { .. } = warning {
@@ -102,10 +106,13 @@ pub(crate) enum Rolled {
     /// The plan was printed.
     Shown,
     /// Every instance runs it.
-    NothingToDo,
+    NothingToDo {
+        unmarked: Unmarked,
+    },
     Ran {
         report: Box<Report>,
         plan: Box<Plan>,
+        unmarked: Unmarked,
     },
 }
 
@@ -143,6 +150,7 @@ pub(crate) async fn roll_out(
         guard_s: rollout.guard,
         ..policy_of(&rollout.rolling, rollout.on_failure, context)
     };
+    let unmarked = RefCell::new(Unmarked::new());
     let decide = || async {
         progress.under_way("look at the cluster");
         let concurrency = context.concurrency();
@@ -155,6 +163,7 @@ pub(crate) async fn roll_out(
                 request.ways_back.insert(instance.id.clone(), before.build);
             }
         }
+        unmarked.replace(known.unmarked(selected, &request.targets, &inventory)?);
         Ok(plan_hotfix(&request, &inventory, &policy))
     };
     let mut plan = if let Some(file) = order.apply_plan {
@@ -169,7 +178,9 @@ pub(crate) async fn roll_out(
             None => decide().await?,
         };
         match decision {
-            Decision::NothingToDo => return Ok(Rolled::NothingToDo),
+            Decision::NothingToDo => {
+                return Ok(Rolled::NothingToDo { unmarked: unmarked.take() });
+            }
             Decision::Blocked(blockers) => return Err(run::blocked(order.what, known, &blockers)),
             Decision::Go(plan) => *plan,
         }
@@ -202,7 +213,8 @@ pub(crate) async fn roll_out(
         Ok::<_, Failure>(report)
     };
     let report = context.with_lease(&known.name, order.what, &fleet, work).await?;
-    Ok(Rolled::Ran { report: Box::new(report), plan: Box::new(plan) })
+    let unmarked = unmarked.take();
+    Ok(Rolled::Ran { report: Box::new(report), plan: Box::new(plan), unmarked })
 }
 
 fn targets_of(package: &Package) -> BTreeMap<Role, TargetBuild> {

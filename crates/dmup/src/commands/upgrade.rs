@@ -102,10 +102,10 @@ pub(crate) async fn run(args: &UpgradeArgs, context: &Context) -> Result<(), Fai
         };
         match roll_out(&order, &known, context).await? {
             Rolled::Shown => {}
-            Rolled::NothingToDo => {
+            Rolled::NothingToDo { .. } => {
                 context.printer.talk(format_args!("every {role} runs {to} already"));
             }
-            Rolled::Ran { report, plan } => {
+            Rolled::Ran { report, plan, .. } => {
                 run::end(&report, plan.kind, &known, context)?;
                 let deferred: Vec<String> = plan
                     .warnings

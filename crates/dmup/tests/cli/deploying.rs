@@ -291,6 +291,33 @@ fn a_version_that_the_mirror_does_not_have_is_told_with_what_it_has_and_no_other
     assert!(hints[0].starts_with("hint: take a version that the mirror has"), "{said}");
 }
 
+#[test]
+fn a_node_is_marked_only_if_a_hotfix_was_put_in() {
+    let desk = Desk::empty();
+    put_packages(&desk);
+    let output = deploy(&desk, &topology(&desk, &[]));
+    assert!(output.status.success(), "{}", desk.told(&output.stderr));
+    let (_, arch) = this_machine();
+    let package =
+        desk.path(&format!("tiup/storage/dm/packages/dm-worker-v8.1.0-linux-{arch}.tar.gz"));
+    let patch = ["patch", "prod", &package, "-R", "dm-worker", "--offline"];
+    let meta = || read(&desk, "tiup/storage/dm/clusters/prod/meta.yaml");
+
+    // It runs the official build since its deploy.
+    let said = on_playground(&desk, &patch, 0);
+    assert!(said.contains("Nothing to do") && !meta().contains("patched"), "{said}\n{}", meta());
+    // A `tiup dm patch` that was killed before it wrote its marks: the build from before lies beside.
+    desk.put("w/bin.old.v8.1.0/dm-worker/dm-worker", b"the build from before");
+    let said = on_playground(&desk, &patch, 0);
+    assert!(said.contains("Nothing to do"), "{said}");
+    assert_eq!(meta().matches("patched: true").count(), 1, "{}", meta());
+
+    // `--overwrite` is for instances to come, whatever those that are there run.
+    on_playground(&desk, &[&patch[..], &["--overwrite"]].concat(), 0);
+    let kept = std::fs::read(desk.path("tiup/storage/dm/clusters/prod/patch/dm-worker.tar.gz"));
+    assert_eq!(kept.unwrap(), std::fs::read(&package).unwrap());
+}
+
 /// With exporters in a folder of the desk, on ports that nobody has.
 fn with_exporters(desk: &Desk, more: &str) -> String {
     let folder = desk.path("x");
