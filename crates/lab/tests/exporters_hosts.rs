@@ -113,6 +113,24 @@ fn exporters_run_and_come_and_go_with_their_hosts() {
     );
     scene.dmup(&["start", CLUSTER, "-R", "alertmanager"]).well();
     assert_eq!(both_are(second, "is-active"), [true; 2]);
+    scene.dmup(&["enable", CLUSTER, "-R", "alertmanager"]).well();
+    assert_eq!(both_are(second, "is-enabled"), [true; 2]);
+
+    // The recorded words once more.
+    let audit = scene.dmup(&["audit"]).well();
+    let id = audit.stdout.lines().find(|line| line.contains(" disable ")).unwrap();
+    scene.dmup(&["replay", id.split_whitespace().next().unwrap(), "--yes"]).well();
+    assert_eq!(both_are(second, "is-enabled"), [false; 2], "{audit}");
+
+    // What this machine knows of the cluster is lost, and put back.
+    let backup = scene.operator.folder().join("backup.tar.gz");
+    scene.dmup(&["meta", "backup", CLUSTER, "--file", backup.as_str()]).well();
+    let known = scene.operator.tiup_home().join("storage/dm/clusters").join(CLUSTER);
+    fs_err::remove_dir_all(&known).unwrap();
+    scene.dmup(&["display", CLUSTER]).with_code(3);
+    scene.dmup(&["meta", "restore", CLUSTER, backup.as_str(), "--yes"]).well();
+    let display = scene.dmup(&["display", CLUSTER, "-R", "dm-master"]).well();
+    assert!(display.stdout.contains("Healthy|L"), "{display}");
 
     // With a host's last instance they go; what bears the name and is somebody else's stays, and runs.
     let theirs = "[Service]\nExecStart=/bin/sleep infinity\n";
