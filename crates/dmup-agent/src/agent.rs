@@ -85,7 +85,7 @@ impl Agent {
             Request::Unpack(order) => self.unpack(order, &request, stream),
             Request::Prepare(order) => self.or_root(&request, || prepare(order)),
             Request::Switch(order) => {
-                let order = &self.with_owners(order);
+                let order = &Switch { texts: self.with_owners(&order.texts), ..order.clone() };
                 let request = Request::Switch(order.clone());
                 self.by_root(&request, || {
                     self.in_turn(&order.instance)?;
@@ -97,10 +97,7 @@ impl Agent {
                     if let Some(guard_s) = order.guard_s {
                         put_off(guard_s.saturating_add(stop_s));
                     }
-                    let mut here = order.clone();
-                    for text in &mut here.texts {
-                        text.path = self.places.real(&text.path);
-                    }
+                    let here = Switch { texts: self.here(&order.texts), ..order.clone() };
                     let done = switch(&*self.services, &self.hashes, &here);
                     // Also after a window that failed half-way.
                     order.guard_s.map(put_off);
@@ -139,10 +136,15 @@ impl Agent {
                     other => other,
                 }
             }
-            Request::ArmGuard(order) => self.by_root(&request, || {
-                self.in_turn(&order.instance)?;
-                guard::arm(&self.places, order)
-            }),
+            Request::ArmGuard(order) => {
+                let order = &Guard { texts: self.with_owners(&order.texts), ..order.clone() };
+                let request = Request::ArmGuard(order.clone());
+                self.by_root(&request, || {
+                    self.in_turn(&order.instance)?;
+                    let here = Guard { texts: self.here(&order.texts), ..order.clone() };
+                    guard::arm(&self.places, &here)
+                })
+            }
             Request::RenewGuard { instance, after_s } => self.by_root(&request, || {
                 self.in_turn(instance)?;
                 guard::renew(&self.places, instance, *after_s)
@@ -237,13 +239,19 @@ impl Agent {
         })
     }
 
-    /// Root carries a window out: what is to be ours must say so.
-    fn with_owners(&self, order: &Switch) -> Switch {
-        let mut order = order.clone();
-        for text in order.texts.iter_mut().filter(|text| !text.root && text.owner.is_none()) {
+    /// Root carries a window or a guard out: what is to be ours must say so.
+    fn with_owners(&self, texts: &[PutFile]) -> Vec<PutFile> {
+        let mut texts = texts.to_vec();
+        for text in texts.iter_mut().filter(|text| !text.root && text.owner.is_none()) {
             text.owner = self.own_name();
         }
-        order
+        texts
+    }
+
+    /// Where they really lie.
+    fn here(&self, texts: &[PutFile]) -> Vec<PutFile> {
+        let real = |text: &PutFile| PutFile { path: self.places.real(&text.path), ..text.clone() };
+        texts.iter().map(real).collect()
     }
 
     fn make_dir(&self, dir: &MakeDir) -> Reply {
@@ -395,9 +403,11 @@ fn check(request: &Request) -> Result<(), Refusal> {
             check_absolute(&order.folder).and_then(|()| deep_enough(&order.folder))
         }
         Request::JournalTail { lines, .. } => at_most("lines", *lines as usize, 1000),
-        Request::ArmGuard(Guard { after_s, .. }) | Request::RenewGuard { after_s, .. } => {
+        Request::ArmGuard(Guard { after_s, texts, .. }) => {
+            check_files(texts, 64)?;
             check_guard_time(*after_s)
         }
+        Request::RenewGuard { after_s, .. } => check_guard_time(*after_s),
         Request::Shell(order) => within_a_day("the command", order.within_ms),
         Request::CheckSudo
         | Request::EnsureUser(_)

@@ -57,6 +57,9 @@ const TRIES: u32 = 3;
 /// How often a sleeping guard looks whether it was put off.
 const GLANCE: Duration = Duration::from_millis(500);
 
+/// There may be a password in the files that it writes back.
+const CLOSED: u32 = 0o600;
+
 /// Between two tries.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -284,7 +287,7 @@ pub(crate) fn renew(places: &Places, instance: &InstanceId, after_s: u32) -> Rep
 fn write_over(path: &Utf8Path, record: &Record) -> io::Result<()> {
     let text = serde_json::to_vec_pretty(record)?;
     let next = path.with_extension("next");
-    write_atomically(&next, &text, 0o644, None)?;
+    write_atomically(&next, &text, CLOSED, None)?;
     // An exchange fails if one of the two is gone; a plain rename would arm a guard that has fired.
     let exchanged = renameat_with(CWD, next.as_str(), CWD, path.as_str(), RenameFlags::EXCHANGE);
     fs::remove_file(&next)?;
@@ -518,15 +521,15 @@ fn read(path: &Utf8Path) -> Option<Record> {
 }
 
 fn write(path: &Utf8Path, record: &Record) -> io::Result<()> {
-    write_atomically(path, &serde_json::to_vec_pretty(record)?, 0o644, None)
+    write_atomically(path, &serde_json::to_vec_pretty(record)?, CLOSED, None)
 }
 
 #[cfg(test)]
 mod tests {
-    use dmup_wire::message::Switch;
+    use dmup_wire::message::{PutFile, Switch};
 
     use super::*;
-    use crate::switch::tests::{Fake, live, trees};
+    use crate::switch::tests::{Fake, live, trees, with_file};
 
     fn places(dir: &Utf8Path) -> Places {
         Places::supervised(&dir.join("playground"))
@@ -541,6 +544,7 @@ mod tests {
             binary: order.binary.clone(),
             from: order.from.clone(),
             to: order.to.clone(),
+            texts: Vec::new(),
             after_s: 3600,
         }
     }
@@ -669,6 +673,33 @@ mod tests {
         let fired = renew(&places, &order.instance, 30).unwrap_err();
         assert!(fired.observed.contains("went back to build"), "{fired}");
         assert!(!armed.exists());
+    }
+
+    #[test]
+    fn a_guard_writes_the_files_from_before_with_the_build_from_before() {
+        for boots in [false, true] {
+            let (keep, order) = trees();
+            let dir = Utf8Path::from_path(keep.path()).unwrap();
+            let order = with_file(&order);
+            switch(&Fake::default(), &Hashes::default(), &order).unwrap();
+            let path = &order.texts[0].path;
+            assert_eq!(
+                (live(&order), fs::read_to_string(path).unwrap()),
+                ("new".into(), "new".into())
+            );
+            let old = PutFile { content: "old".to_owned(), ..order.texts[0].clone() };
+            let guard = Guard { texts: vec![old], ..guard(&order) };
+            let boot = if boots { "an earlier boot".to_owned() } else { boot_id() };
+            let places = places(dir);
+            let armed = armed(&places, &guard, boot);
+            let mode = fs::metadata(&armed).unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "there may be a password in the files");
+            fire(&places, &Fake::default(), &armed).unwrap();
+            assert_eq!(
+                (live(&order), fs::read_to_string(path).unwrap()),
+                ("old".into(), "old".into())
+            );
+        }
     }
 
     #[test]

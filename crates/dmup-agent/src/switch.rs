@@ -10,7 +10,7 @@
 //! | `from` | anything else, and `to` is kept | any | `to` is brought to its place first ([`crate::trees`]) |
 //! | `from` = `to` | any | another process than before, files as ordered | nothing: `already` |
 //! | `from` = `to` | any | anything else | stop, start |
-//! | `to` | any | runs `to` | nothing: `already` |
+//! | `to` | any | runs `to`, files as ordered | nothing: `already` |
 //! | `to` | any | anything else | stop what runs, start |
 //! | anything else | | | refused, nothing touched |
 
@@ -45,15 +45,15 @@ pub(crate) fn switch(services: &dyn Services, hashes: &Hashes, order: &Switch) -
     }
     let trees = Trees::look(hashes, order)?;
     let unit = services.look_at(&order.unit)?;
-    if !order.restart {
-        return offline(&trees, &unit, order);
-    }
     let texts = Written::look(&order.texts)?;
+    if !order.restart {
+        return offline(&trees, &unit, order, &texts);
+    }
     let exchange = match trees.standing(order)? {
         Standing::Exchanged
             if runs(hashes, &unit, &order.to)?
-                && (order.from != order.to
-                    || unit.pid != order.pid_before && texts.lie_there()) =>
+                && texts.lie_there()
+                && (order.from != order.to || unit.pid != order.pid_before) =>
         {
             return Ok(Outcome::Switched(Switched {
                 already: true,
@@ -76,8 +76,8 @@ fn check(order: &Switch) -> Result<(), Refusal> {
     check_absolute(&order.live)?;
     check_absolute(&order.staged)?;
     check_relative(&order.binary)?;
-    if !order.restart && (order.from == order.to || !order.texts.is_empty()) {
-        let seen = "without a restart a window only exchanges";
+    if !order.restart && order.from == order.to && order.texts.is_empty() {
+        let seen = "without a restart a window only exchanges and writes files";
         return Err(bad(attempt(order), seen));
     }
     if order.live == order.staged || order.live.parent() != order.staged.parent() {
@@ -204,7 +204,8 @@ fn runs(hashes: &Hashes, unit: &UnitSeen, build: &Digest) -> Result<bool, Refusa
     Ok(seen.is_some_and(|(digest, _)| digest == *build))
 }
 
-fn offline(trees: &Trees, unit: &UnitSeen, order: &Switch) -> Reply {
+/// Exchanges and writes, and starts nothing.
+fn offline(trees: &Trees, unit: &UnitSeen, order: &Switch, texts: &Written<'_>) -> Reply {
     let standing = trees.standing(order)?;
     let mut done = Switched {
         already: true,
@@ -216,18 +217,33 @@ fn offline(trees: &Trees, unit: &UnitSeen, order: &Switch) -> Reply {
         old_pid: unit.pid,
         new_pid: None,
     };
-    match standing {
-        Standing::Exchanged => return Ok(Outcome::Switched(done)),
-        Standing::Before => {}
-    }
+    let is_exchanged = match standing {
+        Standing::Exchanged if texts.lie_there() => return Ok(Outcome::Switched(done)),
+        Standing::Exchanged => true,
+        Standing::Before => false,
+    };
     if !unit.is_down() && !order.even_if_running {
         let seen = format!("{} is {}", order.unit, unit.words());
         return Err(refuse(RefusalKind::Precondition, attempt(order), seen));
     }
     let began = Instant::now();
-    exchange(&order.live, &order.staged).when(|| attempt(order))?;
+    if !is_exchanged {
+        exchange(&order.live, &order.staged).when(|| attempt(order))?;
+        done.exchange_us = micros(began.elapsed());
+    }
+    if let Err(refusal) = texts.write() {
+        // Neither runs: build and files of one kind lie there together, or it is said that they do not.
+        let files = refusal.state.clone().unwrap_or_default();
+        let back = if is_exchanged { Ok(()) } else { exchange(&order.live, &order.staged) };
+        let state = match back {
+            Ok(()) => format!("{files}, and the build is as it was"),
+            Err(error) => {
+                format!("{files}, and {} has {}: {error}", order.live, order.to)
+            }
+        };
+        return Err(with_state(refusal, state));
+    }
     done.already = false;
-    done.exchange_us = micros(began.elapsed());
     done.total_ms = millis(began.elapsed());
     Ok(Outcome::Switched(done))
 }
@@ -378,7 +394,7 @@ pub(crate) fn undo(
         from: guard.to.clone(),
         to: guard.from.clone(),
         pid_before: None,
-        texts: Vec::new(),
+        texts: guard.texts.clone(),
         restart,
         even_if_running: true,
         stop_within_ms: millis(stop_within),
@@ -589,6 +605,73 @@ pub(crate) mod tests {
         assert_eq!(text(&order).as_deref(), Some("new"));
     }
 
+    /// A window that exchanges and brings a file; `old` lies there.
+    pub(crate) fn with_file(order: &Switch) -> Switch {
+        let path = order.live.with_file_name("run.sh");
+        fs::write(&path, "old").unwrap();
+        let content = "new".to_owned();
+        let text = PutFile { path, mode: 0o755, root: false, owner: None, content };
+        Switch { texts: vec![text], ..order.clone() }
+    }
+
+    /// The way back, with the file from before.
+    fn back(order: &Switch) -> Switch {
+        let old = PutFile { content: "old".to_owned(), ..order.texts[0].clone() };
+        let (from, to) = (order.to.clone(), order.from.clone());
+        Switch { from, to, texts: vec![old], ..order.clone() }
+    }
+
+    #[test]
+    fn a_window_brings_build_and_files_together_and_takes_both_back() {
+        let (_keep, order) = trees();
+        for restart in [true, false] {
+            let order = Switch { restart, even_if_running: true, ..with_file(&order) };
+            let services = running();
+            switched(switch(&services, &Hashes::default(), &order));
+            assert_eq!((live(&order).as_str(), text(&order).as_deref()), ("new", Some("new")));
+            switched(switch(&services, &Hashes::default(), &back(&order)));
+            assert_eq!((live(&order).as_str(), text(&order).as_deref()), ("old", Some("old")));
+            assert_eq!(services.orders().is_empty(), !restart);
+        }
+    }
+
+    #[test]
+    fn a_build_that_runs_without_its_files_is_no_window_that_was_done() {
+        let (keep, order) = trees();
+        // This test's own program is the build; only its file is not as ordered.
+        let (same, services) = again(&keep, order.clone());
+        fs::write(&same.texts[0].path, "old").unwrap();
+        let order = Switch { from: order.from, ..same };
+        assert!(!switched(switch(&services, &Hashes::default(), &order)).already);
+        assert_eq!(
+            (services.orders(), text(&order).as_deref()),
+            (vec!["stop".into(), "start".into()], Some("new"))
+        );
+        assert!(switched(switch(&services, &Hashes::default(), &order)).already);
+        let offline = Switch { restart: false, even_if_running: true, ..order.clone() };
+        assert!(switched(switch(&services, &Hashes::default(), &offline)).already);
+        fs::write(&order.texts[0].path, "old").unwrap();
+        assert!(!switched(switch(&services, &Hashes::default(), &offline)).already);
+        assert_eq!(text(&order).as_deref(), Some("new"));
+    }
+
+    #[test]
+    fn files_that_fail_offline_take_the_build_back_with_them() {
+        let (keep, order) = trees();
+        let mut order = Switch { restart: false, ..with_file(&order) };
+        let folder = Utf8PathBuf::from_path_buf(keep.path().join("folder")).unwrap();
+        // One may be looked for under that name, but the draft beside it has a longer one.
+        fs::create_dir(&folder).unwrap();
+        order.texts.push(PutFile { path: folder.join("x".repeat(254)), ..order.texts[0].clone() });
+        let refusal = switch(&Fake::default(), &Hashes::default(), &order).unwrap_err();
+        assert_eq!(
+            (live(&order).as_str(), text(&order).as_deref()),
+            ("old", Some("old")),
+            "{refusal}"
+        );
+        assert!(refusal.state.unwrap().contains("the build is as it was"));
+    }
+
     #[test]
     fn files_that_cannot_be_written_are_refused_before_the_stop() {
         let (keep, order) = trees();
@@ -627,10 +710,10 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn without_a_restart_only_an_exchange_makes_sense() {
+    fn without_a_restart_only_an_exchange_or_files_make_sense() {
         let (keep, order) = trees();
         let (order, services) = again(&keep, order);
-        let offline = Switch { restart: false, ..order };
+        let offline = Switch { restart: false, texts: Vec::new(), ..order };
         let refusal = switch(&services, &Hashes::default(), &offline).unwrap_err();
         assert_eq!(refusal.kind, RefusalKind::BadRequest);
         assert!(services.orders().is_empty());

@@ -293,6 +293,7 @@ fn guard(window: &Switch, after_s: u32) -> Request {
         binary: window.binary.clone(),
         from: window.from.clone(),
         to: window.to.clone(),
+        texts: Vec::new(),
         after_s,
     })
 }

@@ -117,6 +117,19 @@ pub struct WindowOrder {
     pub texts: Texts,
 }
 
+/// What a guard does if nobody disarms it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct GuardOrder {
+    /// The build to go back to.
+    pub from: Digest,
+    /// The build that is tried.
+    pub to: Digest,
+    /// The files that go with `from`.
+    pub texts: Texts,
+    /// When it acts, from now.
+    pub after: Duration,
+}
+
 /// What the hosts can be asked to do. Implemented with one agent per host.
 #[async_trait]
 pub trait Hosts: Send + Sync {
@@ -149,14 +162,8 @@ pub trait Hosts: Send + Sync {
     async fn switch(&self, instance: &Instance, order: &WindowOrder)
     -> Result<Window, EffectError>;
 
-    /// Arms the guard: the host goes back to `from` by itself unless disarmed in time.
-    async fn arm_guard(
-        &self,
-        instance: &Instance,
-        from: &Digest,
-        to: &Digest,
-        after: Duration,
-    ) -> Result<(), EffectError>;
+    /// Arms the guard: the host goes back by itself unless disarmed in time.
+    async fn arm_guard(&self, instance: &Instance, order: &GuardOrder) -> Result<(), EffectError>;
 
     /// Puts an armed guard off: it acts after so long from now. Refused if it has fired, or if there is none.
     async fn renew_guard(&self, instance: &Instance, after: Duration) -> Result<(), EffectError>;

@@ -12,14 +12,14 @@ use dmup_core::journal::{Away, Entry, OpenTurn, TurnEnd};
 use dmup_core::plan::{Around, Step, Turn, TurnFacts, is_up, leader_of, turn_steps};
 use dmup_core::policy::OnFailure;
 use dmup_core::report::InstanceEnd;
-use dmup_core::texts::TextsChange;
+use dmup_core::texts::{Texts, TextsChange};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::error::RunError;
 use crate::events::Event;
 use crate::execute::{Halt, Run, TurnResult, attempt, attempt_dm, attempt_look, millis};
 use crate::gate::{Gate, unbound};
-use crate::ports::{self, Certainty, Window, WindowOrder};
+use crate::ports::{self, Certainty, GuardOrder, Window, WindowOrder};
 
 /// A turn under way.
 pub(crate) struct Stage {
@@ -35,6 +35,8 @@ pub(crate) struct Stage {
     pid_before: Option<u32>,
     /// The window has begun: from here on there is something to take back.
     pub(crate) is_exchanged: bool,
+    /// The window of the way back was carried out: build and files are those from before.
+    is_put_back: bool,
     /// The health gates are passed and the guard is disarmed: the node stays as it is, whatever follows.
     is_kept: bool,
     /// When the guard was armed or put off last; none: it is not armed.
@@ -115,6 +117,7 @@ impl Run<'_> {
             baseline: open.baseline.clone(),
             pid_before: open.pid,
             is_exchanged: false,
+            is_put_back: false,
             is_kept: has_passed(keeping_step(&open.steps)),
             armed_at: None,
             away: None,
@@ -243,6 +246,7 @@ impl Run<'_> {
             baseline,
             pid_before,
             is_exchanged: false,
+            is_put_back: false,
             is_kept: false,
             armed_at: None,
             away: None,
@@ -417,12 +421,9 @@ impl Run<'_> {
                 self.paused.borrow_mut().remove(&key);
                 Ok(Taken::Done(None))
             }
-            Step::ArmGuard { from, to, after_s, .. } => {
+            Step::ArmGuard { after_s, .. } => {
                 self.recorder.write(&Entry::Started { step: step.clone() })?;
-                let after = Duration::from_secs((*after_s).into());
-                let instance = &stage.instance;
-                attempt(reach.clock, || reach.hosts.arm_guard(instance, from, to, after)).await?;
-                stage.armed_at = Some(reach.clock.elapsed());
+                self.arm(stage, *after_s).await?;
                 Ok(Taken::Done(None))
             }
             Step::Window { .. } => self.open_window(stage, step).await,
@@ -537,7 +538,7 @@ impl Run<'_> {
             && stage.armed_at.is_some()
         {
             // Some of its time has gone by.
-            self.arm_anew(stage, self.plan.policy.guard_s + self.plan.policy.stop_within_s).await?;
+            self.arm(stage, self.plan.policy.guard_s + self.plan.policy.stop_within_s).await?;
         }
         // Another one may have failed while this one looked: nothing is waited for between here and the window.
         if self.yields(stage) {
@@ -588,14 +589,23 @@ impl Run<'_> {
         })))
     }
 
+    /// The files that a way leads to.
+    fn texts(&self, stage: &Stage, direction: Direction) -> Result<Texts, Halt> {
+        let digest = stage.texts.as_ref().map(|it| match direction {
+            Direction::Forth => &it.after,
+            Direction::Back => &it.before,
+        });
+        let texts = digest.map(|digest| self.reach.records.texts(digest)).transpose();
+        Ok(texts.map_err(Halt::Failed)?.unwrap_or_default())
+    }
+
     async fn exchange(&self, stage: &mut Stage, direction: Direction) -> Result<Window, Halt> {
         let reach = self.reach;
-        let (from, to, texts) = match direction {
-            Direction::Forth => (&stage.from, &stage.to, stage.texts.as_ref().map(|it| &it.after)),
-            Direction::Back => (&stage.to, &stage.from, stage.texts.as_ref().map(|it| &it.before)),
+        let (from, to) = match direction {
+            Direction::Forth => (&stage.from, &stage.to),
+            Direction::Back => (&stage.to, &stage.from),
         };
-        let texts = texts.map(|digest| reach.records.texts(digest)).transpose();
-        let texts = texts.map_err(Halt::Failed)?.unwrap_or_default();
+        let texts = self.texts(stage, direction)?;
         let around = match stage.around {
             Around::Restart => ports::Around::Restart,
             Around::Offline => ports::Around::Offline,
@@ -632,18 +642,23 @@ impl Run<'_> {
             let has_old = process.on_disk.as_ref() == Some(&order.from);
             if has_old && stage.armed_at.is_some() {
                 // The guard may have acted meanwhile; the next try has to have one as well.
-                self.arm_anew(stage, self.plan.policy.guard_s + self.plan.policy.stop_within_s)
-                    .await?;
+                self.arm(stage, self.plan.policy.guard_s + self.plan.policy.stop_within_s).await?;
             }
         }
         Err(Halt::Unknown(last))
     }
 
-    async fn arm_anew(&self, stage: &mut Stage, after_s: u32) -> Result<(), Halt> {
+    /// Arms the guard, or arms it anew: the host goes back to the build and the files from before.
+    async fn arm(&self, stage: &mut Stage, after_s: u32) -> Result<(), Halt> {
         let reach = self.reach;
-        let after = Duration::from_secs(after_s.into());
-        let (instance, from, to) = (&stage.instance, &stage.from, &stage.to);
-        attempt(reach.clock, || reach.hosts.arm_guard(instance, from, to, after)).await?;
+        let order = GuardOrder {
+            from: stage.from.clone(),
+            to: stage.to.clone(),
+            texts: self.texts(stage, Direction::Back)?,
+            after: Duration::from_secs(after_s.into()),
+        };
+        let instance = &stage.instance;
+        attempt(reach.clock, || reach.hosts.arm_guard(instance, &order)).await?;
         stage.armed_at = Some(reach.clock.elapsed());
         Ok(())
     }
@@ -784,7 +799,8 @@ impl Run<'_> {
     /// or it cannot start for a reason of its host's (a full disk), where its own way back cannot mend it. Its guard has
     /// nothing left to do then: systemd goes on starting it.
     async fn old_build_for_good(&self, stage: &mut Stage) -> Option<Old> {
-        if !stage.is_exchange() {
+        // Its files lie there for certain only after our own window; before that its guard has something left to do.
+        if !stage.is_exchange() || stage.texts.is_some() && !stage.is_put_back {
             return None;
         }
         let reach = self.reach;
@@ -805,14 +821,15 @@ impl Run<'_> {
         let reach = self.reach;
         let process = self.look_while_it_helps_itself(&stage.instance).await?;
         let is_back = if stage.is_exchange() {
-            runs_only(&process, &stage.from)
+            // Of its files the window will find out: with all of them in place it stops nothing.
+            stage.texts.is_none() && runs_only(&process, &stage.from)
         } else {
             stage.texts.is_none() || !stage.is_exchanged
         };
         if !is_back {
             if stage.is_exchange() {
                 // Our own exchange and the guard's must not meet. If the guard has acted, there is nothing to put off.
-                match self.arm_anew(stage, self.plan.policy.guard_s).await {
+                match self.arm(stage, self.plan.policy.guard_s).await {
                     Ok(()) | Err(Halt::Failed(_)) => {}
                     Err(halt) => return Err(halt),
                 }
@@ -838,6 +855,7 @@ impl Run<'_> {
             })?;
             self.recorder.say(Event::StepEnds { step, took, note: None });
         }
+        stage.is_put_back = true;
         stage.window_ended = Some(reach.clock.elapsed());
         // Others of the batch may have to go back as well, and wait for each other to be healthy.
         stage.floor = None;

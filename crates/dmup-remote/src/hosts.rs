@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
-use dmup_core::digest::Digest;
 use dmup_core::ids::{ClusterName, HostId, InstanceId};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::{HostSeen, ProcessSeen};
 use dmup_core::texts::Text;
-use dmup_exec::ports::{Around, Build, Certainty, EffectError, Hosts, Parcel, Window, WindowOrder};
+use dmup_exec::ports::{
+    Around, Build, Certainty, EffectError, GuardOrder, Hosts, Parcel, Window, WindowOrder,
+};
 use dmup_wire::message::{
     Guard, Leave, Outcome, Prepare, Probe, ProbeInstance, PutFile, Request, Stage, Switch,
 };
@@ -180,13 +181,8 @@ impl Hosts for Fleet {
         })
     }
 
-    async fn arm_guard(
-        &self,
-        instance: &Instance,
-        from: &Digest,
-        to: &Digest,
-        after: Duration,
-    ) -> Result<(), EffectError> {
+    async fn arm_guard(&self, instance: &Instance, order: &GuardOrder) -> Result<(), EffectError> {
+        let GuardOrder { from, to, texts, after } = order;
         let attempted = format!("arm the guard of {}", instance.id);
         let request = Request::ArmGuard(Guard {
             instance: instance.id.clone(),
@@ -196,6 +192,7 @@ impl Hosts for Fleet {
             binary: instance.role.binary().into(),
             from: from.clone(),
             to: to.clone(),
+            texts: texts.0.iter().cloned().map(put_file).collect(),
             after_s: u32::try_from(after.as_secs()).unwrap_or(u32::MAX),
         });
         self.done(&instance.host, &attempted, request, ARMING).await

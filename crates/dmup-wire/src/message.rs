@@ -217,7 +217,7 @@ pub struct Switch {
     pub to: Digest,
     /// The main process before. Without an exchange it tells whether this was done already: another one runs, and `texts` lie there.
     pub pid_before: Option<u32>,
-    /// Written between stop and start, after the exchange; at most 64. Those without an owner belong to the agent's user. Only with `restart`.
+    /// Written between stop and start, after the exchange; at most 64. Those without an owner belong to the agent's user.
     pub texts: Vec<PutFile>,
     /// Stop and start the unit around it; false for `--offline`, which refuses while the unit runs unless `even_if_running`.
     pub restart: bool,
@@ -353,6 +353,9 @@ pub struct Guard {
     pub from: Digest,
     /// The build that is being tried.
     pub to: Digest,
+    /// The files that go with `from`; at most 64. Those without an owner belong to the agent's user.
+    #[serde(default)]
+    pub texts: Vec<PutFile>,
     /// When to act, from now.
     pub after_s: u32,
 }

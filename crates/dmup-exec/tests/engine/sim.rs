@@ -19,8 +19,8 @@ use dmup_core::inventory::{
 use dmup_core::plan::{Allowances, HotfixRequest, ParcelSpec, TargetBuild};
 use dmup_core::texts::Texts;
 use dmup_exec::ports::{
-    Around, Build, Certainty, Clock, Dm, EffectError, Hosts, Parcel, Records, ReportedBuild,
-    Window, WindowOrder,
+    Around, Build, Certainty, Clock, Dm, EffectError, GuardOrder, Hosts, Parcel, Records,
+    ReportedBuild, Window, WindowOrder,
 };
 
 /// A small generator of numbers: same seed, same run.
@@ -65,7 +65,7 @@ pub(crate) struct Node {
     pub(crate) restarts: u32,
     pub(crate) is_looping: bool,
     started: Duration,
-    guard: Option<(Duration, Digest, Digest)>,
+    guard: Option<(Duration, GuardOrder)>,
     fired: bool,
     evicted: bool,
     broken_from_the_start: bool,
@@ -638,13 +638,18 @@ impl State {
             .collect();
         for id in due {
             let node = self.nodes.get_mut(&id).unwrap();
-            let (_, from, to) = node.guard.take().unwrap();
+            let (_, GuardOrder { from, to, texts, .. }) = node.guard.take().unwrap();
             node.fired = true;
             let (live, running) = (node.live.clone(), node.running.clone());
+            let mut are_there = true;
+            if !texts.0.is_empty() {
+                are_there = node.texts == texts.digest();
+                node.texts = texts.digest();
+            }
             if live == to {
                 self.exchange(&id, &to, &from);
             }
-            if running.as_ref() != Some(&from) {
+            if running.as_ref() != Some(&from) || !are_there {
                 self.stop(&id);
                 self.start(&id);
             }
@@ -941,16 +946,17 @@ impl Hosts for Sim {
         self.check_reachable(&instance.host)?;
         self.effect(id.as_str(), |state| {
             let node = &state.nodes[id];
+            let are_there = texts.0.is_empty() || node.texts == texts.digest();
             if from == to {
                 if node.live != *to {
                     return Err("another build lies there".into());
                 }
-                let are_there = texts.0.is_empty() || node.texts == texts.digest();
                 if are_there && node.pid.is_some() && node.pid != pid_before {
                     return Ok(Window { already: true, ..Window::default() });
                 }
             } else if node.live == *to && node.staged.as_ref() == Some(from) {
-                if around != Around::Restart || node.running.as_ref() == Some(to) {
+                let runs = around != Around::Restart || node.running.as_ref() == Some(to);
+                if runs && are_there {
                     return Ok(Window { already: true, ..Window::default() });
                 }
             } else if node.live != *from || node.staged.as_ref() != Some(to) {
@@ -992,21 +998,15 @@ impl Hosts for Sim {
         })
     }
 
-    async fn arm_guard(
-        &self,
-        instance: &Instance,
-        from: &Digest,
-        to: &Digest,
-        after: Duration,
-    ) -> Result<(), EffectError> {
+    async fn arm_guard(&self, instance: &Instance, order: &GuardOrder) -> Result<(), EffectError> {
         self.check_reachable(&instance.host)?;
         self.effect(instance.id.as_str(), |state| {
             if state.unguarded.as_ref() == Some(&instance.id) {
                 return Err("no timers here".into());
             }
-            let deadline = state.now + after;
+            let deadline = state.now + order.after;
             let node = state.nodes.get_mut(&instance.id).unwrap();
-            node.guard = Some((deadline, from.clone(), to.clone()));
+            node.guard = Some((deadline, order.clone()));
             node.fired = false;
             Ok(())
         })
