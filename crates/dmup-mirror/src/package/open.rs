@@ -66,6 +66,15 @@ pub struct ComponentPackage {
     pub parcel: Parcel,
 }
 
+/// What several component packages of a mirror bring, packed for hosts as one: another version.
+#[derive(Debug)]
+pub struct Release {
+    /// By component and architecture (TiUP's word). Files go to `bin` under the names that they have.
+    pub parts: BTreeMap<(Role, String), PackagedComponent>,
+    /// All of them, each below a folder of its own.
+    pub parcel: Parcel,
+}
+
 /// Opens a hotfix package.
 ///
 /// `scratch` is an existing folder with room for the unpacked package and its
@@ -80,10 +89,7 @@ pub fn open(path: &Utf8Path, wanted: &Wanted, scratch: &Utf8Path) -> Result<Pack
 }
 
 fn open_checked(path: &Utf8Path, wanted: &Wanted, scratch: &Utf8Path) -> Result<Package, Refusal> {
-    let room = tempfile::Builder::new()
-        .prefix("package-")
-        .tempdir_in(scratch)
-        .map_err(Refusal::Scratch)?;
+    let room = room(scratch)?;
     let room_path = as_utf8(room.path())?;
     let (content, digest) = unpack(open_file(path)?, room_path)?;
     let tree = match content {
@@ -159,11 +165,28 @@ fn component_checked(
     arch: &str,
     scratch: &Utf8Path,
 ) -> Result<ComponentPackage, Refusal> {
-    let room = tempfile::Builder::new()
-        .prefix("package-")
-        .tempdir_in(scratch)
+    let room = room(scratch)?;
+    let (tree, digest, checked) = component_tree(path, component, arch, as_utf8(room.path())?)?;
+    let binary = checked.binary;
+    let parcel = pack(tree.iter().map(|(entry, file)| (entry.as_path(), file)), scratch)
         .map_err(Refusal::Scratch)?;
-    let (content, digest) = unpack(open_file(path)?, as_utf8(room.path())?)?;
+    let texts = texts_of(&tree);
+    let files = tree.into_keys().map(|entry| (entry.clone(), entry)).collect();
+    Ok(ComponentPackage { path: path.to_owned(), digest, binary, files, texts, parcel })
+}
+
+fn room(scratch: &Utf8Path) -> Result<tempfile::TempDir, Refusal> {
+    tempfile::Builder::new().prefix("package-").tempdir_in(scratch).map_err(Refusal::Scratch)
+}
+
+/// Unpacks a component package and looks at its executable.
+fn component_tree(
+    path: &Utf8Path,
+    component: Component,
+    arch: &str,
+    room: &Utf8Path,
+) -> Result<(Tree, Digest, PackagedComponent), Refusal> {
+    let (content, digest) = unpack(open_file(path)?, room)?;
     let Content::Archive(tree) = content else {
         return Err(Refusal::NotAnArchive { looks_like: "a bare executable" });
     };
@@ -174,12 +197,38 @@ fn component_checked(
     };
     let found = Found { binary, replace: Vec::new() };
     let arches = BTreeSet::from([arch.to_owned()]);
-    let binary = check(&tree, component, found, Some(&arches))?.binary;
-    let parcel = pack(tree.iter().map(|(entry, file)| (entry.as_path(), file)), scratch)
-        .map_err(Refusal::Scratch)?;
-    let texts = texts_of(&tree);
-    let files = tree.into_keys().map(|entry| (entry.clone(), entry)).collect();
-    Ok(ComponentPackage { path: path.to_owned(), digest, binary, files, texts, parcel })
+    let checked = check(&tree, component, found, Some(&arches))?;
+    Ok((tree, digest, checked))
+}
+
+/// Opens the component packages of a version, with the same checks as for deploying, and packs them as one.
+///
+/// # Errors
+///
+/// [`PackageError`] with the first package that breaks a rule, and which.
+pub fn release(
+    packages: &BTreeMap<(Role, String), Utf8PathBuf>,
+    scratch: &Utf8Path,
+) -> Result<Release, PackageError> {
+    let (mut rooms, mut all, mut parts) = (Vec::new(), Tree::new(), BTreeMap::new());
+    for ((role, arch), path) in packages {
+        let of_it = |refusal| PackageError { package: path.clone(), refusal };
+        let room = room(scratch).map_err(of_it)?;
+        let below = as_utf8(room.path()).map_err(of_it)?;
+        let (tree, _, mut checked) =
+            component_tree(path, Component::Role(*role), arch, below).map_err(of_it)?;
+        let folder = Utf8PathBuf::from(format!("{role}-{arch}"));
+        checked.replace = tree.keys().map(|entry| (folder.join(entry), entry.clone())).collect();
+        all.extend(tree.into_iter().map(|(entry, file)| (folder.join(entry), file)));
+        parts.insert((*role, arch.clone()), checked);
+        rooms.push(room);
+    }
+    let files = all.iter().map(|(entry, file)| (entry.as_path(), file));
+    let parcel = pack(files, scratch).map_err(|error| PackageError {
+        package: scratch.to_owned(),
+        refusal: Refusal::Scratch(error),
+    })?;
+    Ok(Release { parts, parcel })
 }
 
 fn texts_of(tree: &Tree) -> BTreeMap<Utf8PathBuf, String> {

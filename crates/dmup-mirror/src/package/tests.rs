@@ -10,8 +10,8 @@ use dmup_core::instance::Role;
 use proptest::prelude::*;
 
 use super::{
-    MakeError, Making, Package, PackageError, Refusal, Wanted, component_package,
-    component_package_path, open,
+    MakeError, Making, Package, PackageError, Parcel, Refusal, Wanted, component_package,
+    component_package_path, open, release,
 };
 
 struct Room {
@@ -183,7 +183,11 @@ fn replaced(package: &Package, role: Role) -> Vec<(String, String)> {
 
 /// What a host would find in the parcel: name, mode, size of the content.
 fn unpacked(package: &Package) -> Vec<(String, u32, Vec<u8>)> {
-    let file = std::fs::File::open(&package.parcel.path).unwrap();
+    inside(&package.parcel)
+}
+
+fn inside(parcel: &Parcel) -> Vec<(String, u32, Vec<u8>)> {
+    let file = std::fs::File::open(&parcel.path).unwrap();
     let mut archive = tar::Archive::new(zstd::Decoder::new(file).unwrap());
     archive
         .entries()
@@ -687,6 +691,43 @@ fn a_component_package_keeps_its_names_and_must_have_its_executable() {
     assert!(matches!(other.refusal, Refusal::NotInside { .. }));
     let arm = component_package(&path, Role::DmMaster.into(), "arm64", &room.scratch).unwrap_err();
     assert!(matches!(arm.refusal, Refusal::OtherArchitecture { .. }));
+}
+
+#[test]
+fn the_packages_of_a_version_are_one_parcel_in_which_no_two_files_meet() {
+    let room = Room::new();
+    let put = |role: Role, arch: &str, machine: u16| {
+        let binary = elf(machine, format!("{role} {arch}").as_bytes());
+        let tar = tar_of(&[
+            (role.binary(), 0o755, &binary[..]),
+            (&format!("{role}/conf/{role}.toml"), 0o644, b"text"),
+        ]);
+        let path = room.put(&format!("{role}-{arch}"), &gz(&tar));
+        (((role, arch.to_owned()), path), binary)
+    };
+    let all = [
+        put(Role::DmMaster, "amd64", X86_64),
+        put(Role::DmWorker, "amd64", X86_64),
+        put(Role::DmWorker, "arm64", AARCH64),
+    ];
+    let mut packages: BTreeMap<_, _> = all.iter().map(|(package, _)| package.clone()).collect();
+    let opened = release(&packages, &room.scratch).unwrap();
+    let inside = inside(&opened.parcel);
+    for (((role, arch), _), binary) in &all {
+        let part = &opened.parts[&(*role, arch.clone())];
+        assert_eq!((&part.binary, &part.arch), (&Digest::of(binary), arch));
+        assert_eq!(part.replace.len(), 2);
+        let of_it = part.replace.iter().find(|(_, to)| to == role.binary());
+        let (from, _) = of_it.unwrap();
+        let content = inside.iter().find(|(name, ..)| *name == *from).map(|(.., it)| it);
+        assert_eq!(content, Some(binary), "{from}");
+    }
+    // One that does not fit is named.
+    let wrong = packages[&(Role::DmMaster, "amd64".to_owned())].clone();
+    packages.insert((Role::DmWorker, "amd64".to_owned()), wrong.clone());
+    let refused = release(&packages, &room.scratch).unwrap_err();
+    assert_eq!(refused.package, wrong);
+    assert!(matches!(refused.refusal, Refusal::NotInside { .. }), "{refused}");
 }
 
 #[test]
