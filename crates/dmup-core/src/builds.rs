@@ -23,6 +23,17 @@ pub struct RecordedBuild {
     pub patched: bool,
 }
 
+/// What an instance had before its last hotfix or upgrade.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Before<'a> {
+    /// The build.
+    pub recorded: RecordedBuild,
+    /// Of the run that brought what it has now.
+    pub plan: &'a Plan,
+    /// Its turn in it.
+    pub turn: &'a Turn,
+}
+
 /// The build that an instance ran before its last hotfix, and whether that was a hotfix too, by the journals of `runs`, the
 /// newest first.
 ///
@@ -32,7 +43,7 @@ pub fn build_before<'a>(
     runs: impl IntoIterator<Item = (&'a Plan, &'a Folded)>,
     instance: &InstanceId,
     on_disk: Option<&Digest>,
-) -> Option<RecordedBuild> {
+) -> Option<Before<'a>> {
     let mut runs = runs.into_iter().filter_map(|(plan, folded)| {
         // A restart or a reload exchanges nothing.
         let is_exchange = |turn: &&Turn| turn.from != turn.to;
@@ -52,7 +63,8 @@ pub fn build_before<'a>(
     let was_left = runs.next().is_some_and(|(_, before, is_marked)| {
         before.to == turn.from && !is_marked && before.patched
     });
-    Some(RecordedBuild { build: turn.from.clone(), patched: was_marked || was_left })
+    let recorded = RecordedBuild { build: turn.from.clone(), patched: was_marked || was_left };
+    Some(Before { recorded, plan, turn })
 }
 
 /// All that is known of the build of one instance.
@@ -710,7 +722,8 @@ mod tests {
         let (last, _) = runs.last().unwrap();
         let runs = runs.iter().rev().map(|(plan, folded)| (plan, folded));
         let turn = &last.turns[0];
-        build_before(runs, &turn.instance, Some(&turn.to)).map(|it| (it.build, it.patched))
+        build_before(runs, &turn.instance, Some(&turn.to))
+            .map(|it| (it.recorded.build, it.recorded.patched))
     }
 
     #[test]

@@ -15,10 +15,12 @@ use dmup_core::inventory::{
     SubtaskSeen, SubtaskStage, SubtaskUnit, UnitActive, WorkerSeen, WorkerStage,
 };
 use dmup_core::plan::{
-    Allowances, Blocker, Decision, HotfixRequest, Override, ParcelSpec, Plan, RollbackRequest,
-    RollbackTarget, Step, TargetBuild, Turn, Warning, basis_of, check, plan_hotfix, plan_rollback,
+    Allowances, Around, Blocker, Decision, HotfixRequest, Kind, Override, ParcelSpec, Plan,
+    Purpose, RollbackRequest, RollbackTarget, Step, TargetBuild, Turn, Warning, basis_of, check,
+    plan_hotfix, plan_rollback, render,
 };
 use dmup_core::policy::Policy;
+use dmup_core::texts::TextsChange;
 use proptest::prelude::*;
 
 /// A cluster to plan for; tests bend it.
@@ -191,6 +193,7 @@ fn cluster_with(
         version: version.parse().unwrap(),
         selected: instances.iter().map(|i| i.id.clone()).collect(),
         instances,
+        purpose: Purpose::Hotfix,
         parcel: ParcelSpec {
             path: "/package".into(),
             digest: Digest::of(b"parcel"),
@@ -201,6 +204,7 @@ fn cluster_with(
             .into_iter()
             .map(|role| (role, TargetBuild { digest: new(role), replace: Vec::new() }))
             .collect(),
+        exceptions: BTreeMap::new(),
         offline: false,
         allow: Allowances::default(),
         known_bad: BTreeMap::new(),
@@ -900,12 +904,13 @@ fn the_way_back_follows_the_same_rules_and_sends_nothing() {
         });
     }
     let targets = |build: Option<Digest>| {
-        let target = RollbackTarget { build, patched: false };
+        let target = RollbackTarget { build, patched: false, texts: None };
         cluster.request.instances.iter().map(|i| (i.id.clone(), target.clone())).collect()
     };
     let mut request = RollbackRequest {
         cluster: cluster.request.cluster.clone(),
         version: cluster.request.version.clone(),
+        to_version: None,
         instances: cluster.request.instances.clone(),
         targets: targets(Some(Digest::of(b"older"))),
         offline: false,
@@ -925,10 +930,11 @@ fn the_way_back_follows_the_same_rules_and_sends_nothing() {
 fn a_build_that_does_not_lie_on_its_host_any_more_is_in_the_way_before_anything_is_touched() {
     let cluster = cluster(3, 1, 3, 2, "v8.1.0");
     let build = Some(Digest::of(b"older"));
-    let target = RollbackTarget { build, patched: false };
+    let target = RollbackTarget { build, patched: false, texts: None };
     let request = RollbackRequest {
         cluster: cluster.request.cluster.clone(),
         version: cluster.request.version.clone(),
+        to_version: None,
         targets: [(id("h2:8262"), target)].into(),
         instances: cluster.request.instances.clone(),
         offline: false,
@@ -1508,5 +1514,174 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+/// Files of an instance that an upgrade writes.
+fn texts() -> TextsChange {
+    TextsChange {
+        before: Digest::of(b"files before"),
+        after: Digest::of(b"files after"),
+        paths: vec!["/dm/scripts/run.sh".into()],
+    }
+}
+
+/// DM gets v8.5.0; the package has nothing for monitoring.
+fn upgrade(mut cluster: Cluster) -> Cluster {
+    let of_dm = cluster.request.instances.iter().filter(|it| it.role.is_dm());
+    cluster.request.purpose = Purpose::Upgrade {
+        to: "v8.5.0".parse().unwrap(),
+        texts: of_dm.map(|it| (it.id.clone(), texts())).collect(),
+    };
+    cluster.request.targets.retain(|role, _| role.is_dm());
+    cluster
+}
+
+fn roles(plan: &Plan) -> Vec<Role> {
+    plan.turns.iter().map(|turn| plan.instance(&turn.instance).unwrap().role).collect()
+}
+
+#[test]
+fn an_upgrade_is_one_run_with_masters_before_workers_and_files_in_every_window() {
+    let plan = upgrade(cluster_with(3, 1, 3, 2, "v8.1.0", true, &[])).plan();
+    let heading = render(&plan);
+    assert!(
+        heading.starts_with("Upgrade of prod from v8.1.0 to v8.5.0, 9 node(s), plan "),
+        "{heading}"
+    );
+    assert_eq!((plan.kind, plan.version_after().as_str()), (Kind::Upgrade, "v8.5.0"));
+    use Role::{Alertmanager, DmMaster as M, DmWorker as W, Grafana, Prometheus};
+    assert_eq!(roles(&plan), [M, M, M, W, W, W, Prometheus, Grafana, Alertmanager]);
+    let leaders: Vec<usize> = (0..9)
+        .filter(|at| plan.turns[*at].steps.iter().any(|it| matches!(it, Step::EvictLeader { .. })))
+        .collect();
+    assert_eq!(leaders, [2]);
+    for turn in &plan.turns {
+        let is_dm = plan.instance(&turn.instance).unwrap().role.is_dm();
+        let after =
+            |it: &Step| matches!(it, Step::Window { texts: Some(it), .. } if *it == texts().after);
+        let unmarked = |it: &Step| matches!(it, Step::MarkPatched { patched: false, .. });
+        let guarded = |it: &Step| matches!(it, Step::ArmGuard { .. });
+        assert_eq!((turn.from != turn.to, turn.patched), (is_dm, false), "{}", turn.instance);
+        for wanted in [after, unmarked, guarded] {
+            assert_eq!(turn.steps.iter().any(wanted), is_dm, "{}", turn.instance);
+        }
+    }
+    // What only starts again needs nothing sent.
+    let staged = |host: &str| {
+        plan.preparation
+            .iter()
+            .any(|it| matches!(it, Step::Stage { host: it } if it.as_str() == host))
+    };
+    let monitoring = plan.instance(&plan.turns[8].instance).unwrap();
+    let shares = plan.instances.iter().any(|it| it.role.is_dm() && it.host == monitoring.host);
+    assert_eq!(staged(monitoring.host.as_str()), shares);
+    assert_eq!(plan.preparation.iter().filter(|it| matches!(it, Step::Prepare { .. })).count(), 6);
+}
+
+#[test]
+fn an_upgrade_has_masters_before_a_worker_that_is_down() {
+    let mut cluster = upgrade(cluster(3, 1, 2, 1, "v8.1.0"));
+    cluster.request.allow.include_down = true;
+    let down = cluster.inventory.processes.get_mut(&id("h2:8262")).unwrap();
+    down.active = UnitActive::Failed;
+    let plan = cluster.plan();
+    assert_eq!(roles(&plan)[..3], [Role::DmMaster; 3]);
+    assert!(plan.turns[3].was_broken);
+    let mut other = plan;
+    other.turns.swap(2, 3);
+    let broken = check(&other);
+    assert!(
+        broken.iter().any(|it| it.rule.starts_with("masters get another version")),
+        "{broken:?}"
+    );
+}
+
+#[test]
+fn a_node_of_an_upgrade_that_has_the_build_gets_its_files_and_one_that_has_both_is_left_alone() {
+    let mut cluster = upgrade(cluster(3, 1, 3, 2, "v8.1.0"));
+    for node in ["h2:8261", "h3:8261"] {
+        let process = cluster.inventory.processes.get_mut(&id(node)).unwrap();
+        (process.on_disk, process.running) = (Some(new(Role::DmMaster)), Some(new(Role::DmMaster)));
+    }
+    let Purpose::Upgrade { texts, .. } = &mut cluster.request.purpose else { panic!() };
+    texts.remove(&id("h3:8261"));
+    for (offline, around) in [(false, Around::Restart), (true, Around::Offline)] {
+        cluster.request.offline = offline;
+        if offline {
+            for process in cluster.inventory.processes.values_mut() {
+                (process.active, process.running) = (UnitActive::Inactive, None);
+            }
+        }
+        let plan = cluster.plan();
+        assert!(plan.turns.iter().all(|turn| turn.instance != id("h3:8261")));
+        let turn = plan.turns.iter().find(|turn| turn.instance == id("h2:8261")).unwrap();
+        assert_eq!(turn.from, turn.to);
+        let window = turn.steps.iter().find(|it| matches!(it, Step::Window { .. })).unwrap();
+        assert!(matches!(window, Step::Window { around: it, texts: Some(_), .. } if *it == around));
+        let is_prepared =
+            |it: &Step| matches!(it, Step::Prepare { instance, .. } if *instance == turn.instance);
+        assert!(!plan.preparation.iter().any(is_prepared));
+    }
+}
+
+#[test]
+fn nodes_of_another_architecture_get_their_own_build() {
+    let mut cluster = upgrade(cluster(3, 1, 3, 2, "v8.1.0"));
+    let arm = TargetBuild { digest: Digest::of(b"arm64"), replace: Vec::new() };
+    cluster.request.exceptions.insert(id("h2:8262"), arm.clone());
+    let plan = cluster.plan();
+    for turn in &plan.turns {
+        let instance = plan.instance(&turn.instance).unwrap();
+        let is_arm = instance.id == id("h2:8262");
+        assert_eq!(turn.to, if is_arm { arm.digest.clone() } else { new(instance.role) });
+        assert_eq!(plan.target(instance).map(|it| &it.digest), Some(&turn.to));
+    }
+    cluster.request.known_bad.insert(arm.digest, "it failed".to_owned());
+    assert_eq!(cluster.codes(), ["known-bad"]);
+}
+
+#[test]
+fn an_upgrade_is_rolled_back_with_its_files_and_its_version() {
+    let cluster = cluster(3, 1, 3, 2, "v8.5.0");
+    let target = RollbackTarget {
+        build: Some(Digest::of(b"older")),
+        patched: true,
+        texts: Some(texts().reversed()),
+    };
+    let request = RollbackRequest {
+        cluster: cluster.request.cluster.clone(),
+        version: cluster.request.version.clone(),
+        to_version: Some("v8.1.0".parse().unwrap()),
+        instances: cluster.request.instances.clone(),
+        targets: cluster.request.selected.iter().map(|id| (id.clone(), target.clone())).collect(),
+        offline: false,
+        allow: Allowances { force: true, ..Allowances::default() },
+    };
+    let mut inventory = cluster.inventory.clone();
+    let hosts: Vec<HostId> = inventory.hosts.keys().cloned().collect();
+    for host in hosts {
+        let Some(Ok(seen)) = inventory.hosts.get_mut(&host) else { panic!() };
+        for instance in cluster.request.instances.iter().filter(|it| it.host == host) {
+            seen.leftovers.push(Leftover {
+                instance: instance.id.clone(),
+                kind: LeftoverKind::Tree,
+                path: "/dm/bin.dmup".into(),
+                build: Some(Digest::of(b"older")),
+            });
+        }
+    }
+    let decision = plan_rollback(&request, &inventory, &Policy::default());
+    let Decision::Go(plan) = decision else { panic!("{decision:?}") };
+    assert!(render(&plan).starts_with("Rollback of prod from v8.5.0 to v8.1.0, 6 node(s)"));
+    assert_eq!(plan.turns.len(), 6);
+    for turn in &plan.turns {
+        assert_eq!(turn.texts, Some(texts().reversed()));
+        assert!(
+            turn.steps.iter().any(
+                |it| matches!(it, Step::Window { texts: Some(it), .. } if *it == texts().before)
+            )
+        );
+        assert!(turn.steps.iter().any(|it| matches!(it, Step::MarkPatched { patched: true, .. })));
     }
 }

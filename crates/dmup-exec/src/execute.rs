@@ -749,8 +749,11 @@ impl<'a> Run<'a> {
     }
 
     /// Whether the plan puts new builds in.
-    pub(crate) fn is_hotfix(&self) -> bool {
-        self.plan.kind == Kind::Hotfix
+    pub(crate) fn brings_builds(&self) -> bool {
+        match self.plan.kind {
+            Kind::Hotfix | Kind::Upgrade => true,
+            Kind::Rollback | Kind::Restart | Kind::Reload => false,
+        }
     }
 }
 
@@ -822,7 +825,7 @@ async fn prepare_one(
     };
     let instance =
         plan.instance(id).ok_or_else(|| Halt::Failed(format!("{id} is not in the plan")))?;
-    let target = plan.targets.get(&instance.role);
+    let target = plan.target(instance);
     let replace = target.map(|target| target.replace.clone()).unwrap_or_default();
     let build = Build { digest: Digest::clone(to), replace, keeps: keeps.clone() };
     let said = attempt(reach.clock, || reach.hosts.prepare(instance, parcel, &build)).await?;

@@ -173,7 +173,7 @@ impl Run<'_> {
                 return false;
             }
         };
-        if *gate.build != stage.to || stage.is_return || !self.is_hotfix() {
+        if *gate.build != stage.to || stage.is_return || !self.brings_builds() {
             return true; // a way back: its hash is what counts
         }
         let Some((release, commit)) =

@@ -676,9 +676,11 @@ Examples:
   dmup upgrade prod v8.1.0 --plan
   dmup upgrade prod v8.1.0 --batch 1,50% --batch-soak 300
 
-The official packages of that version replace the binaries of dm-master, then of dm-worker, node by node, as `patch`
-does; each of the two is a run of its own. Hotfixes are dropped. Given again, it goes on where it stopped. Prometheus,
-Grafana and Alertmanager stay as they are.")]
+The official packages of that version replace the binaries of dm-master, then of dm-worker, in one run as `patch` does;
+units, run scripts and configurations go with them. Hotfixes are dropped. Prometheus and Grafana get the alert rules and
+dashboards of that version and start again after DM; the programs of monitoring and exporters stay. The version is
+recorded once every node of DM has it. `resume`, or the same command again, goes on; `rollback` takes all of it back but
+rules and dashboards.")]
 pub struct UpgradeArgs {
     /// Which cluster
     #[arg(value_name = "CLUSTER")]

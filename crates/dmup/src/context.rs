@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
-use dmup_core::builds::{RecordedBuild, build_before, lacks_its_mark};
+use dmup_core::builds::{Before, RecordedBuild, build_before, lacks_its_mark};
 use dmup_core::digest::Digest;
 use dmup_core::ids::{ClusterName, InstanceId, UserName};
 use dmup_core::instance::{Instance, Role};
@@ -18,9 +18,10 @@ use dmup_core::report::{Report, RunEnd};
 use dmup_core::selection::BadSelection;
 use dmup_core::texts::Texts;
 use dmup_core::topology::Meta;
+use dmup_core::version::DmVersion;
 use dmup_exec::RunFolder;
 use dmup_exec::ports::{Clock, Records};
-use dmup_mirror::package::Package;
+use dmup_mirror::package::Parcel;
 use dmup_remote::dm_api::{DmClient, Timeouts, Tls};
 use dmup_remote::lease::Claim;
 use dmup_remote::ssh::{HostKeys, NewHostKey, Reach, ReachLimits, UnknownHostKeys};
@@ -382,20 +383,49 @@ impl Known {
         let Some((_, part)) = report.instances.iter().find(|(id, _)| id == instance) else {
             return Ok(());
         };
+        if part.from == part.to {
+            return Ok(()); // it was its files, or a start
+        }
         let mut builds = self.bad_builds()?;
         builds.insert(part.to.clone(), format!("{instance}, {}: {why}", report.ended));
         self.cluster.write_record(BAD_BUILDS, &BadBuilds { builds }).map_err(state_failure)
     }
 
+    /// Records another version of the cluster. After an upgrade no node is marked as patched any more, and no hotfix is kept
+    /// for later nodes. Returns whether it was another one.
+    pub(crate) fn record_version(
+        &self,
+        version: &DmVersion,
+        is_upgrade: bool,
+    ) -> Result<bool, Failure> {
+        // The run has marked its nodes meanwhile.
+        let now = self.cluster.meta().map_err(state_failure)?;
+        let mut topology = now.topology.clone();
+        if is_upgrade {
+            let dm: Vec<_> = now.instances().into_iter().filter(|it| it.role.is_dm()).collect();
+            let ids: Vec<&str> = dm.iter().map(|it| it.id.as_str()).collect();
+            topology.mark_patched(&ids, false);
+        }
+        let is_other = now.version != *version;
+        let meta = Meta { version: version.clone(), topology, ..now.clone() };
+        if meta.render() != now.render() {
+            self.cluster.save_meta(&meta, &jiff::Zoned::now()).map_err(state_failure)?;
+        }
+        if is_upgrade {
+            self.cluster.forget_packages().map_err(state_failure)?;
+        }
+        Ok(is_other)
+    }
+
     /// Keeps the parcel where a later `resume` finds it; the last three are kept.
-    pub(crate) fn keep_parcel(&self, package: &Package) -> Result<ParcelSpec, Failure> {
+    pub(crate) fn keep_parcel(&self, parcel: &Parcel) -> Result<ParcelSpec, Failure> {
         let folder = self.cluster.own_dir().join("parcels");
-        let path = folder.join(package.parcel.digest.as_str());
+        let path = folder.join(parcel.digest.as_str());
         let keep = || -> std::io::Result<()> {
             fs_err::create_dir_all(&folder)?;
             if !path.exists() {
                 let part = folder.join(format!(".{}.part", std::process::id()));
-                fs_err::copy(&package.parcel.path, &part)?;
+                fs_err::copy(&parcel.path, &part)?;
                 fs_err::File::open(&part)?.sync_all()?;
                 fs_err::rename(&part, &path)?;
             }
@@ -418,9 +448,9 @@ impl Known {
         })?;
         Ok(ParcelSpec {
             path,
-            digest: package.parcel.digest.clone(),
-            compressed_bytes: package.parcel.compressed_bytes,
-            unpacked_bytes: package.parcel.unpacked_bytes,
+            digest: parcel.digest.clone(),
+            compressed_bytes: parcel.compressed_bytes,
+            unpacked_bytes: parcel.unpacked_bytes,
         })
     }
 
@@ -496,7 +526,7 @@ impl Known {
                 };
                 // The newest run that touched it has the word, also when it cannot say.
                 latest.entry(turn.instance.clone()).or_insert_with(|| {
-                    left.filter(|_| plan.version == self.meta.version)
+                    left.filter(|_| *plan.version_after() == self.meta.version)
                         .map(|(build, patched)| RecordedBuild { build: build.clone(), patched })
                 });
             }
@@ -504,20 +534,23 @@ impl Known {
         Ok(latest.into_iter().filter_map(|(id, left)| Some((id, left?))).collect())
     }
 
-    /// The build that an instance ran before its last hotfix, and whether that was a hotfix too.
+    /// What an instance had before its last hotfix or upgrade, and the run that brought what it has now.
     ///
     /// By the runs' journals, and only if what lies on the host is what they say: a tree that
     /// somebody else exchanged since is not ours to put back.
-    pub(crate) fn build_before(
-        &self,
+    pub(crate) fn before<'a>(
+        runs: &'a [PastRun],
         instance: &InstanceId,
         inventory: &Inventory,
-    ) -> Result<Option<RecordedBuild>, Failure> {
-        let runs = self.runs()?;
+    ) -> Option<(&'a PastRun, Before<'a>)> {
         let on_disk = inventory.processes.get(instance).and_then(|it| it.on_disk.as_ref());
         let newest_first = runs.iter().rev().filter_map(|run| run.content.as_ref().ok());
         let folded = newest_first.map(|(plan, folded)| (plan, folded));
-        Ok(build_before(folded, instance, on_disk))
+        let before = build_before(folded, instance, on_disk)?;
+        let is_it = |run: &&PastRun| {
+            run.content.as_ref().is_ok_and(|(plan, _)| std::ptr::eq(plan, before.plan))
+        };
+        Some((runs.iter().find(is_it)?, before))
     }
 }
 

@@ -98,12 +98,16 @@ impl Progress {
             }
             Event::TurnEnds { instance, end, kind } => {
                 let end = match (end, kind) {
-                    (TurnEnd::Changed, Kind::Hotfix) => "runs the new build, healthy",
+                    (TurnEnd::Changed, Kind::Hotfix | Kind::Upgrade) => {
+                        "runs the new build, healthy"
+                    }
                     (TurnEnd::Changed, Kind::Rollback) => "is back on its earlier build, healthy",
                     (TurnEnd::Changed, Kind::Restart | Kind::Reload) => "runs again, healthy",
                     (TurnEnd::RolledBack, Kind::Restart) => "stays as it is",
                     (TurnEnd::RolledBack, Kind::Reload) => "has its files from before",
-                    (TurnEnd::RolledBack, Kind::Hotfix) => "is back on the build from before",
+                    (TurnEnd::RolledBack, Kind::Hotfix | Kind::Upgrade) => {
+                        "is back on the build from before"
+                    }
                     (TurnEnd::RolledBack, Kind::Rollback) => {
                         "was not healthy on its earlier build and has the hotfix again"
                     }

@@ -18,7 +18,8 @@ use crate::surroundings;
 
 const HOSTS: u8 = 3;
 
-/// Deploys three masters and three workers, lets rows flow, patches all, upgrades, reckons, destroys.
+/// Deploys three masters and three workers, lets rows flow, patches all, upgrades with a pause, takes that back, upgrades
+/// again, reckons, destroys.
 ///
 /// # Errors
 ///
@@ -51,7 +52,7 @@ pub fn run(say: &mut dyn FnMut(&str)) -> Result<(), SceneError> {
     fs_err::write(&topology, topology_text(&hosts))
         .map_err(|error| broken("write the topology")(&error))?;
 
-    let mut typed = |words: &[&str]| -> Result<(), SceneError> {
+    let mut typed = |words: &[&str]| -> Result<String, SceneError> {
         say(&format!("$ dmup {}", words.join(" ").replace(&format!("{under}/"), "")));
         let mut words = words.to_vec();
         words.extend(["--ssh", "none", "--yes"]);
@@ -59,7 +60,8 @@ pub fn run(say: &mut dyn FnMut(&str)) -> Result<(), SceneError> {
         for line in said.stdout.lines().chain(said.stderr.lines()) {
             say(line);
         }
-        good(said)
+        let text = said.stdout.clone();
+        good(said).map(|()| text)
     };
     typed(&["deploy", CLUSTER, "v8.1.0", topology.as_str()])?;
     let outcome = (|| {
@@ -76,13 +78,48 @@ pub fn run(say: &mut dyn FnMut(&str)) -> Result<(), SceneError> {
         for component in [Component::DmMaster, Component::DmWorker] {
             official.package(component, &next).map_err(packing)?;
         }
-        typed(&["upgrade", CLUSTER, "v8.5.0", "--soak", "0"])?;
         let meta = operator.tiup_home().join("storage/dm/clusters").join(CLUSTER).join("meta.yaml");
-        let meta =
-            fs_err::read_to_string(meta).map_err(|error| broken("read meta.yaml")(&error))?;
-        if !meta.contains("dm_version: v8.5.0") || meta.contains("patched: true") {
-            return Err(SceneError(format!("after the upgrade meta.yaml says:\n{meta}")));
+        let script = hosts[1].folder.join("dm-worker/scripts/run_dm-worker.sh");
+        let read = |path: &Utf8Path| {
+            fs_err::read_to_string(path).map_err(|error| broken("read a file")(&error))
+        };
+        let rendered = read(&script)?;
+        let by_hand = format!("{rendered}# by hand\n");
+        fs_err::write(&script, &by_hand).map_err(|error| broken("change a script")(&error))?;
+        // What is recorded, how many nodes are marked, and what lies on a host.
+        let stands = |when: &str, version: &str, patched: usize, content: &str| {
+            let (meta, there) = (read(&meta)?, read(&script)?);
+            let marks = meta.matches("patched: true").count();
+            if meta.contains(&format!("dm_version: {version}"))
+                && marks == patched
+                && there == content
+            {
+                return Ok(());
+            }
+            Err(SceneError(format!("{when}: the script is\n{there}\nand meta.yaml\n{meta}")))
+        };
+        let upgrade = ["upgrade", CLUSTER, "v8.5.0", "--soak", "0"];
+        let plan = typed(&[&upgrade[..], &["--plan"]].concat())?;
+        let heading = format!("Upgrade of {CLUSTER} from v8.1.0 to v8.5.0, 6 node(s)");
+        if !plan.contains(&heading) || !plan.contains(&format!("differs: {script}")) {
+            return Err(SceneError(format!("the plan says:\n{plan}")));
         }
+        stands("after the plan", "v8.1.0", 6, &by_hand)?;
+        typed(&[&upgrade[..], &["--pause-after", "4"]].concat())?;
+        // All masters and one worker have it; which worker, DM decides.
+        let between = read(&meta)?;
+        if !between.contains("dm_version: v8.1.0") || between.matches("patched: true").count() != 2
+        {
+            return Err(SceneError(format!("half way meta.yaml says:\n{between}")));
+        }
+        typed(&["resume", CLUSTER])?;
+        stands("after the upgrade", "v8.5.0", 0, &rendered)?;
+        typed(&["rollback", CLUSTER, "--soak", "0"])?;
+        stands("after the rollback", "v8.1.0", 6, &by_hand)?;
+        typed(&upgrade)?;
+        stands("after the second upgrade", "v8.5.0", 0, &rendered)?;
+        typed(&upgrade)?;
+        stands("after an upgrade to what is there", "v8.5.0", 0, &rendered)?;
         dm.wait_running(TASK, 2, Duration::from_secs(60))
             .map_err(|error| broken("replicate")(&error))?;
         let mut reckonings = Vec::new();

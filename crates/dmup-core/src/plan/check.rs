@@ -41,6 +41,7 @@ pub fn check(plan: &Plan) -> Vec<BrokenRule> {
 
     let mut seen = BTreeSet::new();
     let mut had_monitoring = false;
+    let mut had_worker = false;
     let mut had_leader = false;
     let mut alive = alive_masters(plan);
     for (index, turn) in plan.turns.iter().enumerate() {
@@ -53,10 +54,13 @@ pub fn check(plan: &Plan) -> Vec<BrokenRule> {
         for (holds, text) in rules_of_a_turn(turn) {
             rule(place, holds, text);
         }
-        let is_staged = plan.parcel.is_none() || staged.contains(&instance.host);
+        let is_staged =
+            plan.parcel.is_none() || turn.from == turn.to || staged.contains(&instance.host);
         rule(place, is_staged, "its host is staged before any window");
         let may_stay = match plan.kind {
-            Kind::Hotfix | Kind::Rollback => turn.from != turn.to && turn.texts.is_none(),
+            Kind::Hotfix => turn.from != turn.to && turn.texts.is_none(),
+            Kind::Rollback => turn.from != turn.to,
+            Kind::Upgrade => turn.from != turn.to || turn.texts.is_some() || !instance.role.is_dm(),
             Kind::Restart => turn.from == turn.to && turn.texts.is_none(),
             Kind::Reload => turn.from == turn.to,
         };
@@ -64,6 +68,12 @@ pub fn check(plan: &Plan) -> Vec<BrokenRule> {
 
         rule(place, !(had_monitoring && instance.role.is_dm()), "monitoring comes after DM");
         had_monitoring |= !instance.role.is_dm();
+        rule(
+            place,
+            !(had_worker && instance.role == Role::DmMaster && plan.kind == Kind::Upgrade),
+            "masters get another version before workers",
+        );
+        had_worker |= instance.role == Role::DmWorker;
         if instance.role == Role::DmMaster && !turn.was_broken {
             rule(place, !had_leader, "the leader comes after all masters that follow");
             had_leader |= turn.steps.iter().any(|s| matches!(s, Step::EvictLeader { .. }));
@@ -160,7 +170,10 @@ fn rules_of_a_turn(turn: &Turn) -> Vec<(bool, &'static str)> {
     }
     if !is_exchange {
         rules.extend([
-            (restarts, "a window without an exchange stops and starts"),
+            (
+                restarts || turn.texts.is_some(),
+                "a window without an exchange stops and starts, or writes files",
+            ),
             (
                 arm.is_none() && disarm.is_none(),
                 "a guard is armed only where there is a build to go back to",

@@ -55,6 +55,8 @@ pub struct TargetBuild {
 pub enum Kind {
     /// Puts the builds of a package in.
     Hotfix,
+    /// Puts the builds of another version in, with the files that go with it.
+    Upgrade,
     /// Puts the trees back that earlier windows took out.
     Rollback,
     /// Stops and starts.
@@ -78,6 +80,9 @@ pub struct Plan {
     pub kind: Kind,
     /// The cluster's version of DM, from which methods follow.
     pub version: DmVersion,
+    /// The version that it has when all is done; none: the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_version: Option<DmVersion>,
     /// What it was based on; checked again before the first effect.
     pub based_on: Basis,
     /// DM at that moment; none if DM plays no part (`--offline`, monitoring only).
@@ -88,6 +93,9 @@ pub struct Plan {
     pub parcel: Option<ParcelSpec>,
     /// What it brings per role; empty for a rollback.
     pub targets: BTreeMap<Role, TargetBuild>,
+    /// What it brings for single instances instead: those of another architecture than most.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub exceptions: BTreeMap<InstanceId, TargetBuild>,
     /// Limits.
     pub policy: Policy,
     /// Staging and preparing.
@@ -107,6 +115,16 @@ impl Plan {
     /// An instance of the cluster by id.
     pub fn instance(&self, id: &InstanceId) -> Option<&Instance> {
         self.instances.iter().find(|instance| instance.id == *id)
+    }
+
+    /// What the package brings for an instance.
+    pub fn target(&self, instance: &Instance) -> Option<&TargetBuild> {
+        self.exceptions.get(&instance.id).or_else(|| self.targets.get(&instance.role))
+    }
+
+    /// The version that the cluster has when all is done.
+    pub fn version_after(&self) -> &DmVersion {
+        self.to_version.as_ref().unwrap_or(&self.version)
     }
 
     /// Identity of the plan's content, short enough to print.

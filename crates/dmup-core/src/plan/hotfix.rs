@@ -57,6 +57,20 @@ impl Allowances {
     }
 }
 
+/// What builds are put in for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Purpose {
+    /// The version stays, and nodes are marked as patched.
+    Hotfix,
+    /// Another version, and no marks. Selected monitoring is started again.
+    Upgrade {
+        /// Which version the cluster has when all is done.
+        to: DmVersion,
+        /// Files that go with it, written in the windows of their instances.
+        texts: BTreeMap<InstanceId, TextsChange>,
+    },
+}
+
 /// What the operator wants put in.
 #[derive(Clone, Debug)]
 pub struct HotfixRequest {
@@ -68,10 +82,14 @@ pub struct HotfixRequest {
     pub instances: Vec<Instance>,
     /// Those that are meant (`-N` and `-R` already applied).
     pub selected: Vec<InstanceId>,
+    /// What for.
+    pub purpose: Purpose,
     /// The package.
     pub parcel: ParcelSpec,
     /// What it brings per role.
     pub targets: BTreeMap<Role, TargetBuild>,
+    /// What it brings for single instances instead: those of another architecture than most.
+    pub exceptions: BTreeMap<InstanceId, TargetBuild>,
     /// The cluster is declared stopped.
     pub offline: bool,
     /// What does not count as an obstacle.
@@ -89,6 +107,8 @@ pub struct RollbackRequest {
     pub cluster: ClusterName,
     /// Its version of DM.
     pub version: DmVersion,
+    /// The version that it has when all is done: an upgrade is taken back wholly.
+    pub to_version: Option<DmVersion>,
     /// All its instances.
     pub instances: Vec<Instance>,
     /// Where each selected instance goes back to: the build of the tree that the last window took out.
@@ -106,14 +126,17 @@ pub struct RollbackTarget {
     pub build: Option<Digest>,
     /// Whether that is a hotfix as well.
     pub patched: bool,
+    /// The files that go with it, where others lie there now.
+    pub texts: Option<TextsChange>,
 }
 
-/// Plans a hotfix.
+/// Plans a hotfix, or an upgrade.
 ///
 /// Order: nodes that are already broken (the hotfix may be their cure); masters that
 /// follow; the leader, so that leadership moves once at most; free workers; relay
 /// workers; bound workers, so that each source moves once and to a worker that has
-/// had its turn; monitoring, which nothing depends on.
+/// had its turn; monitoring, which nothing depends on. An upgrade has all masters before
+/// all workers: a master of the new version knows how to talk to workers of the old one.
 pub fn plan_hotfix(request: &HotfixRequest, inventory: &Inventory, policy: &Policy) -> Decision {
     let mut goals = BTreeMap::new();
     let mut blockers = Vec::new();
@@ -121,31 +144,45 @@ pub fn plan_hotfix(request: &HotfixRequest, inventory: &Inventory, policy: &Poli
         let Some(instance) = request.instances.iter().find(|instance| instance.id == *id) else {
             continue;
         };
-        match request.targets.get(&instance.role) {
-            Some(target) => {
-                let goal = Goal::Build { to: target.digest.clone(), patched: true };
+        let target = request.exceptions.get(id).or_else(|| request.targets.get(&instance.role));
+        let (patched, texts) = match &request.purpose {
+            Purpose::Hotfix => (true, None),
+            Purpose::Upgrade { texts, .. } => (false, texts.get(id).cloned()),
+        };
+        match (target, &request.purpose) {
+            (Some(target), _) => {
+                let goal = Goal::Build { to: target.digest.clone(), patched, texts };
                 goals.insert(id.clone(), goal);
             }
-            None => {
+            (None, Purpose::Upgrade { .. }) if !instance.role.is_dm() => {
+                goals.insert(id.clone(), Goal::Again { texts });
+            }
+            (None, Purpose::Hotfix | Purpose::Upgrade { .. }) => {
                 blockers.push(Blocker::NotInPackage { instance: id.clone(), role: instance.role });
             }
         }
     }
-    for target in request.targets.values() {
+    for target in request.targets.values().chain(request.exceptions.values()) {
         if let Some(why) = request.known_bad.get(&target.digest)
             && goals.values().any(|goal| goal.build() == Some(&target.digest))
         {
             blockers.push(Blocker::KnownBad { build: target.digest.clone(), why: why.clone() });
         }
     }
+    let (kind, to_version) = match &request.purpose {
+        Purpose::Hotfix => (Kind::Hotfix, None),
+        Purpose::Upgrade { to, .. } => (Kind::Upgrade, Some(to)),
+    };
     let work = Work {
         cluster: &request.cluster,
         version: &request.version,
         instances: &request.instances,
         goals,
-        kind: Kind::Hotfix,
+        kind,
+        to_version,
         parcel: Some(&request.parcel),
         targets: request.targets.clone(),
+        exceptions: request.exceptions.clone(),
         ways_back: request.ways_back.clone(),
         offline: request.offline,
         allow: &request.allow,
@@ -168,7 +205,8 @@ pub fn plan_rollback(
                     let (instance, build) = (id.clone(), build.clone());
                     blockers.push(Blocker::WayBackGone { instance, build });
                 }
-                let goal = Goal::Build { to: build.clone(), patched: target.patched };
+                let texts = target.texts.clone();
+                let goal = Goal::Build { to: build.clone(), patched: target.patched, texts };
                 goals.insert(id.clone(), goal);
             }
             None => blockers.push(Blocker::NothingToGoBackTo { instance: id.clone() }),
@@ -180,8 +218,10 @@ pub fn plan_rollback(
         instances: &request.instances,
         goals,
         kind: Kind::Rollback,
+        to_version: request.to_version.as_ref(),
         parcel: None,
         targets: BTreeMap::new(),
+        exceptions: BTreeMap::new(),
         ways_back: BTreeMap::new(),
         offline: request.offline,
         allow: &request.allow,
@@ -234,8 +274,10 @@ pub fn plan_restart(request: &RestartRequest, inventory: &Inventory, policy: &Po
         instances: &request.instances,
         goals,
         kind: if request.is_reload { Kind::Reload } else { Kind::Restart },
+        to_version: None,
         parcel: None,
         targets: BTreeMap::new(),
+        exceptions: BTreeMap::new(),
         ways_back: BTreeMap::new(),
         offline: false,
         allow: &request.allow,
@@ -245,8 +287,8 @@ pub fn plan_restart(request: &RestartRequest, inventory: &Inventory, policy: &Po
 
 /// What becomes of an instance.
 enum Goal {
-    /// It gets a build.
-    Build { to: Digest, patched: bool },
+    /// It gets a build, and the files that go with it.
+    Build { to: Digest, patched: bool, texts: Option<TextsChange> },
     /// It is stopped and started.
     Again { texts: Option<TextsChange> },
 }
@@ -259,17 +301,26 @@ impl Goal {
             Self::Again { .. } => None,
         }
     }
+
+    /// Files that are written.
+    fn texts(&self) -> Option<&TextsChange> {
+        match self {
+            Self::Build { texts, .. } | Self::Again { texts } => texts.as_ref(),
+        }
+    }
 }
 
-/// A hotfix, a rollback, or a restart.
+/// A hotfix, an upgrade, a rollback, or a restart.
 struct Work<'a> {
     cluster: &'a ClusterName,
     version: &'a DmVersion,
     instances: &'a [Instance],
     goals: BTreeMap<InstanceId, Goal>,
     kind: Kind,
+    to_version: Option<&'a DmVersion>,
     parcel: Option<&'a ParcelSpec>,
     targets: BTreeMap<Role, TargetBuild>,
+    exceptions: BTreeMap<InstanceId, TargetBuild>,
     ways_back: BTreeMap<InstanceId, Digest>,
     offline: bool,
     allow: &'a Allowances,
@@ -333,18 +384,20 @@ fn plan_exchange(
     warnings.extend(deferred);
     warnings.extend(oddities(work, &candidates, inventory));
 
-    let ordered = in_order(candidates, dm);
+    let ordered = in_order(candidates, dm, work.kind);
     let (turns, consents) = take_turns(work, &ordered, dm, policy);
     let plan = Plan {
         format: Plan::FORMAT,
         cluster: work.cluster.clone(),
         kind: work.kind,
         version: work.version.clone(),
+        to_version: work.to_version.cloned(),
         based_on: basis_of(&selected, inventory, wants_dm, policy),
         baseline: dm.cloned(),
         instances: work.instances.to_vec(),
         parcel: work.parcel.cloned(),
         targets: work.targets.clone(),
+        exceptions: work.exceptions.clone(),
         policy: policy.clone(),
         preparation: prepare(work, &ordered, inventory),
         turns,
@@ -357,14 +410,15 @@ fn plan_exchange(
 }
 
 impl Candidate<'_> {
-    /// Its disk has the target, and it runs nothing else: there is nothing to exchange.
+    /// Its disk has the target, it runs nothing else, and no file is to be written.
     fn is_done(&self, inventory: &Inventory) -> bool {
-        self.goal.build().is_some_and(|to| {
-            inventory.processes.get(&self.instance.id).is_some_and(|process| {
-                process.on_disk.as_ref() == Some(to)
-                    && process.running.as_ref().is_none_or(|running| running == to)
+        self.goal.texts().is_none()
+            && self.goal.build().is_some_and(|to| {
+                inventory.processes.get(&self.instance.id).is_some_and(|process| {
+                    process.on_disk.as_ref() == Some(to)
+                        && process.running.as_ref().is_none_or(|running| running == to)
+                })
             })
-        })
     }
 
     /// Whether the next one may begin while this one is still watched. Masters never do: with one of them unproven,
@@ -692,7 +746,7 @@ fn full_disks(
 ) -> Vec<Blocker> {
     let Some(parcel) = work.parcel else { return Vec::new() };
     let mut per_host: BTreeMap<&HostId, u64> = BTreeMap::new();
-    for candidate in candidates {
+    for candidate in candidates.iter().filter(|it| it.from != it.to) {
         *per_host.entry(&candidate.instance.host).or_default() += 1;
     }
     let mut blockers = Vec::new();
@@ -765,7 +819,15 @@ fn oddities(work: &Work<'_>, candidates: &[Candidate<'_>], inventory: &Inventory
 }
 
 /// Sorts by what is safest first.
-fn in_order<'a>(mut candidates: Vec<Candidate<'a>>, dm: Option<&DmSeen>) -> Vec<Candidate<'a>> {
+fn in_order<'a>(
+    mut candidates: Vec<Candidate<'a>>,
+    dm: Option<&DmSeen>,
+    kind: Kind,
+) -> Vec<Candidate<'a>> {
+    // Of all masters, also before workers that are down.
+    let is_later = |candidate: &Candidate<'_>| {
+        kind == Kind::Upgrade && candidate.instance.role != Role::DmMaster
+    };
     let rank = |candidate: &Candidate<'_>| {
         let id = &candidate.instance.id;
         let is_dm = candidate.instance.role.is_dm();
@@ -792,7 +854,8 @@ fn in_order<'a>(mut candidates: Vec<Candidate<'a>>, dm: Option<&DmSeen>) -> Vec<
         }
     };
     // Stable: within a rank the order of the topology.
-    candidates.sort_by_key(|candidate| (rank(candidate), candidate.instance.role));
+    candidates
+        .sort_by_key(|candidate| (is_later(candidate), rank(candidate), candidate.instance.role));
     candidates
 }
 
@@ -800,7 +863,8 @@ fn prepare(work: &Work<'_>, ordered: &[Candidate<'_>], inventory: &Inventory) ->
     if work.parcel.is_none() {
         return Vec::new();
     }
-    let hosts: BTreeSet<&HostId> = ordered.iter().map(|c| &c.instance.host).collect();
+    let hosts: BTreeSet<&HostId> =
+        ordered.iter().filter(|c| c.from != c.to).map(|c| &c.instance.host).collect();
     let stages = hosts.into_iter().map(|host| Step::Stage { host: host.clone() });
     let prepares = ordered.iter().filter(|candidate| !candidate.is_exchanged(inventory)).map(|c| {
         Step::Prepare {
@@ -834,7 +898,7 @@ fn take_turns(
             (true, true) => Around::OfflineEvenIfRunning,
         };
         let (patched, texts) = match candidate.goal {
-            Goal::Build { patched, .. } => (*patched, None),
+            Goal::Build { patched, texts, .. } => (*patched, texts.clone()),
             Goal::Again { texts } => (candidate.instance.patched, texts.clone()),
         };
         let steps = turn_steps(&TurnFacts {

@@ -27,8 +27,8 @@ pub use decision::{
 };
 pub use health::{Expectation, Health, busy, is_quiet, judge, judge_cluster, reported_by_dash_v};
 pub use hotfix::{
-    Allowances, HotfixRequest, RestartRequest, RollbackRequest, RollbackTarget, plan_hotfix,
-    plan_restart, plan_rollback,
+    Allowances, HotfixRequest, Purpose, RestartRequest, RollbackRequest, RollbackTarget,
+    plan_hotfix, plan_restart, plan_rollback,
 };
 pub use render::render;
 pub use step::{Around, Step};

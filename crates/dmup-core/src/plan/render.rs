@@ -9,6 +9,7 @@ pub fn render(plan: &Plan) -> String {
     let mut text = String::new();
     let what = match plan.kind {
         Kind::Hotfix => "Hotfix",
+        Kind::Upgrade => "Upgrade",
         Kind::Rollback => "Rollback",
         Kind::Restart => "Restart",
         Kind::Reload => "Reload",
@@ -17,10 +18,13 @@ pub fn render(plan: &Plan) -> String {
         text.push_str(&line);
         text.push('\n');
     };
+    let version = match &plan.to_version {
+        Some(to) => format!("from {} to {to}", plan.version),
+        None => format!("({})", plan.version),
+    };
     line(format!(
-        "{what} of {} ({}), {} node(s), plan {}",
+        "{what} of {} {version}, {} node(s), plan {}",
         plan.cluster,
-        plan.version,
         plan.turns.len(),
         plan.fingerprint()
     ));

@@ -209,9 +209,15 @@ impl Step {
                 from,
                 to,
                 around: Around::Offline | Around::OfflineEvenIfRunning,
-                ..
+                texts,
             } => {
-                format!("exchange {from} for {to} of {instance}; nothing is started")
+                let exchange =
+                    (from != to).then(|| format!("exchange {from} for {to} of {instance}"));
+                let write = texts
+                    .as_ref()
+                    .map(|texts| format!("write the files of {instance} as of {texts}"));
+                let both: Vec<String> = exchange.into_iter().chain(write).collect();
+                format!("{}; nothing is started", both.join(", "))
             }
             Self::AwaitHealthy { instance, build, within_s } => {
                 format!(

@@ -68,7 +68,7 @@ pub fn turn_steps(facts: &TurnFacts<'_>) -> Vec<Step> {
     let mark =
         Step::MarkPatched { instance: instance.clone(), build: to.clone(), patched: facts.patched };
     if facts.around != Around::Restart {
-        return vec![window, mark];
+        return if is_exchange { vec![window, mark] } else { vec![window] };
     }
     let Handover { before, after_window, at_the_end } = match (facts.instance.role, facts.dm) {
         (Role::DmMaster, Some(dm)) if !facts.is_broken => hand_leadership_over(facts, dm),

@@ -10,6 +10,7 @@ mod promises;
 mod restarts;
 mod sim;
 mod stories;
+mod upgrades;
 
 use std::time::Duration;
 

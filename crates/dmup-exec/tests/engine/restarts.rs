@@ -16,13 +16,13 @@ use dmup_exec::{Event, MemoryJournal, look};
 use crate::sim::{Dice, Shape, Side, Sim, id};
 use crate::{SMALL, all_old, back, go, go_and, go_on, old_version};
 
-fn texts(content: &str) -> Texts {
+pub(crate) fn texts(content: &str) -> Texts {
     let path = "/home/tidb/deploy/scripts/run.sh".into();
     Texts(vec![Text { path, mode: 0o755, root: false, content: content.to_owned() }])
 }
 
 /// The sim knows what lies on every node, and keeps what is to lie there.
-fn change(sim: &Sim) -> TextsChange {
+pub(crate) fn change(sim: &Sim) -> TextsChange {
     let mut state = sim.state.lock().unwrap();
     let (before, after) = (texts("old"), texts("new"));
     for node in state.nodes.values_mut() {
@@ -57,7 +57,7 @@ async fn planned(sim: &Sim, shape: &Shape, kind: Kind, policy: &Policy) -> Plan 
     }
 }
 
-fn quick() -> Policy {
+pub(crate) fn quick() -> Policy {
     // Simulated seconds cost real milliseconds.
     Policy { healthy_within_s: 20, ..Policy::default() }
 }

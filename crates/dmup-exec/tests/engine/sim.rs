@@ -16,7 +16,7 @@ use dmup_core::inventory::{
     DmSeen, HostSeen, Leftover, LeftoverKind, MasterSeen, ProcessSeen, SubtaskSeen, SubtaskStage,
     SubtaskUnit, UnitActive, WorkerSeen, WorkerStage,
 };
-use dmup_core::plan::{Allowances, HotfixRequest, ParcelSpec, TargetBuild};
+use dmup_core::plan::{Allowances, HotfixRequest, ParcelSpec, Purpose, TargetBuild};
 use dmup_core::texts::Texts;
 use dmup_exec::ports::{
     Around, Build, Certainty, Clock, Dm, EffectError, GuardOrder, Hosts, Parcel, Records,
@@ -334,6 +334,7 @@ impl Sim {
             version: shape.version.parse().unwrap(),
             selected: instances.iter().map(|instance| instance.id.clone()).collect(),
             instances,
+            purpose: Purpose::Hotfix,
             parcel: ParcelSpec {
                 path: "/p".into(),
                 digest: digest("parcel"),
@@ -344,6 +345,7 @@ impl Sim {
                 .into_iter()
                 .map(|role| (role, TargetBuild { digest: new(role), replace: Vec::new() }))
                 .collect(),
+            exceptions: BTreeMap::new(),
             offline: false,
             allow: Allowances::default(),
             known_bad: BTreeMap::new(),

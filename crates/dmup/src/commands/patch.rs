@@ -5,17 +5,21 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use camino::Utf8Path;
+use dmup_core::ids::{HostId, InstanceId};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::plan::{
-    Allowances, Blocker, Decision, HotfixRequest, ParcelSpec, Plan, TargetBuild, Warning,
+    Allowances, Blocker, Decision, HotfixRequest, ParcelSpec, Plan, Purpose, TargetBuild, Warning,
     plan_hotfix, render,
 };
 use dmup_core::policy::{OnBusy, OnFailure, Policy};
 use dmup_core::report::{Report, RunEnd};
 use dmup_core::selection::select;
+use dmup_core::texts::Texts;
 use dmup_core::unfinished::in_folder;
-use dmup_mirror::package::{Package, Refusal, Wanted, open};
+use dmup_mirror::package::{Package, PackagedComponent, Parcel, Refusal, Wanted, open};
+use dmup_wire::message::PutFile;
 
+use super::restart::write;
 use super::run::{self, Begun, Keeps};
 use crate::args::{Format, OnBusyArg, OnFailureArg, PatchArgs, Rolling, Rollout};
 use crate::context::{Context, Known, Unmarked, bad_selection};
@@ -49,10 +53,16 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
     let lock = if args.plan { None } else { Some(known.lock("patch")?) };
     let order = Order {
         what: "patch",
-        package: &package,
+        with: args.package.as_str(),
+        parcel: &package.parcel,
+        targets: targets_of(&package),
+        exceptions: BTreeMap::new(),
+        purpose: Purpose::Hotfix,
+        texts: &[],
+        before: &[],
         selected: &selected,
         offline: args.offline,
-        overwrite: args.overwrite,
+        owed: args.overwrite.then(|| Owed::of(&package)),
         plan_only: args.plan,
         apply_plan: args.apply_plan.as_deref(),
         rollout: &args.rollout,
@@ -90,11 +100,21 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
 pub(crate) struct Order<'a> {
     /// The command, for messages.
     pub(crate) what: &'static str,
-    pub(crate) package: &'a Package,
+    /// What is put in, in the operator's words.
+    pub(crate) with: &'a str,
+    pub(crate) parcel: &'a Parcel,
+    /// What it brings per role, and for single instances instead.
+    pub(crate) targets: BTreeMap<Role, TargetBuild>,
+    pub(crate) exceptions: BTreeMap<InstanceId, TargetBuild>,
+    pub(crate) purpose: Purpose,
+    /// Files that are written in windows, by the digests that `purpose` names.
+    pub(crate) texts: &'a [Texts],
+    /// Files that are written before the first turn, by host: of monitoring, which nothing depends on.
+    pub(crate) before: &'a [(HostId, Vec<PutFile>)],
     pub(crate) selected: &'a [Instance],
     pub(crate) offline: bool,
     /// Instances to come get the package as well.
-    pub(crate) overwrite: bool,
+    pub(crate) owed: Option<Owed>,
     pub(crate) plan_only: bool,
     pub(crate) apply_plan: Option<&'a Utf8Path>,
     pub(crate) rollout: &'a Rollout,
@@ -122,7 +142,7 @@ pub(crate) async fn roll_out(
     known: &Known,
     context: &Context,
 ) -> Result<Rolled, Failure> {
-    let Order { package, selected, rollout, .. } = order;
+    let Order { parcel, selected, rollout, .. } = order;
     let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
     // Other instances count as well: quorum and spares are theirs, too.
     let all = known.meta.instances();
@@ -134,13 +154,15 @@ pub(crate) async fn roll_out(
         version: known.meta.version.clone(),
         instances: all.clone(),
         selected: selected.iter().map(|it| it.id.clone()).collect(),
+        purpose: order.purpose.clone(),
         parcel: ParcelSpec {
-            path: package.parcel.path.clone(),
-            digest: package.parcel.digest.clone(),
-            compressed_bytes: package.parcel.compressed_bytes,
-            unpacked_bytes: package.parcel.unpacked_bytes,
+            path: parcel.path.clone(),
+            digest: parcel.digest.clone(),
+            compressed_bytes: parcel.compressed_bytes,
+            unpacked_bytes: parcel.unpacked_bytes,
         },
-        targets: targets_of(package),
+        targets: order.targets.clone(),
+        exceptions: order.exceptions.clone(),
         offline: order.offline,
         allow: Allowances { force_build: rollout.force_build, ..allowances_of(&rollout.rolling) },
         known_bad: known.bad_builds()?,
@@ -158,9 +180,10 @@ pub(crate) async fn roll_out(
             dmup_exec::look(&all, &fleet, &dm, &context.clock, true, with_dm, concurrency).await;
         progress.end();
         let mut request = request.clone();
+        let runs = known.runs()?;
         for instance in *selected {
-            if let Some(before) = known.build_before(&instance.id, &inventory)? {
-                request.ways_back.insert(instance.id.clone(), before.build);
+            if let Some((_, before)) = Known::before(&runs, &instance.id, &inventory) {
+                request.ways_back.insert(instance.id.clone(), before.recorded.build);
             }
         }
         unmarked.replace(known.unmarked(selected, &request.targets, &inventory)?);
@@ -168,7 +191,7 @@ pub(crate) async fn roll_out(
     };
     let mut plan = if let Some(file) = order.apply_plan {
         progress.end();
-        read_plan(file, known, package)?
+        read_plan(file, known, order)?
     } else {
         let decision = match rollout.rolling.wait {
             Some(seconds) => {
@@ -197,15 +220,18 @@ pub(crate) async fn roll_out(
     }
     agree(order, known, &plan, context)?;
     // The run must find the parcel again when it is resumed by another process.
-    plan.parcel = Some(known.keep_parcel(package)?);
+    plan.parcel = Some(known.keep_parcel(parcel)?);
 
-    let owed = order.overwrite.then(|| Owed::of(package));
-    let keeps = Keeps { texts: &[], owed: owed.as_ref() };
+    let keeps = Keeps { texts: order.texts, owed: order.owed.as_ref() };
     let work = async {
+        write(&fleet, order.before).await?;
         // What was agreed to was agreed to as the cluster was then.
         let report = match run::begin(&plan, &keeps, known, &fleet, &dm, context).await? {
             Begun::Ran(report) => report,
-            Begun::NotYet(why) => return Err(why),
+            Begun::NotYet(why) if order.before.is_empty() => return Err(why),
+            Begun::NotYet(why) => {
+                return Err(why.now("no node was touched; the files of monitoring are written"));
+            }
         };
         if report.end == RunEnd::Done {
             run::clean_stores(&plan, &fleet).await;
@@ -218,18 +244,15 @@ pub(crate) async fn roll_out(
 }
 
 fn targets_of(package: &Package) -> BTreeMap<Role, TargetBuild> {
-    package
-        .components
-        .iter()
-        .map(|(role, part)| {
-            let target = TargetBuild { digest: part.binary.clone(), replace: part.replace.clone() };
-            (*role, target)
-        })
-        .collect()
+    package.components.iter().map(|(role, part)| (*role, target_of(part))).collect()
+}
+
+pub(crate) fn target_of(part: &PackagedComponent) -> TargetBuild {
+    TargetBuild { digest: part.binary.clone(), replace: part.replace.clone() }
 }
 
 /// Opens the package with what the selection needs of it.
-pub(crate) fn open_package(
+fn open_package(
     path: &Utf8Path,
     meant: &[Instance],
     scratch: &Utf8Path,
@@ -258,7 +281,7 @@ pub(crate) fn open_package(
 
 /// A plan that was printed earlier: of this cluster and this package. Whether it still fits the cluster is looked at
 /// before the first effect, as with every plan.
-fn read_plan(file: &Utf8Path, known: &Known, package: &Package) -> Result<Plan, Failure> {
+fn read_plan(file: &Utf8Path, known: &Known, order: &Order<'_>) -> Result<Plan, Failure> {
     const LONGEST: u64 = 64 << 20;
     let refused = |why: String| Failure::refused(format_args!("read the plan {file}: {why}"));
     let length = fs_err::metadata(file).map_err(|error| refused(error.to_string()))?.len();
@@ -277,8 +300,8 @@ fn read_plan(file: &Utf8Path, known: &Known, package: &Package) -> Result<Plan, 
     if plan.cluster != known.name {
         return Err(refused(format!("it is a plan for {}", plan.cluster)));
     }
-    if plan.parcel.as_ref().map(|it| &it.digest) != Some(&package.parcel.digest) {
-        return Err(refused(format!("it was made for another package than {}", package.path)));
+    if plan.parcel.as_ref().map(|it| &it.digest) != Some(&order.parcel.digest) {
+        return Err(refused(format!("it was made for another package than {}", order.with)));
     }
     Ok(plan)
 }
@@ -333,11 +356,14 @@ fn agree(order: &Order<'_>, known: &Known, plan: &Plan, context: &Context) -> Re
         context.printer.talk(format_args!("note: {warning}"));
     }
     let question = format!(
-        "Will {} {} node(s) of {} with {}, one after the other",
+        "Will {} {} node(s) of {} {}, one after the other",
         order.what,
         plan.turns.len(),
         known.name,
-        order.package.path
+        match &plan.to_version {
+            Some(to) => format!("from {} to {to}", plan.version),
+            None => format!("with {}", order.with),
+        }
     );
     run::agree(plan, &question, order.asks, context)
 }

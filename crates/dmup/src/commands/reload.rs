@@ -6,10 +6,12 @@
 use std::collections::BTreeMap;
 
 use dmup_core::component::Component;
+use dmup_core::ids::InstanceId;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::layout::Deployment;
 use dmup_core::selection::select;
 use dmup_core::texts::{Text, Texts, TextsChange};
+use dmup_core::version::DmVersion;
 use dmup_mirror::mirror::Version;
 use dmup_mirror::package::component_package;
 use dmup_remote::Fleet;
@@ -36,7 +38,15 @@ pub(crate) async fn run(args: &ReloadArgs, context: &Context) -> Result<(), Fail
         known.refuse_unfinished_runs()?;
     }
     let _lock = if args.plan { None } else { Some(known.lock("reload")?) };
-    let differing = differing(&known, &selected, context).await?;
+    let scratch = context.scratch()?;
+    let version = &known.meta.version;
+    let Compared { differing, silent } =
+        compare_all(&known, &selected, version, scratch.path(), context).await?;
+    if !silent.is_empty() {
+        return Err(Failure::refused(format_args!("compare the files of {}", known.name))
+            .because(silent.into_values())
+            .hint("leave these nodes out with -N, or bring their hosts up"));
+    }
     if args.skip_restart {
         return only_write(&known, &all, differing, context).await;
     }
@@ -50,47 +60,68 @@ pub(crate) async fn run(args: &ReloadArgs, context: &Context) -> Result<(), Fail
         policy: patch::policy_of(&args.rolling, args.on_failure, context),
         rolling: &args.rolling,
     };
-    for Differing { instance, before, after } in differing {
-        if instance.role.is_dm() {
-            let (before, after) = (texts_of(before), texts_of(after));
-            let change = TextsChange {
-                before: before.digest(),
-                after: after.digest(),
-                paths: after.0.iter().map(|text| text.path.clone()).collect(),
-            };
-            again.changes.insert(instance.id.clone(), change);
-            again.texts.extend([before, after]);
+    for it in differing {
+        if it.instance.role.is_dm() {
+            let (change, texts) = it.change();
+            again.changes.insert(it.instance.id.clone(), change);
+            again.texts.extend(texts);
         } else {
-            for file in &after {
-                context.printer.talk(format_args!("  {}: {} differs", instance.id, file.path));
-            }
-            again.before.push((instance.host.clone(), after));
+            it.say(context);
+            again.before.push((it.instance.host, it.after));
         }
     }
     again.roll(&known, context).await
 }
 
-/// Files of an instance that are not as the topology has them.
-struct Differing {
-    instance: Instance,
+/// Files of an instance that are not as they should be.
+pub(crate) struct Differing {
+    pub(crate) instance: Instance,
     /// As they lie there; those that are missing are not among them.
     before: Vec<PutFile>,
     /// As they should be.
-    after: Vec<PutFile>,
+    pub(crate) after: Vec<PutFile>,
 }
 
-/// What lies there for each selected instance, compared with what should. Changes nothing.
-async fn differing(
+impl Differing {
+    /// As a plan names it, and what a run has to keep for it: before, after.
+    pub(crate) fn change(&self) -> (TextsChange, [Texts; 2]) {
+        let (before, after) = (texts_of(&self.before), texts_of(&self.after));
+        let change = TextsChange {
+            before: before.digest(),
+            after: after.digest(),
+            paths: after.0.iter().map(|text| text.path.clone()).collect(),
+        };
+        (change, [before, after])
+    }
+
+    pub(crate) fn say(&self, context: &Context) {
+        for file in &self.after {
+            context.printer.talk(format_args!("  {}: {} differs", self.instance.id, file.path));
+        }
+    }
+}
+
+/// What came of a comparison.
+pub(crate) struct Compared {
+    /// Only those of which a file differs.
+    pub(crate) differing: Vec<Differing>,
+    /// Instances whose files could not be read, and why.
+    pub(crate) silent: BTreeMap<InstanceId, String>,
+}
+
+/// What lies there for each selected instance, compared with what should with this version. Changes nothing.
+pub(crate) async fn compare_all(
     known: &Known,
     selected: &[Instance],
+    version: &DmVersion,
+    scratch: &camino::Utf8Path,
     context: &Context,
-) -> Result<Vec<Differing>, Failure> {
+) -> Result<Compared, Failure> {
     let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
     let deployment = Deployment::new(&known.name, &known.meta.topology);
     let mut laid = laying_out::render(&deployment, selected, &[])?;
     if let Some(monitoring) = selected.iter().find(|it| !it.role.is_dm()) {
-        let scratch = context.scratch()?;
-        match texts_of_dm(known, monitoring, scratch.path(), &progress, context).await {
+        match texts_of_dm(version, monitoring, scratch, &progress, context).await {
             Ok(packages) => laying_out::add_monitoring(&mut laid, &packages, &known.name),
             Err(why) => context
                 .printer
@@ -100,23 +131,27 @@ async fn differing(
     progress.under_way("compare the files on the hosts");
     let fleet = known.fleet(context, selected)?;
     let of_instances = laid.iter().filter_map(|part| Some((part.instance()?, part.files())));
-    let looks =
-        join_all(of_instances.map(|(instance, files)| compare(&fleet, instance, files))).await;
+    let looks = join_all(of_instances.map(|(instance, files)| async {
+        (instance.id.clone(), compare(&fleet, instance, files).await)
+    }))
+    .await;
     progress.end();
-    let (differing, silent): (Vec<_>, Vec<_>) = looks.into_iter().partition(Result::is_ok);
-    let silent: Vec<String> = silent.into_iter().filter_map(Result::err).collect();
-    if !silent.is_empty() {
-        return Err(Failure::refused(format_args!("compare the files of {}", known.name))
-            .because(silent)
-            .hint("leave these nodes out with -N, or bring their hosts up"));
+    let mut compared = Compared { differing: Vec::new(), silent: BTreeMap::new() };
+    for (id, look) in looks {
+        match look {
+            Ok(differing) if differing.after.is_empty() => {}
+            Ok(differing) => compared.differing.push(differing),
+            Err(why) => {
+                compared.silent.insert(id, why);
+            }
+        }
     }
-    let differing = differing.into_iter().filter_map(Result::ok);
-    Ok(differing.filter(|it| !it.after.is_empty()).collect())
+    Ok(compared)
 }
 
 /// DM's own package, which brings alert rules and dashboards.
 async fn texts_of_dm(
-    known: &Known,
+    version: &DmVersion,
     monitoring: &Instance,
     scratch: &camino::Utf8Path,
     progress: &Progress,
@@ -125,14 +160,15 @@ async fn texts_of_dm(
     let mut obtaining = Obtaining::new(context);
     let (os, arch) = (monitoring.os.as_str(), monitoring.arch.as_str());
     let master = Component::Role(Role::DmMaster);
-    let version = Version::Exact(known.meta.version.clone());
+    let version = Version::Exact(version.clone());
     let path = obtaining.package(master, version, os, arch, progress).await?;
     progress.under_way(&format!("open {path}"));
     let package = component_package(&path, master, arch, scratch).map_err(|it| chain(&it))?;
     Ok(Packages::from([((master, arch.to_owned()), package)]))
 }
 
-async fn compare(
+/// Compares files of an instance with what lies there.
+pub(crate) async fn compare(
     fleet: &Fleet,
     instance: &Instance,
     files: &[PutFile],
@@ -151,14 +187,14 @@ async fn compare(
     Ok(differing)
 }
 
-fn texts_of(files: Vec<PutFile>) -> Texts {
-    let text = |file: PutFile| Text {
-        path: file.path,
+fn texts_of(files: &[PutFile]) -> Texts {
+    let text = |file: &PutFile| Text {
+        path: file.path.clone(),
         mode: file.mode,
         root: file.root,
-        content: file.content,
+        content: file.content.clone(),
     };
-    Texts(files.into_iter().map(text).collect())
+    Texts(files.iter().map(text).collect())
 }
 
 /// `--skip-restart`.

@@ -1,8 +1,9 @@
 //! `rollback`: every patched node back to the build that it ran before, from what lies on its host.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use dmup_core::builds::RecordedBuild;
+use dmup_core::builds::{Before, RecordedBuild};
 use dmup_core::ids::InstanceId;
 use dmup_core::instance::Instance;
 use dmup_core::plan::{
@@ -11,15 +12,20 @@ use dmup_core::plan::{
 use dmup_core::policy::Policy;
 use dmup_core::report::Report;
 use dmup_core::selection::select;
+use dmup_core::texts::{Texts, TextsChange};
+use dmup_core::version::DmVersion;
+use dmup_exec::RunFolder;
 use dmup_remote::Fleet;
 use dmup_remote::dm_api::DmClient;
+use dmup_remote::hosts::put_file;
+use dmup_wire::message::PutFile;
 
 use super::run::{Begun, Keeps, Onward};
-use super::{patch, run};
+use super::{patch, reload, run};
 use crate::args::RollbackArgs;
 use crate::ask;
 use crate::context::{Context, Known, PastRun, bad_selection};
-use crate::failure::Failure;
+use crate::failure::{Failure, chain};
 
 pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Failure> {
     let known = context.cluster(&args.cluster)?;
@@ -46,7 +52,7 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
         Policy { concurrency: context.concurrency(), soak_s: args.soak, ..Policy::default() };
     let wanted = Wanted { known: &known, all: &all, meant: &meant, named, policy: &policy };
     if args.plan {
-        match wanted.decide(&fleet, &dm, context).await? {
+        match wanted.decide(&fleet, &dm, context, &RefCell::default()).await? {
             Decision::NothingToDo => nothing_to_do(context),
             Decision::Blocked(blockers) => {
                 return Err(run::blocked("roll back", &known, &blockers));
@@ -77,6 +83,15 @@ fn nothing_to_do(context: &Context) {
     context.printer.talk("Nothing to do: every selected instance runs its earlier build already");
 }
 
+/// What a decision came upon.
+#[derive(Default)]
+struct Found {
+    /// Files that the plan names.
+    texts: Vec<Texts>,
+    /// A node has its build from an upgrade to the version that is recorded.
+    is_of_upgrade: bool,
+}
+
 /// What is to be taken back.
 struct Wanted<'a> {
     known: &'a Known,
@@ -96,7 +111,8 @@ impl Wanted<'_> {
         context: &Context,
     ) -> Result<Begun<Option<(Report, Kind)>>, Failure> {
         let Wanted { known, meant, .. } = self;
-        let decide = || self.decide(fleet, dm, context);
+        let found = RefCell::new(Found::default());
+        let decide = || self.decide(fleet, dm, context, &found);
         let decision =
             run::decide_patiently(decide, Blocker::may_pass, run::PATIENCE, context).await?;
         let plan = match decision {
@@ -113,8 +129,18 @@ impl Wanted<'_> {
             plan.turns.len(),
             known.name
         );
+        let Found { texts, is_of_upgrade } = found.into_inner();
+        let now = &known.meta.version;
+        if let Some(before) = &plan.to_version {
+            let words = format_args!("note: {now} is taken back, {before} is recorded again");
+            context.printer.talk(words);
+        } else if is_of_upgrade {
+            context.printer.talk(format_args!(
+                "note: {now} stays recorded: not every node of DM goes back to the same version"
+            ));
+        }
         run::agree(&plan, &question, !context.global.yes, context)?;
-        let keeps = Keeps::default();
+        let keeps = Keeps { texts: &texts, owed: None };
         let work = run::begin(&plan, &keeps, known, fleet, dm, context);
         Ok(match context.with_lease(&known.name, "rollback", fleet, work).await? {
             Begun::Ran(report) => Begun::Ran(Some((report, plan.kind))),
@@ -122,28 +148,45 @@ impl Wanted<'_> {
         })
     }
 
-    /// One look, one decision.
+    /// One look, one decision; and the files that the plan names.
     async fn decide(
         &self,
         fleet: &Fleet,
         dm: &DmClient,
         context: &Context,
+        found: &RefCell<Found>,
     ) -> Result<Decision, Failure> {
         let Wanted { known, all, meant, named, policy } = self;
         let with_dm = meant.iter().any(|it| it.role.is_dm());
         let concurrency = policy.concurrency;
         let inventory =
             dmup_exec::look(all, fleet, dm, &context.clock, true, with_dm, concurrency).await;
+        let runs = known.runs()?;
         let mut targets = BTreeMap::new();
+        let mut from_upgrades = BTreeMap::new();
+        found.replace(Found::default());
         for instance in *meant {
-            match known.build_before(&instance.id, &inventory)? {
-                Some(RecordedBuild { build, patched }) => {
-                    let target = RollbackTarget { build: Some(build), patched };
+            match Known::before(&runs, &instance.id, &inventory) {
+                Some((run, Before { recorded, plan, turn })) => {
+                    let answers = matches!(inventory.hosts.get(&instance.host), Some(Ok(_)));
+                    let texts = match &turn.texts {
+                        // A silent host is in the way as such.
+                        Some(change) if answers => {
+                            files_before(run, change, instance, fleet, found).await?
+                        }
+                        Some(_) | None => None,
+                    };
+                    if plan.kind == Kind::Upgrade && *plan.version_after() == known.meta.version {
+                        from_upgrades.insert(instance.id.clone(), plan.version.clone());
+                        found.borrow_mut().is_of_upgrade = true;
+                    }
+                    let RecordedBuild { build, patched } = recorded;
+                    let target = RollbackTarget { build: Some(build), patched, texts };
                     targets.insert(instance.id.clone(), target);
                 }
                 // Named by the operator: say that there is no way back, rather than nothing.
                 None if *named => {
-                    let target = RollbackTarget { build: None, patched: false };
+                    let target = RollbackTarget { build: None, patched: false, texts: None };
                     targets.insert(instance.id.clone(), target);
                 }
                 None => {}
@@ -163,6 +206,7 @@ impl Wanted<'_> {
         let request = RollbackRequest {
             cluster: known.name.clone(),
             version: known.meta.version.clone(),
+            to_version: version_before(all, &from_upgrades),
             instances: all.to_vec(),
             targets,
             offline: false,
@@ -187,12 +231,44 @@ impl Wanted<'_> {
     }
 }
 
+/// The files that an upgrade has replaced, where others lie there now.
+async fn files_before(
+    run: &PastRun,
+    change: &TextsChange,
+    instance: &Instance,
+    fleet: &Fleet,
+    found: &RefCell<Found>,
+) -> Result<Option<TextsChange>, Failure> {
+    let what = || format!("read the files that {} had before run {}", instance.id, run.id);
+    let refused = |why: String| Failure::refused(what()).because([why]);
+    let before = RunFolder::at(&run.path).texts(&change.before);
+    let before = before.map_err(|error| refused(chain(&error)))?;
+    let files: Vec<PutFile> = before.0.into_iter().map(put_file).collect();
+    let differing = reload::compare(fleet, instance, &files).await.map_err(refused)?;
+    let (change, texts) = differing.change();
+    if texts[1].0.is_empty() {
+        return Ok(None);
+    }
+    found.borrow_mut().texts.extend(texts);
+    Ok(Some(change))
+}
+
+/// The version that every node of DM goes back to; none if only some do, or there was no upgrade.
+fn version_before(
+    all: &[Instance],
+    from_upgrades: &BTreeMap<InstanceId, DmVersion>,
+) -> Option<DmVersion> {
+    let mut of_dm = all.iter().filter(|it| it.role.is_dm());
+    let first = from_upgrades.get(&of_dm.next()?.id)?;
+    of_dm.all(|it| from_upgrades.get(&it.id) == Some(first)).then(|| first.clone())
+}
+
 /// A run that was interrupted goes back as a whole, with everything that it paused or evicted. One that is a way back itself
 /// goes on: to take it back would bring the hotfix again.
 async fn take_back(run: &PastRun, known: &Known, context: &Context) -> Result<(), Failure> {
     let onward = match run.kind() {
         Some(Kind::Rollback) => Onward::Forth,
-        Some(Kind::Hotfix | Kind::Restart | Kind::Reload) | None => Onward::Back,
+        Some(Kind::Hotfix | Kind::Upgrade | Kind::Restart | Kind::Reload) | None => Onward::Back,
     };
     if !context.global.yes {
         let what = match onward {

@@ -7,7 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::{ClusterName, HostId, InstanceId};
 use dmup_core::instance::Instance;
 use dmup_core::journal::{Away, fold};
-use dmup_core::plan::{Blocker, Decision, Kind as RunKind, Plan};
+use dmup_core::plan::{Blocker, Decision, Kind as RunKind, Plan, Warning};
 use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
 use dmup_core::texts::Texts;
 use dmup_exec::ports::Clock;
@@ -115,6 +115,7 @@ pub(crate) async fn begin(
     }
     let report = finish(outcome, &run, known)?;
     note_bad_builds(&report, plan.kind, known)?;
+    record_version(plan, &report, known, context)?;
     settle(&folder, &report.end, known, context)?;
     Ok(Begun::Ran(report))
 }
@@ -135,7 +136,7 @@ pub(crate) fn settle(
 /// The build of a node that had to be put back is known as bad; what a restart or a file did is not the build's fault.
 fn note_bad_builds(report: &Report, kind: RunKind, known: &Known) -> Result<(), Failure> {
     match kind {
-        RunKind::Hotfix | RunKind::Rollback => known.note_bad_builds(report),
+        RunKind::Hotfix | RunKind::Upgrade | RunKind::Rollback => known.note_bad_builds(report),
         RunKind::Restart | RunKind::Reload => Ok(()),
     }
 }
@@ -186,8 +187,40 @@ pub(crate) async fn go_on(
     if onward == Onward::Forth {
         note_bad_builds(&report, plan.kind, known)?;
     }
+    record_version(&plan, &report, known, context)?;
     settle(folder, &report.end, known, context)?;
     Ok((report, plan.kind))
+}
+
+/// The version in `meta.yaml` changes once every node of DM has its build, and not before; it changes back when they
+/// go back.
+fn record_version(
+    plan: &Plan,
+    report: &Report,
+    known: &Known,
+    context: &Context,
+) -> Result<(), Failure> {
+    let Some(to) = &plan.to_version else { return Ok(()) };
+    let is_left_out = |warning: &Warning| matches!(warning, Warning::Deferred { .. });
+    let ends: Vec<InstanceEnd> = report
+        .instances
+        .iter()
+        .filter(|(_, part)| part.role.is_dm())
+        .map(|(_, part)| part.end)
+        .collect();
+    let is_done = ends.iter().all(|end| *end == InstanceEnd::Changed)
+        && !plan.warnings.iter().any(is_left_out);
+    let version = if is_done {
+        to
+    } else if ends.contains(&InstanceEnd::RolledBack) {
+        &plan.version
+    } else {
+        return Ok(());
+    };
+    if known.record_version(version, is_done && plan.kind == RunKind::Upgrade)? {
+        context.printer.talk(format_args!("{} is recorded as {version} now", known.name));
+    }
+    Ok(())
 }
 
 /// Ctrl-C, SIGTERM and a closed terminal: once, the node under way is finished; twice, we end at once.
@@ -332,14 +365,14 @@ pub(crate) fn end(
             context.printer.talk(format_args!("  took {}, sent {sent} bytes", span(took)));
         }
     }
-    let is_exchange = matches!(kind, RunKind::Hotfix | RunKind::Rollback);
+    let is_exchange = matches!(kind, RunKind::Hotfix | RunKind::Upgrade | RunKind::Rollback);
     let changed = of_end(report, InstanceEnd::Changed);
     let now = state(report, kind);
     let failure = |kind, error: String| Failure::new(kind, error).now(&now);
     match (&report.end, report.exit_code()) {
         (RunEnd::Done, _) => {
             let words = match kind {
-                RunKind::Hotfix => "changed",
+                RunKind::Hotfix | RunKind::Upgrade => "changed",
                 RunKind::Rollback => "back on their earlier builds",
                 RunKind::Restart => "restarted",
                 RunKind::Reload => "reloaded",
@@ -351,7 +384,7 @@ pub(crate) fn end(
         }
         (RunEnd::TakenBack, 0) => {
             context.printer.talk(match kind {
-                RunKind::Hotfix | RunKind::Rollback => {
+                RunKind::Hotfix | RunKind::Upgrade | RunKind::Rollback => {
                     "Done: every node of the run is back on the build from before"
                 }
                 RunKind::Reload => "Done: every node of the run has its files from before",
@@ -421,7 +454,7 @@ pub(crate) fn how_to_go_on(kind: RunKind, cluster: &ClusterName) -> String {
     match kind {
         // Taking a way back back would bring the hotfix again, which nobody means by the word.
         RunKind::Rollback => format!("`dmup resume {cluster}` goes on with it"),
-        RunKind::Hotfix | RunKind::Restart | RunKind::Reload => format!(
+        RunKind::Hotfix | RunKind::Upgrade | RunKind::Restart | RunKind::Reload => format!(
             "`dmup resume {cluster}` goes on with it, `dmup rollback {cluster}` takes it back"
         ),
     }
@@ -438,7 +471,7 @@ fn of_end(report: &Report, end: InstanceEnd) -> Vec<String> {
 
 fn state(report: &Report, kind: RunKind) -> String {
     let (changed, returned) = match kind {
-        RunKind::Hotfix => ("on the new build", "back on the old build"),
+        RunKind::Hotfix | RunKind::Upgrade => ("on the new build", "back on the old build"),
         RunKind::Rollback => ("back on the earlier build", "on the hotfix again"),
         RunKind::Restart => ("restarted", "as they were"),
         RunKind::Reload => ("reloaded", "with their files from before"),

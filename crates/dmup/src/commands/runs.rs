@@ -100,6 +100,7 @@ fn show(folder: &camino::Utf8Path, context: &Context) -> Result<(), Failure> {
 fn kind_word(kind: Kind) -> &'static str {
     match kind {
         Kind::Hotfix => "hotfix",
+        Kind::Upgrade => "upgrade",
         Kind::Rollback => "rollback",
         Kind::Restart => "restart",
         Kind::Reload => "reload",

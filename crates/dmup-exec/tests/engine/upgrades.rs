@@ -1,0 +1,174 @@
+//! Upgrades: builds of another version and the files that go with them, forth and back together.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use dmup_core::digest::Digest;
+use dmup_core::instance::Role;
+use dmup_core::plan::{Decision, Plan, Purpose, plan_hotfix};
+use dmup_core::policy::{BatchSize, OnFailure, Policy};
+use dmup_core::report::RunEnd;
+use dmup_exec::{MemoryJournal, look};
+
+use crate::restarts::{change, quick, texts};
+use crate::sim::{Behaviour, Shape, Side, Sim, new, old};
+use crate::{SMALL, back, go, go_on, old_version};
+
+async fn planned(sim: &Sim, shape: &Shape, policy: &Policy) -> Plan {
+    let change = change(sim);
+    let mut request = sim.request(shape);
+    let dm = || request.instances.iter().filter(|it| it.role.is_dm());
+    request.purpose = Purpose::Upgrade {
+        to: "v8.5.0".parse().unwrap(),
+        texts: dm().map(|it| (it.id.clone(), change.clone())).collect(),
+    };
+    request.targets.retain(|role, _| role.is_dm());
+    let inventory = look(&request.instances, sim, sim, sim, true, true, 4).await;
+    match plan_hotfix(&request, &inventory, policy) {
+        Decision::Go(plan) => *plan,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// How many nodes of DM have build and files of the old version, and of the new one; any other pair is wrong.
+fn kinds(sim: &Sim) -> Result<(usize, usize), String> {
+    let state = sim.state.lock().unwrap();
+    let (mut before, mut after) = (0, 0);
+    for node in state.nodes.values().filter(|node| node.instance.role.is_dm()) {
+        let build = new(node.instance.role);
+        let has = |digest: &Digest, content| {
+            node.live == *digest
+                && node.running.as_ref() == Some(digest)
+                && node.texts == texts(content).digest()
+        };
+        match (has(&old(), "old"), has(&build, "new")) {
+            (true, _) => before += 1,
+            (_, true) => after += 1,
+            (false, false) => return Err(format!("{node:?}")),
+        }
+    }
+    Ok((before, after))
+}
+
+fn dm(shape: &Shape) -> usize {
+    shape.masters + shape.workers
+}
+
+#[tokio::test]
+async fn every_node_gets_build_and_files_masters_first_and_no_mark() {
+    for seed in 0..200 {
+        let shape = Shape::any(seed);
+        let sim = Sim::new(&shape, seed);
+        let batches = if seed % 3 == 0 { vec![BatchSize::Percent(50)] } else { Vec::new() };
+        let plan = planned(&sim, &shape, &Policy { batches, ..quick() }).await;
+        let roles: Vec<Role> =
+            plan.turns.iter().map(|turn| plan.instance(&turn.instance).unwrap().role).collect();
+        assert!(roles.is_sorted(), "{seed}: {roles:?}");
+        let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+        assert_eq!((&report.end, report.exit_code()), (&RunEnd::Done, 0), "{seed} {shape:?}");
+        assert_eq!(kinds(&sim), Ok((0, dm(&shape))), "{seed}");
+        assert_eq!(sim.is_settled(), Vec::<String>::new(), "{seed} {shape:?}");
+        let state = sim.state.lock().unwrap();
+        assert!(state.marks.values().all(|(_, patched)| !patched), "{seed}");
+        // Monitoring has its build, and was started again.
+        let again = state.nodes.values().filter(|node| !node.instance.role.is_dm());
+        assert!(again.into_iter().all(|node| (&node.live, node.starts) == (&old(), 1)), "{seed}");
+    }
+}
+
+#[tokio::test]
+async fn killed_at_any_effect_it_is_resumed_or_taken_back_with_build_and_files_of_one_kind() {
+    for shape in [SMALL, old_version()] {
+        let whole = Sim::new(&shape, 1);
+        let plan = planned(&whole, &shape, &quick()).await;
+        go(&plan, &whole, &mut MemoryJournal::default()).await.unwrap();
+        let effects = whole.state.lock().unwrap().effects;
+        for effect in 1..effects {
+            for side in [Side::Before, Side::After] {
+                for is_forth in [true, false] {
+                    let sim = Sim::new(&shape, 1);
+                    change(&sim);
+                    sim.state.lock().unwrap().dies_at = Some((effect, side));
+                    let mut journal = MemoryJournal::default();
+                    let died = tokio::select! {
+                        biased;
+                        () = sim.death() => true,
+                        _ = go(&plan, &sim, &mut journal) => false,
+                    };
+                    let context = format!("{} {effect} {side:?} {is_forth}", shape.version);
+                    assert!(died, "{context}");
+                    sim.revive();
+                    // Long enough for a guard, or not.
+                    sim.pass(Duration::from_secs(effect % 3 * 150));
+                    if effect % 3 == 2 {
+                        // The host has helped itself: its files have gone back with its build.
+                        assert!(kinds(&sim).is_ok(), "{context}: {:?}", kinds(&sim));
+                    }
+                    let (report, end, has) = if is_forth {
+                        let report = go_on(&plan, &sim, &mut journal).await.unwrap();
+                        (report, RunEnd::Done, (0, dm(&shape)))
+                    } else {
+                        let report = back(&plan, &sim, &mut journal).await.unwrap();
+                        (report, RunEnd::TakenBack, (dm(&shape), 0))
+                    };
+                    assert_eq!((&report.end, report.exit_code()), (&end, 0), "{context}");
+                    assert_eq!(kinds(&sim), Ok(has), "{context}");
+                    assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_version_with_which_a_node_does_not_start_goes_back_with_its_files() {
+    for on_failure in [OnFailure::RollbackNode, OnFailure::RollbackAll] {
+        for bad_files in [false, true] {
+            let sim = Sim::new(&SMALL, 1);
+            let plan = planned(&sim, &SMALL, &Policy { on_failure, ..quick() }).await;
+            if bad_files {
+                sim.state.lock().unwrap().bad_texts = Some(texts("new").digest());
+            } else {
+                let builds = BTreeMap::from([(new(Role::DmWorker), Behaviour::ExitsAtStart)]);
+                sim.state.lock().unwrap().behaviours = builds;
+            }
+            let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+            let context = format!("{on_failure:?} {bad_files}: {:?}", report.end);
+            let masters = match (on_failure, bad_files) {
+                // The masters have the new version, healthy; the first worker does not take it.
+                (OnFailure::RollbackNode, false) => SMALL.masters,
+                _ => 0,
+            };
+            assert_eq!(kinds(&sim), Ok((dm(&SMALL) - masters, masters)), "{context}");
+            assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_that_are_lost_and_orders_that_come_twice_leave_no_mixture() {
+    for seed in 0..200 {
+        let shape = Shape::any(seed);
+        let sim = Sim::new(&shape, seed);
+        let plan = planned(&sim, &shape, &quick()).await;
+        {
+            let mut state = sim.state.lock().unwrap();
+            (state.lose_one_in, state.repeat_one_in) = (12, 3);
+        }
+        let mut journal = MemoryJournal::default();
+        let mut report = match go(&plan, &sim, &mut journal).await {
+            Ok(report) => report,
+            // The look before the first step was lost; nothing was touched.
+            Err(dmup_exec::RunError::Look { .. }) => continue,
+            Err(error) => panic!("{seed}: {error}"),
+        };
+        if let RunEnd::Unknown { .. } = report.end {
+            // One answer after the other was lost: nobody knows, until somebody looks again.
+            sim.state.lock().unwrap().lose_one_in = 0;
+            report = go_on(&plan, &sim, &mut journal).await.unwrap();
+        }
+        assert_eq!(report.end, RunEnd::Done, "{seed} {shape:?}");
+        assert_eq!(kinds(&sim), Ok((0, dm(&shape))), "{seed}");
+        assert_eq!(sim.is_settled(), Vec::<String>::new(), "{seed}");
+    }
+}
