@@ -122,7 +122,8 @@ impl Known {
         let runs = self.runs()?;
         let last = runs.iter().rev().find_map(|run| {
             let (plan, folded) = run.content.as_ref().ok()?;
-            matches!(plan.kind, Kind::Hotfix | Kind::Rollback).then_some((run, &folded.state))
+            matches!(plan.kind, Kind::Hotfix | Kind::Upgrade | Kind::Rollback)
+                .then_some((run, &folded.state))
         });
         let Some((run, RunState::Ended { end })) = last else { return Ok(None) };
         let owes = *end == RunEnd::Done && Owed::of_run(&run.path)?.is_some();

@@ -109,7 +109,7 @@ impl Progress {
                         "is back on the build from before"
                     }
                     (TurnEnd::RolledBack, Kind::Rollback) => {
-                        "was not healthy on its earlier build and has the hotfix again"
+                        "could not go back and runs the hotfix, healthy"
                     }
                     (TurnEnd::Left, _) => "was left as it is, not healthy",
                     (TurnEnd::Untouched, _) => "was not touched",
