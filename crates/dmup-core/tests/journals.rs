@@ -5,9 +5,16 @@ use std::collections::BTreeMap;
 
 use dmup_core::digest::Digest;
 use dmup_core::ids::{ClusterName, InstanceId, SourceId, TaskName};
-use dmup_core::journal::{Away, BadJournal, Entry, RunState, TurnEnd, WayBack, fold, parse};
+use dmup_core::journal::{
+    Away, BadJournal, Entry, Folded, RunState, TurnEnd, WayBack, fold, parse,
+};
 use dmup_core::plan::Step;
 use dmup_core::report::RunEnd;
+
+fn read(text: &str) -> Folded {
+    let lines = parse(text).unwrap();
+    fold(lines.iter().map(|line| &line.entry)).unwrap()
+}
 
 #[test]
 fn v1_and_v2_of_a_node_that_was_put_back() {
@@ -15,8 +22,7 @@ fn v1_and_v2_of_a_node_that_was_put_back() {
         include_str!("fixtures/journal-v1/rolled-back.jsonl"),
         include_str!("fixtures/journal-v2/rolled-back.jsonl"),
     ] {
-        let lines = parse(text).unwrap();
-        let folded = fold(lines.iter().map(|line| &line.entry)).unwrap();
+        let folded = read(text);
         let RunState::Ended { end: RunEnd::RolledBackNode { instance, .. } } = &folded.state else {
             panic!("{:?}", folded.state)
         };
@@ -32,8 +38,7 @@ fn v1_and_v2_of_a_run_that_was_killed_while_it_paused_a_task() {
         include_str!("fixtures/journal-v1/killed.jsonl"),
         include_str!("fixtures/journal-v2/killed.jsonl"),
     ] {
-        let lines = parse(text).unwrap();
-        let folded = fold(lines.iter().map(|line| &line.entry)).unwrap();
+        let folded = read(text);
         let RunState::InDoubt { steps } = &folded.state else { panic!("{:?}", folded.state) };
         assert!(matches!(steps[..], [Step::PauseSubtask { .. }]));
         // It may have happened: what was begun is taken back or gone on with, never forgotten.
@@ -45,8 +50,7 @@ fn v1_and_v2_of_a_run_that_was_killed_while_it_paused_a_task() {
 
 #[test]
 fn v2_of_a_run_that_the_operator_was_taking_back() {
-    let lines = parse(include_str!("fixtures/journal-v2/taken-back.jsonl")).unwrap();
-    let folded = fold(lines.iter().map(|line| &line.entry)).unwrap();
+    let folded = read(include_str!("fixtures/journal-v2/taken-back.jsonl"));
     assert_eq!((folded.way_back, folded.state), (Some(WayBack::Asked), RunState::Ready));
     let ended = |end| folded.ended.values().filter(|it| **it == end).count();
     assert_eq!((ended(TurnEnd::RolledBack), folded.open.len()), (1, 0));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -640,7 +641,10 @@ pub(crate) struct Scratch(Utf8PathBuf);
 
 impl Scratch {
     fn new(parent: &Utf8Path) -> Result<Self, Failure> {
-        let path = parent.join(std::process::id().to_string());
+        // A command may need several, and each goes away by itself.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("{}-{number}", std::process::id()));
         fs_err::create_dir_all(&path)
             .map_err(|error| Failure::refused(format_args!("make a scratch folder: {error}")))?;
         Ok(Self(path))

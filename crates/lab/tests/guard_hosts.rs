@@ -3,6 +3,8 @@
 //!
 //! Block 8. The build that is tried needs long to become healthy, so that the kill falls into its window.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::time::Duration;
 
 use lab::attended::Attended;
@@ -21,13 +23,7 @@ fn a_host_whose_controller_is_gone_goes_back_and_one_that_froze_does_nothing_mor
     let stamp = Stamp::new("v8.1.0-stuck", &"5".repeat(40)).with_fault(Fault::NeverJoin);
     let stuck = scene.hotfix("stuck.tar.gz", &stamp).unwrap();
     let words = ["patch", CLUSTER, stuck.as_str(), "-R", "dm-worker", "--yes", "--guard", "10"];
-    let mut child = scene.operator.begin(&words).unwrap();
-    assert!(
-        wait_until(Duration::from_secs(120), || scene.running_hashes() != old),
-        "no node ever ran the build"
-    );
-    child.kill().unwrap();
-    child.wait().unwrap();
+    killed_once_a_node_runs_it(&scene, &words, &old);
     assert!(
         wait_until(Duration::from_secs(120), || scene.running_hashes() == old),
         "the host did not go back: {:?}",
@@ -47,10 +43,7 @@ fn a_host_whose_controller_is_gone_goes_back_and_one_that_froze_does_nothing_mor
     let mut frozen =
         Attended::begin(&scene.operator, CLUSTER, &["patch", CLUSTER, good.as_str(), "--yes"])
             .unwrap();
-    assert!(
-        wait_until(Duration::from_secs(120), || scene.running_hashes() != old),
-        "no node ever ran the build"
-    );
+    await_the_build(&scene, &old);
     frozen.signal(Signal::STOP);
     let other = scene.operator.twin(&twin).unwrap();
     let refused = other.run(&["rollback", CLUSTER, "--yes"]).with_code(3);
@@ -79,13 +72,7 @@ fn a_host_whose_controller_is_gone_goes_back_and_one_that_froze_does_nothing_mor
     let bytes = fs_err::read(&good).unwrap();
     let words =
         ["patch", CLUSTER, good.as_str(), "-R", "dm-worker", "--overwrite", "--yes", "--soak", "0"];
-    let mut child = scene.operator.begin(&words).unwrap();
-    assert!(
-        wait_until(Duration::from_secs(120), || scene.running_hashes() != old),
-        "no node ever ran the build"
-    );
-    child.kill().unwrap();
-    child.wait().unwrap();
+    killed_once_a_node_runs_it(&scene, &words, &old);
     fs_err::remove_file(&good).unwrap();
     let kept = scene.operator.tiup_home().join("storage/dm/clusters/prod/patch/dm-worker.tar.gz");
     assert!(!kept.exists(), "only after the last node");
@@ -96,4 +83,20 @@ fn a_host_whose_controller_is_gone_goes_back_and_one_that_froze_does_nothing_mor
     for (source, seen) in flow.witness.settle(&flow.writer, Duration::from_secs(60)) {
         assert!(seen.is_whole(), "{source}: {seen}");
     }
+}
+
+/// Until some node runs another build than before.
+fn await_the_build(scene: &Scene, old: &[(String, String)]) {
+    assert!(
+        wait_until(Duration::from_secs(120), || scene.running_hashes() != old),
+        "no node ever ran the build"
+    );
+}
+
+/// A command whose dmup is killed as soon as the first node runs what it brings.
+fn killed_once_a_node_runs_it(scene: &Scene, words: &[&str], old: &[(String, String)]) {
+    let mut child = scene.operator.begin(words).unwrap();
+    await_the_build(scene, old);
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

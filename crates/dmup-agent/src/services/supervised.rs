@@ -373,6 +373,7 @@ mod tests {
 
     #[test]
     fn a_process_that_ignores_the_stop_is_killed_and_said_so() {
+        // It goes on until it is killed; nothing waits for the sleep, which only keeps it from spinning.
         let (_keep, services, unit) =
             playground("/bin/sh -c \"trap '' TERM; echo up; while :; do sleep 1; done\"");
         services.act(&unit, UnitAction::Start, LONG).unwrap();

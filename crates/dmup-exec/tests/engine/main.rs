@@ -26,7 +26,7 @@ use dmup_exec::{
 };
 use tokio_util::sync::CancellationToken;
 
-use sim::{Behaviour, Shape, Sim, id, new, old};
+use sim::{Behaviour, Shape, Side, Sim, id, new, old};
 
 fn reach(sim: &Sim) -> Reach<'_> {
     Reach { hosts: sim, dm: sim, clock: sim, records: sim }
@@ -59,6 +59,19 @@ async fn go_on(plan: &Plan, sim: &Sim, journal: &mut MemoryJournal) -> Result<Re
     let past = lines(&journal.entries);
     let cancel = CancellationToken::new();
     resume(plan, &past, reach(sim), journal, &mut |_| {}, &cancel).await
+}
+
+/// Runs until dmup dies at that effect; then the cluster can be asked again.
+async fn dead_at(plan: &Plan, sim: &Sim, effect: u64, side: Side) -> MemoryJournal {
+    sim.state.lock().unwrap().dies_at = Some((effect, side));
+    let mut journal = MemoryJournal::default();
+    tokio::select! {
+        biased;
+        () = sim.death() => {}
+        _ = go(plan, sim, &mut journal) => panic!("it did not die {side:?} effect {effect}"),
+    }
+    sim.revive();
+    journal
 }
 
 fn lines(entries: &[Entry]) -> Vec<Line> {

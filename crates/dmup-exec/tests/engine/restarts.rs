@@ -14,7 +14,7 @@ use dmup_core::texts::{Text, Texts, TextsChange};
 use dmup_exec::{Event, MemoryJournal, look};
 
 use crate::sim::{Dice, Shape, Side, Sim, id};
-use crate::{SMALL, all_old, back, go, go_and, go_on, old_version};
+use crate::{SMALL, all_old, back, dead_at, go, go_and, go_on, old_version};
 
 pub(crate) fn texts(content: &str) -> Texts {
     let path = "/home/tidb/deploy/scripts/run.sh".into();
@@ -106,15 +106,7 @@ async fn killed_at_any_effect_it_is_resumed_and_starts_no_node_twice() {
                     if kind == Kind::Reload {
                         change(&sim);
                     }
-                    sim.state.lock().unwrap().dies_at = Some((effect, side));
-                    let mut journal = MemoryJournal::default();
-                    let died = tokio::select! {
-                        biased;
-                        () = sim.death() => true,
-                        _ = go(&plan, &sim, &mut journal) => false,
-                    };
-                    assert!(died, "{} {kind:?} {effect} of {effects}, {side:?}", shape.version);
-                    sim.revive();
+                    let mut journal = dead_at(&plan, &sim, effect, side).await;
                     sim.pass(Duration::from_secs(effect % 3 * 20));
                     let report = go_on(&plan, &sim, &mut journal).await.unwrap();
                     let context = format!("{} {kind:?} {effect} {side:?}", shape.version);

@@ -12,7 +12,7 @@ use dmup_exec::{MemoryJournal, look};
 
 use crate::restarts::{change, quick, texts};
 use crate::sim::{Behaviour, Shape, Side, Sim, new, old};
-use crate::{SMALL, back, go, go_on, old_version};
+use crate::{SMALL, back, dead_at, go, go_on, old_version};
 
 async fn planned(sim: &Sim, shape: &Shape, policy: &Policy) -> Plan {
     let change = change(sim);
@@ -88,16 +88,8 @@ async fn killed_at_any_effect_it_is_resumed_or_taken_back_with_build_and_files_o
                 for is_forth in [true, false] {
                     let sim = Sim::new(&shape, 1);
                     change(&sim);
-                    sim.state.lock().unwrap().dies_at = Some((effect, side));
-                    let mut journal = MemoryJournal::default();
-                    let died = tokio::select! {
-                        biased;
-                        () = sim.death() => true,
-                        _ = go(&plan, &sim, &mut journal) => false,
-                    };
+                    let mut journal = dead_at(&plan, &sim, effect, side).await;
                     let context = format!("{} {effect} {side:?} {is_forth}", shape.version);
-                    assert!(died, "{context}");
-                    sim.revive();
                     // Long enough for a guard, or not.
                     sim.pass(Duration::from_secs(effect % 3 * 150));
                     if effect % 3 == 2 {
