@@ -116,6 +116,7 @@ fn cluster_health(turn: &str, before: &DmSeen, now: &DmSeen) -> Health {
         pid_before: Some(7),
         baseline: Some(before),
         paused_by_us: &none,
+        stopped: &none,
         was_broken: false,
     };
     judge_cluster(&expected, before, now)
@@ -151,6 +152,7 @@ fn a_process_that_is_not_there_yet_is_not_asked_which_build_it_is() {
         pid_before: Some(7),
         baseline: None,
         paused_by_us: &none,
+        stopped: &none,
         was_broken: false,
     };
     let health = judge(&expected, &process, None);

@@ -265,6 +265,8 @@ pub(crate) struct Run<'a> {
     cancel: &'a CancellationToken,
     /// Subtasks that we paused and have not resumed.
     pub(crate) paused: RefCell<BTreeSet<(TaskName, SourceId)>>,
+    /// Subtasks that somebody has stopped since the baseline was taken.
+    pub(crate) stopped: RefCell<BTreeSet<(TaskName, SourceId)>>,
     /// Masters that we evicted and have not released.
     pub(crate) evicted: RefCell<BTreeSet<InstanceId>>,
     /// What `-V` printed, per instance.
@@ -307,6 +309,7 @@ impl<'a> Run<'a> {
             recorder,
             cancel,
             paused: RefCell::default(),
+            stopped: RefCell::default(),
             evicted: RefCell::default(),
             versions: BTreeMap::new(),
             parts: RefCell::new(

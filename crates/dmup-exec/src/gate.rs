@@ -3,10 +3,11 @@
 //! A limit counts from the last visible progress, not from the beginning: a worker that
 //! replays a large transaction moves on and is left alone, one that hangs is not.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use dmup_core::digest::Digest;
-use dmup_core::ids::{MemberName, SourceId};
+use dmup_core::ids::{MemberName, SourceId, TaskName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::{DmSeen, ProcessSeen, UnitActive, WorkerSeen, WorkerStage};
 use dmup_core::plan::{Expectation, Health, Step, busy, is_up, judge, leader_of, master_of};
@@ -140,18 +141,29 @@ impl Run<'_> {
         } else {
             None
         };
-        let mut health = judge(
-            &Expectation {
+        let judged = |stopped: &BTreeSet<_>| {
+            let expected = Expectation {
                 instance: &stage.instance,
                 build: gate.build,
                 pid_before: gate.pid_before,
                 baseline: stage.baseline.as_ref(),
-                paused_by_us: &self.paused.borrow().clone(),
+                paused_by_us: &self.paused.borrow(),
+                stopped,
                 was_broken: stage.was_broken,
-            },
-            process,
-            dm.as_ref(),
-        );
+            };
+            judge(&expected, process, dm.as_ref())
+        };
+        let mut health = judged(&self.stopped.borrow());
+        // Of a node that was not asked nobody else can answer for its subtasks.
+        if process.active == UnitActive::Active {
+            let mut is_any_stopped = false;
+            for subtask in &health.unanswered {
+                is_any_stopped |= self.is_stopped(subtask).await;
+            }
+            if is_any_stopped {
+                health = judged(&self.stopped.borrow());
+            }
+        }
         for what in &health.paused_by_others {
             self.note_once(format!("{what} was paused by somebody meanwhile: it is left so"));
         }
@@ -161,6 +173,47 @@ impl Run<'_> {
         }
         let is_unanswered = is_silent && health.missing.len() == 1 && health.hopeless.is_none();
         (health, is_unanswered)
+    }
+
+    /// Whether somebody has stopped a subtask meanwhile: the masters do not know it any more. One that they know, or that
+    /// they do not answer about, may have been lost by the node.
+    ///
+    /// A leader knows no task until it has read all of them, and then it knows the sources, too: its word counts only if the
+    /// same one leads before and after it, with the source at work.
+    async fn is_stopped(&self, subtask: &(TaskName, SourceId)) -> bool {
+        let (task, source) = subtask;
+        let before = self.leader_that_knows(source).await;
+        let is_unknown =
+            self.reach.dm.sources_of(task).await.is_ok_and(|known| !known.contains(source));
+        if !is_unknown || before.is_none() || before != self.leader_that_knows(source).await {
+            return false;
+        }
+        self.stopped.borrow_mut().insert(subtask.clone());
+        self.note_once(format!(
+            "task {task} on source {source} was stopped by somebody meanwhile: nothing is asked of it any more"
+        ));
+        true
+    }
+
+    /// What was to be done to a subtask: nothing, if it failed because somebody has stopped that subtask. Then the note says so.
+    pub(crate) async fn unless_stopped(
+        &self,
+        subtask: &(TaskName, SourceId),
+        answer: Result<(), Halt>,
+    ) -> Result<Option<String>, Halt> {
+        match answer {
+            Err(Halt::Failed(_)) if self.is_stopped(subtask).await => {
+                self.paused.borrow_mut().remove(subtask);
+                Ok(Some("somebody has stopped it".to_owned()))
+            }
+            answer => answer.map(|()| None),
+        }
+    }
+
+    async fn leader_that_knows(&self, source: &SourceId) -> Option<MemberName> {
+        let dm = self.reach.dm.look(&[]).await.ok()?;
+        let is_bound = matches!(dm.sources.get(source), Some(Some(_)));
+        leader_of(&dm).filter(|_| is_bound).map(|leader| leader.name.clone())
     }
 
     /// What it says of itself must be what its file said of itself when it was prepared. False if it says nothing.

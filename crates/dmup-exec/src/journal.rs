@@ -71,6 +71,11 @@ impl FileJournal {
         let length = whole as u64;
         Ok((Self { path: path.to_owned(), file, seq, prev, length }, lines))
     }
+
+    /// Whether nothing is written down: then nothing has happened.
+    pub fn is_empty(&self) -> bool {
+        self.seq == 0
+    }
 }
 
 impl Journal for FileJournal {

@@ -7,6 +7,7 @@
 //! [`Certainty::Unknown`] (the connection broke after it was sent): the last
 //! is looked at, never assumed.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -183,6 +184,9 @@ pub trait Dm: Send + Sync {
 
     /// `ReleaseVersion` and git hash of an instance's own `/status`.
     async fn build_of(&self, instance: &Instance) -> Result<ReportedBuild, EffectError>;
+
+    /// The sources that the masters have a configuration of this task for; none: they do not know the task.
+    async fn sources_of(&self, task: &TaskName) -> Result<BTreeSet<SourceId>, EffectError>;
 
     /// Makes a master give up leadership and not campaign until cancelled or restarted.
     async fn evict_leader(&self, master: &Instance) -> Result<(), EffectError>;

@@ -414,12 +414,15 @@ impl Run<'_> {
                     return Ok(Taken::Skipped("it was not us who paused it".to_owned()));
                 }
                 self.recorder.write(&Entry::Started { step: step.clone() })?;
-                attempt_dm(reach, || reach.dm.resume(task, source)).await?;
-                // Only now whoever finds it paused knows that it was somebody else.
-                let within_s = self.plan.policy.settle_within_s;
-                self.await_dm(stage, step, within_s, &[], |dm| stands(dm, &key)).await?;
+                let mut answer = attempt_dm(reach, || reach.dm.resume(task, source)).await;
+                if answer.is_ok() {
+                    // Only now whoever finds it paused knows that it was somebody else.
+                    let within_s = self.plan.policy.settle_within_s;
+                    answer = self.await_dm(stage, step, within_s, &[], |dm| stands(dm, &key)).await;
+                }
+                let note = self.unless_stopped(&key, answer).await?;
                 self.paused.borrow_mut().remove(&key);
-                Ok(Taken::Done(None))
+                Ok(Taken::Done(note))
             }
             Step::ArmGuard { after_s, .. } => {
                 self.recorder.write(&Entry::Started { step: step.clone() })?;
@@ -502,11 +505,12 @@ impl Run<'_> {
             return Ok(Taken::Skipped("it does not run: somebody else's doing".to_owned()));
         }
         self.recorder.write(&Entry::Started { step: step.clone() })?;
-        self.paused.borrow_mut().insert(key);
-        if runs {
-            attempt_dm(reach, || reach.dm.pause(task, source)).await?;
+        self.paused.borrow_mut().insert(key.clone());
+        if !runs {
+            return Ok(Taken::Done(None));
         }
-        Ok(Taken::Done(None))
+        let answer = attempt_dm(reach, || reach.dm.pause(task, source)).await;
+        Ok(Taken::Done(self.unless_stopped(&key, answer).await?))
     }
 
     async fn await_paused(
@@ -516,19 +520,23 @@ impl Run<'_> {
         (task, source): (&TaskName, &SourceId),
         within_s: u32,
     ) -> Result<Taken, Halt> {
-        if !self.paused.borrow().contains(&(task.clone(), source.clone())) {
+        let key = (task.clone(), source.clone());
+        if !self.paused.borrow().contains(&key) {
             return Ok(Taken::Skipped("it was not us who paused it".to_owned()));
         }
-        self.await_dm(stage, step, within_s, &[], |dm| {
-            let subtask = dm.subtasks.iter().find(|s| s.task == *task && s.source == *source);
-            match subtask.map(|subtask| subtask.stage) {
-                Some(SubtaskStage::Paused | SubtaskStage::Stopped | SubtaskStage::Finished) => None,
-                Some(other) => Some(format!("it is {other:?}")),
-                None => Some("nobody answers for it".to_owned()),
-            }
-        })
-        .await?;
-        Ok(Taken::Done(None))
+        let answer = self
+            .await_dm(stage, step, within_s, &[], |dm| {
+                let subtask = dm.subtasks.iter().find(|s| s.task == *task && s.source == *source);
+                match subtask.map(|subtask| subtask.stage) {
+                    Some(SubtaskStage::Paused | SubtaskStage::Stopped | SubtaskStage::Finished) => {
+                        None
+                    }
+                    Some(other) => Some(format!("it is {other:?}")),
+                    None => Some("nobody answers for it".to_owned()),
+                }
+            })
+            .await;
+        Ok(Taken::Done(self.unless_stopped(&key, answer).await?))
     }
 
     /// The window, asked for until its answer is known.
@@ -928,17 +936,21 @@ impl Run<'_> {
             if let Err(Halt::Run(error)) = waited {
                 return Err(error);
             }
-            match attempt_dm(reach, || reach.dm.resume(&task, &source)).await {
-                Ok(()) => {
-                    self.paused.borrow_mut().remove(&(task, source));
+            let key = (task, source);
+            let answer = attempt_dm(reach, || reach.dm.resume(&key.0, &key.1)).await;
+            let note = self.unless_stopped(&key, answer).await;
+            let (task, source) = &key;
+            match note {
+                Ok(note) => {
+                    self.paused.borrow_mut().remove(&key);
                     let took = reach.clock.elapsed().saturating_sub(begun);
                     self.recorder.write(&Entry::Done {
                         step: step.clone(),
                         took_ms: millis(took),
-                        note: None,
+                        note: note.clone(),
                         away: None,
                     })?;
-                    self.recorder.say(Event::StepEnds { step, took, note: None });
+                    self.recorder.say(Event::StepEnds { step, took, note });
                 }
                 Err(Halt::Run(error)) => return Err(error),
                 Err(Halt::Failed(error) | Halt::Unknown(error)) => {

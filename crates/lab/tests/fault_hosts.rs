@@ -9,7 +9,6 @@ const CELLS: [&str; 12] = [
     "kill-controller:stage",
     "kill-controller:window",
     "kill-controller-back:healthy",
-    "interrupt:window",
     "interrupt-twice:healthy",
     "power-cycle:window",
     "cut-host:window",
@@ -17,6 +16,7 @@ const CELLS: [&str; 12] = [
     "stop-sshd:confirm",
     "fill-disk:open",
     "exits:start",
+    "crashes:soak:batch",
     "kill-controller:offline:leader",
 ];
 

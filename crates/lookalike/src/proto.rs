@@ -358,6 +358,22 @@ pub(crate) struct ShowDdlLocksResponse {
 }
 
 #[derive(Clone, Message)]
+pub(crate) struct GetSubTaskCfgRequest {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+}
+
+#[derive(Clone, Message, Serialize)]
+pub(crate) struct GetSubTaskCfgResponse {
+    #[prost(bool, tag = "1")]
+    pub(crate) result: bool,
+    #[prost(string, tag = "2")]
+    pub(crate) msg: String,
+    #[prost(string, repeated, tag = "3")]
+    pub(crate) cfgs: Vec<String>,
+}
+
+#[derive(Clone, Message)]
 pub(crate) struct QueryStatusListRequest {
     #[prost(string, tag = "1")]
     pub(crate) name: String,

@@ -31,6 +31,8 @@ pub struct Expectation<'a> {
     pub baseline: Option<&'a DmSeen>,
     /// Subtasks that we paused and have not resumed: they may stand.
     pub paused_by_us: &'a BTreeSet<(TaskName, SourceId)>,
+    /// Subtasks that somebody has stopped: the masters do not know them any more, and nothing is asked of them.
+    pub stopped: &'a BTreeSet<(TaskName, SourceId)>,
     /// It was down before.
     pub was_broken: bool,
 }
@@ -44,6 +46,8 @@ pub struct Health {
     pub hopeless: Option<String>,
     /// What stands because somebody has paused it meanwhile, one sentence each: it says nothing about the node.
     pub paused_by_others: Vec<String>,
+    /// Subtasks that nobody answers for: lost by the node, or stopped by somebody. The masters know which.
+    pub unanswered: Vec<(TaskName, SourceId)>,
     /// Changes whenever something moves on; compared for equality only.
     pub progress: String,
 }
@@ -101,6 +105,7 @@ pub fn judge(expected: &Expectation<'_>, process: &ProcessSeen, dm: Option<&DmSe
                 let cluster = judge_cluster(expected, baseline, dm);
                 health.missing.extend(cluster.missing);
                 health.paused_by_others = cluster.paused_by_others;
+                health.unanswered = cluster.unanswered;
                 health.progress.push_str(&cluster.progress);
             }
             None => health.missing.push("DM does not answer".to_owned()),
@@ -130,6 +135,9 @@ pub fn judge_cluster(expected: &Expectation<'_>, baseline: &DmSeen, dm: &DmSeen)
         .unwrap_or_default();
     for before in &baseline.subtasks {
         let key = (before.task.clone(), before.source.clone());
+        if expected.stopped.contains(&key) {
+            continue;
+        }
         let now = dm.subtasks.iter().find(|now| now.task == key.0 && now.source == key.1);
         let may_stand = expected.paused_by_us.contains(&key);
         match now {
@@ -151,7 +159,10 @@ pub fn judge_cluster(expected: &Expectation<'_>, baseline: &DmSeen, dm: &DmSeen)
                 ));
             }
             None if matches!(before.stage, SubtaskStage::Finished | SubtaskStage::Stopped) => {}
-            None => missing.push(format!("nobody answers for task {} on source {}", key.0, key.1)),
+            None => {
+                missing.push(format!("nobody answers for task {} on source {}", key.0, key.1));
+                health.unanswered.push(key.clone());
+            }
         }
         if let (Some(before), Some(now)) = (&before.validator, now)
             && now.stage == SubtaskStage::Running
@@ -477,6 +488,7 @@ mod tests {
             pid_before: Some(7),
             baseline: Some(&baseline),
             paused_by_us: &none,
+            stopped: &none,
             was_broken: false,
         };
         judge(&expected, &process, Some(&now))
@@ -575,6 +587,7 @@ mod tests {
                 pid_before: None,
                 baseline: Some(&before),
                 paused_by_us: &BTreeSet::new(),
+                stopped: &BTreeSet::new(),
                 was_broken: false,
             };
             judge_cluster(&expected, &before, now).missing

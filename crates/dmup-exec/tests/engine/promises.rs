@@ -109,6 +109,52 @@ async fn a_task_that_a_person_pauses_while_a_node_is_watched_stays_so_and_does_n
 }
 
 #[tokio::test]
+async fn a_task_that_a_person_stops_is_no_longer_asked_for_and_does_not_count_against_the_build() {
+    for shape in [SMALL, old_version()] {
+        let at: [fn(&Step) -> bool; 5] = [
+            |step| matches!(step, Step::PauseSubtask { .. } | Step::Window { .. }),
+            |step| matches!(step, Step::AwaitPaused { .. } | Step::ArmGuard { .. }),
+            |step| matches!(step, Step::ResumeSubtask { .. } | Step::DisarmGuard { .. }),
+            |step| matches!(step, Step::AwaitHealthy { .. }),
+            |step| matches!(step, Step::Soak { .. }),
+        ];
+        for (index, meant) in at.into_iter().enumerate() {
+            let sim = Sim::new(&shape, 1);
+            let plan = plan(&sim, &shape).await;
+            let mut has_stopped = false;
+            let report = go_and(&plan, &sim, |step| {
+                if meant(step) && !has_stopped {
+                    sim.person_stops("s1");
+                    has_stopped = true;
+                }
+            })
+            .await;
+            assert!(has_stopped);
+            assert_eq!(report.end, RunEnd::Done, "{index} {}", shape.version);
+            assert!(all_new(&sim));
+            assert_eq!(sim.is_settled(), Vec::<String>::new());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_the_masters_know_and_its_worker_does_not_run_counts_against_the_build() {
+    let sim = Sim::new(&SMALL, 1);
+    let plan = plan(&sim, &SMALL).await;
+    let report = go_and(&plan, &sim, |step| {
+        if matches!(step, Step::Soak { .. }) {
+            sim.lose_task("s1");
+        }
+    })
+    .await;
+    let why = match &report.end {
+        RunEnd::RolledBackNode { why, .. } | RunEnd::Failed { why } => why,
+        other => panic!("{other:?}"),
+    };
+    assert!(why.contains("nobody answers for task t1 on source s1"), "{why}");
+}
+
+#[tokio::test]
 async fn a_task_that_dm_pauses_since_it_has_an_error_counts_against_the_build() {
     let sim = Sim::new(&SMALL, 1);
     let plan = plan(&sim, &SMALL).await;

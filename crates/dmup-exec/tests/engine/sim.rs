@@ -86,6 +86,8 @@ pub(crate) struct State {
     pub(crate) errors: BTreeMap<(TaskName, SourceId), String>,
     /// What a person has paused; nobody else may resume it.
     by_person: BTreeSet<(TaskName, SourceId)>,
+    /// Sources whose worker answers and runs nothing.
+    lost: BTreeSet<SourceId>,
     /// Whether DM does what it is told when it is told to resume.
     pub(crate) resumes: bool,
     pub(crate) marks: BTreeMap<InstanceId, (Digest, bool)>,
@@ -281,6 +283,7 @@ impl Sim {
                 subtasks,
                 errors: BTreeMap::new(),
                 by_person,
+                lost: BTreeSet::new(),
                 resumes: true,
                 marks: BTreeMap::new(),
                 behaviours: BTreeMap::new(),
@@ -442,6 +445,17 @@ impl Sim {
             state.by_person.insert(key);
         }
         runs
+    }
+
+    /// A person stops the task of a source for good: DM forgets it.
+    pub(crate) fn person_stops(&self, source: &str) {
+        let key = (TaskName::new("t1").unwrap(), SourceId::new(source).unwrap());
+        self.state.lock().unwrap().subtasks.remove(&key);
+    }
+
+    /// The worker that has a source runs nothing of it any more, though DM knows its task.
+    pub(crate) fn lose_task(&self, source: &str) {
+        self.state.lock().unwrap().lost.insert(SourceId::new(source).unwrap());
     }
 
     /// Another master that may lead does so, if there is one.
@@ -744,7 +758,7 @@ impl State {
             let key = (TaskName::new("t1").unwrap(), source.clone());
             let worker = self.sources[source].as_ref();
             if worker.is_some_and(|id| self.nodes[id].is_up())
-                && self.subtasks[&key] == SubtaskStage::Running
+                && self.subtasks.get(&key) == Some(&SubtaskStage::Running)
             {
                 *arrived = *written;
             }
@@ -1100,6 +1114,7 @@ impl Dm for Sim {
         let subtasks = state
             .subtasks
             .iter()
+            .filter(|((_, source), _)| !state.lost.contains(source))
             .map(|((task, source), stage)| {
                 let worker = state.sources[source].as_ref();
                 SubtaskSeen {
@@ -1176,8 +1191,20 @@ impl Dm for Sim {
         })
     }
 
+    async fn sources_of(&self, task: &TaskName) -> Result<BTreeSet<SourceId>, EffectError> {
+        if let Some(lost) = self.lose("DM") {
+            return Err(lost);
+        }
+        let state = self.state.lock().unwrap();
+        let of_task = |(known, _): &&(TaskName, SourceId)| known == task;
+        Ok(state.subtasks.keys().filter(of_task).map(|(_, source)| source.clone()).collect())
+    }
+
     async fn resume(&self, task: &TaskName, source: &SourceId) -> Result<(), EffectError> {
         self.effect("DM", |state| {
+            if !state.subtasks.contains_key(&(task.clone(), source.clone())) {
+                return Err("no such task".into());
+            }
             if state.sources[source].is_none() {
                 return Err("source is not bound".into());
             }

@@ -1,5 +1,6 @@
 //! Orders, through whichever master can take them; and the port itself.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::DmSeen;
 use dmup_exec::ports::{Certainty, Dm, EffectError, ReportedBuild};
 use reqwest::Method;
+use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 use tonic::transport::{ClientTlsConfig, Endpoint};
@@ -288,6 +290,25 @@ impl DmClient {
         }
     }
 
+    /// By way of one master. Configurations have passwords in them: of what it answers no word is kept or told.
+    async fn sources_by(
+        &self,
+        master: &Instance,
+        task: &TaskName,
+    ) -> Result<BTreeSet<SourceId>, Unanswered> {
+        let url =
+            format!("{}/apis/v1alpha1/subtasks/{}", self.base(master), escaped(task.as_str()));
+        let (status, body) =
+            exchange(&self.http, Method::GET, &url, None, self.timeouts.answer).await?;
+        if !status.is_success() {
+            return Err(Unanswered::Status { status: status.as_u16(), body: String::new() });
+        }
+        sources_in(&body).ok_or_else(|| Unanswered::Nonsense {
+            why: "it is no list of configurations".into(),
+            body: String::new(),
+        })
+    }
+
     async fn operate_task(
         &self,
         attempted: &str,
@@ -445,6 +466,22 @@ impl Dm for DmClient {
         })
     }
 
+    async fn sources_of(&self, task: &TaskName) -> Result<BTreeSet<SourceId>, EffectError> {
+        let mut said = Vec::new();
+        for master in self.candidates(None) {
+            match self.sources_by(master, task).await {
+                Ok(sources) => return Ok(sources),
+                Err(error) => said.push(format!("{}: {error}", master.id)),
+            }
+        }
+        Err(EffectError {
+            attempted: format!("ask for the sources of task {task}"),
+            place: "every dm-master".into(),
+            observed: said.join("; "),
+            certainty: Certainty::Refused,
+        })
+    }
+
     async fn evict_leader(&self, master: &Instance) -> Result<(), EffectError> {
         self.operate_leader(format!("evict {} as leader", master.name), master, 1).await
     }
@@ -500,6 +537,32 @@ impl Dm for DmClient {
         })
         .await
     }
+}
+
+/// The sources of a `GetSubTaskCfg` answer; none if it is not one. Of a task that no source has it says in words that it was not found
+/// (tiflow dm/master/server.go: GetSubTaskCfg, the same since v2.0).
+pub(super) fn sources_in(body: &str) -> Option<BTreeSet<SourceId>> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Answer {
+        result: bool,
+        msg: String,
+        cfgs: Vec<String>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct Config {
+        source_id: SourceId,
+    }
+    let answer: Answer = serde_json::from_str(body).ok()?;
+    if !answer.result {
+        return (answer.msg == "task not found").then(BTreeSet::new);
+    }
+    answer
+        .cfgs
+        .iter()
+        .map(|cfg| toml::from_str::<Config>(cfg).ok().map(|it| it.source_id))
+        .collect()
 }
 
 /// Version and commit, below some keys.

@@ -5,7 +5,7 @@ use prost::Message as _;
 use serde::de::DeserializeOwned;
 
 use super::answers::{Members, Outcome, PerSource, Status};
-use super::client::is_not_yet;
+use super::client::{is_not_yet, sources_in};
 use super::code::DmCode;
 use super::grpc;
 use super::http::{beginning, said};
@@ -16,6 +16,7 @@ pub fn read_as_every_answer(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     build_in_status(&text);
     health_in(&text);
+    sources_in(&text);
     // Refusals: their code, and as much of their words as an error shows.
     DmCode::of(&text);
     is_not_yet(&text);

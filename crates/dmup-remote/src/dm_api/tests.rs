@@ -637,6 +637,45 @@ async fn a_worker_that_hangs_hides_its_own_tasks_only() {
 }
 
 #[tokio::test]
+async fn the_masters_say_for_which_sources_they_know_a_task_and_no_word_of_its_configuration_is_told()
+ {
+    let secret = "c2VjcmV0";
+    let master = StandIn::start(Role::DmMaster, "a", move |line: &str, _: &[u8]| {
+        let config = |source: &str| {
+            format!("name = \"t1\"\nsource-id = \"{source}\"\n\n[to]\npassword = \"{secret}\"\n")
+        };
+        let json = |it: serde_json::Value| Reply::Json(200, it.to_string());
+        match line {
+            "GET /apis/v1alpha1/subtasks/t1" => json(serde_json::json!({
+                "result": true, "msg": "", "cfgs": [config("src1"), config("src2")],
+            })),
+            "GET /apis/v1alpha1/subtasks/gone" => {
+                json(serde_json::json!({"result": false, "msg": "task not found", "cfgs": []}))
+            }
+            "GET /apis/v1alpha1/subtasks/odd" => json(serde_json::json!({
+                "result": true, "cfgs": [format!("source_id = {secret}")],
+            })),
+            "GET /apis/v1alpha1/subtasks/refused" => {
+                json(serde_json::json!({"result": false, "msg": "[code=38043] not leader"}))
+            }
+            _ => Reply::Json(500, secret.to_owned()),
+        }
+    })
+    .await;
+    let down = nobody("b").await;
+    let client = client(&[&down, &master.instance]);
+    let sources = async |task: &str| client.sources_of(&TaskName::new(task).unwrap()).await;
+    let known = sources("t1").await.unwrap();
+    assert_eq!(known.iter().map(SourceId::as_str).collect::<Vec<_>>(), ["src1", "src2"]);
+    assert!(sources("gone").await.unwrap().is_empty());
+    // What is not understood does not count as "not known".
+    for task in ["odd", "refused", "broken"] {
+        let told = sources(task).await.unwrap_err().to_string();
+        assert!(!told.contains(secret), "{told}");
+    }
+}
+
+#[tokio::test]
 async fn a_gateway_without_the_route_is_asked_by_grpc() {
     let master = StandIn::start(
         Role::DmMaster,

@@ -11,7 +11,9 @@ use dmup_core::plan::{Blocker, Decision, Kind as RunKind, Plan, Warning};
 use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
 use dmup_core::texts::Texts;
 use dmup_exec::ports::Clock;
-use dmup_exec::{Event, JournalError, Reach, RunError, RunFolder, execute, resume, take_back};
+use dmup_exec::{
+    Event, FileJournal, JournalError, Reach, RunError, RunFolder, execute, resume, take_back,
+};
 use dmup_remote::Fleet;
 use dmup_remote::dm_api::DmClient;
 use dmup_remote::hosts::store;
@@ -89,14 +91,7 @@ pub(crate) async fn begin(
     context: &Context,
 ) -> Result<Begun<Report>, Failure> {
     let folder = known.new_run_folder(context)?;
-    let (run, mut journal) =
-        RunFolder::create(&folder, plan).map_err(|error| not_begun(&error.into()))?;
-    for texts in keeps.texts {
-        run.keep_texts(texts).map_err(|error| not_begun(&error.into()))?;
-    }
-    if let Some(owed) = keeps.owed {
-        owed.keep(&folder)?;
-    }
+    let (run, mut journal) = write_down(&folder, plan, keeps).inspect_err(|_| forget(&folder))?;
     context.printer.talk(format_args!("run {}", id_of(&folder)));
     let records = known.records_of(&run);
     let reach = Reach { hosts: fleet, dm, clock: &context.clock, records: &records };
@@ -108,16 +103,46 @@ pub(crate) async fn begin(
     let outcome = execute(plan, reach, &mut journal, &mut print, &cancel).await;
     listener.abort();
     drop(progress);
-    if let Err(error @ (RunError::Stale { .. } | RunError::Look { .. })) = &outcome {
-        // Nothing was done: a folder of it would only be in the way of the next run.
-        drop(fs_err::remove_dir_all(&folder));
-        return Ok(Begun::NotYet(not_begun(error)));
+    if let Err(error) = &outcome
+        && journal.is_empty()
+    {
+        forget(&folder);
+        let failure = not_begun(error);
+        return match error {
+            RunError::Stale { .. } | RunError::Look { .. } => Ok(Begun::NotYet(failure)),
+            RunError::Record(_)
+            | RunError::NotResumable(_)
+            | RunError::Superseded { .. }
+            | RunError::AlreadyEnded => Err(failure.now("nothing was touched")),
+        };
     }
-    let report = finish(outcome, &run, known)?;
+    let report = finish(outcome, plan.kind, &run, known)?;
     note_bad_builds(&report, plan.kind, known)?;
     record_version(plan, &report, known, context)?;
     settle(&folder, &report.end, known, context)?;
     Ok(Begun::Ran(report))
+}
+
+/// The folder of a new run, with all that whoever resumes it needs.
+fn write_down(
+    folder: &Utf8Path,
+    plan: &Plan,
+    keeps: &Keeps<'_>,
+) -> Result<(RunFolder, FileJournal), Failure> {
+    let (run, journal) =
+        RunFolder::create(folder, plan).map_err(|error| not_begun(&error.into()))?;
+    for texts in keeps.texts {
+        run.keep_texts(texts).map_err(|error| not_begun(&error.into()))?;
+    }
+    if let Some(owed) = keeps.owed {
+        owed.keep(folder)?;
+    }
+    Ok((run, journal))
+}
+
+/// Nothing was done: the folder of such a run would only be in the way of the next one.
+fn forget(folder: &Utf8Path) {
+    drop(fs_err::remove_dir_all(folder));
 }
 
 /// After the last node: what `--overwrite` has promised.
@@ -183,7 +208,7 @@ pub(crate) async fn go_on(
     };
     listener.abort();
     drop(progress);
-    let report = finish(outcome, &run, known)?;
+    let report = finish(outcome, plan.kind, &run, known)?;
     if onward == Onward::Forth {
         note_bad_builds(&report, plan.kind, known)?;
     }
@@ -277,6 +302,7 @@ fn listen(
 
 fn finish(
     outcome: Result<Report, RunError>,
+    kind: RunKind,
     run: &RunFolder,
     known: &Known,
 ) -> Result<Report, Failure> {
@@ -294,6 +320,9 @@ fn finish(
                 "`dmup runs {0}` shows how far it came, `dmup unlock {0}` who has it",
                 known.name
             ))),
+        Err(error @ RunError::Record(_)) => Err(not_begun(&error)
+            .now("the run is open; a node whose turn it was goes back by itself if its guard is armed")
+            .hint(how_to_go_on(kind, &known.name))),
         Err(error) => Err(not_begun(&error)),
     }
 }
@@ -405,10 +434,10 @@ pub(crate) fn end(
         (end, code) => {
             let (error, why) = match end {
                 RunEnd::RolledBackNode { instance, why } => {
-                    (format!("{instance} was not healthy and was put back"), why.clone())
+                    (format!("{instance} was put back"), why.clone())
                 }
                 RunEnd::RolledBackAll { instance, why } => (
-                    format!("{instance} was not healthy; all nodes of this run were put back"),
+                    format!("all nodes of this run were put back, because of {instance}"),
                     why.clone(),
                 ),
                 RunEnd::Unknown { why } => {

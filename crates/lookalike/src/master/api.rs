@@ -18,9 +18,9 @@ use crate::http::{
     percent_decoded, plain, unimplemented_grpc, with_cors,
 };
 use crate::proto::{
-    ListMemberRequest, OfflineMemberRequest, OperateLeaderRequest, OperateSourceRequest,
-    OperateTaskRequest, QueryStatusListRequest, RegisterWorkerRequest, ShowDdlLocksRequest,
-    StartTaskRequest, TransferSourceRequest,
+    GetSubTaskCfgRequest, ListMemberRequest, OfflineMemberRequest, OperateLeaderRequest,
+    OperateSourceRequest, OperateTaskRequest, QueryStatusListRequest, RegisterWorkerRequest,
+    ShowDdlLocksRequest, StartTaskRequest, TransferSourceRequest,
 };
 use crate::tls;
 
@@ -68,6 +68,7 @@ async fn grpc(master: Arc<Master>, request: Request) -> Response {
         OperateTaskRequest::PATH => one::<OperateTaskRequest>(master, request).await,
         OperateSourceRequest::PATH => one::<OperateSourceRequest>(master, request).await,
         ShowDdlLocksRequest::PATH => one::<ShowDdlLocksRequest>(master, request).await,
+        GetSubTaskCfgRequest::PATH => one::<GetSubTaskCfgRequest>(master, request).await,
         QueryStatusListRequest::PATH => one::<QueryStatusListRequest>(master, request).await,
         _ => unimplemented_grpc(),
     }
@@ -103,6 +104,10 @@ async fn rest_api(master: &Arc<Master>, path: &str, request: Request) -> Result<
             let request = QueryStatusListRequest { name: (*name).to_owned(), sources };
             let answer = master.clone().invoke(request).await?;
             Ok(gateway(&answer.to_json(!master.stamp.at_least(6, 0, 0))))
+        }
+        (&Method::GET, ["subtasks", name]) => {
+            let request = GetSubTaskCfgRequest { name: (*name).to_owned() };
+            show(master.clone().invoke(request).await)
         }
         (&Method::POST, ["tasks"]) => {
             show(master.clone().invoke(json::<StartTaskRequest>(request).await?).await)

@@ -20,13 +20,13 @@ use crate::keys::{
 };
 use crate::log;
 use crate::proto::{
-    CommonWorkerResponse, ListLeaderMember, ListMasterMember, ListMemberRequest,
-    ListMemberResponse, ListWorkerMember, MasterInfo, Member, Members, OfflineMemberRequest,
-    OperateLeaderRequest, OperateSourceRequest, OperateSourceResponse, OperateTaskRequest,
-    OperateTaskResponse, Outcome, QueryStatusListRequest, QueryStatusListResponse,
-    QueryStatusRequest, QueryStatusResponse, RegisterWorkerRequest, ShowDdlLocksRequest,
-    ShowDdlLocksResponse, SourceStatus, Stage, StartTaskRequest, StartTaskResponse, SubTaskStatus,
-    TaskOp, TransferSourceRequest, UnitType,
+    CommonWorkerResponse, GetSubTaskCfgRequest, GetSubTaskCfgResponse, ListLeaderMember,
+    ListMasterMember, ListMemberRequest, ListMemberResponse, ListWorkerMember, MasterInfo, Member,
+    Members, OfflineMemberRequest, OperateLeaderRequest, OperateSourceRequest,
+    OperateSourceResponse, OperateTaskRequest, OperateTaskResponse, Outcome,
+    QueryStatusListRequest, QueryStatusListResponse, QueryStatusRequest, QueryStatusResponse,
+    RegisterWorkerRequest, ShowDdlLocksRequest, ShowDdlLocksResponse, SourceStatus, Stage,
+    StartTaskRequest, StartTaskResponse, SubTaskStatus, TaskOp, TransferSourceRequest, UnitType,
 };
 use crate::row_client;
 use crate::tls;
@@ -63,6 +63,7 @@ rpc!(StartTaskRequest, StartTaskResponse, "/pb.Master/StartTask");
 rpc!(OperateTaskRequest, OperateTaskResponse, "/pb.Master/OperateTask");
 rpc!(OperateSourceRequest, OperateSourceResponse, "/pb.Master/OperateSource");
 rpc!(ShowDdlLocksRequest, ShowDdlLocksResponse, "/pb.Master/ShowDDLLocks");
+rpc!(GetSubTaskCfgRequest, GetSubTaskCfgResponse, "/pb.Master/GetSubTaskCfg");
 rpc!(QueryStatusListRequest, QueryStatusListResponse, "/pb.Master/QueryStatus");
 rpc!(QueryStatusRequest, QueryStatusResponse, "/pb.Worker/QueryStatus");
 
@@ -700,6 +701,21 @@ impl MasterRpc for ShowDdlLocksRequest {
             msg: "no DDL lock exists".to_owned(),
             locks: Vec::new(),
         })
+    }
+}
+
+/// Of the real configurations only the two names are there.
+impl MasterRpc for GetSubTaskCfgRequest {
+    async fn run(self, master: Arc<Master>) -> Result<GetSubTaskCfgResponse, Status> {
+        let snapshot = master.snapshot().await?;
+        let cfgs: Vec<String> = snapshot
+            .subtasks
+            .values()
+            .filter(|subtask| subtask.task == self.name)
+            .map(|it| format!("name = {:?}\nsource-id = {:?}\n", it.task, it.source))
+            .collect();
+        let msg = if cfgs.is_empty() { "task not found" } else { "" };
+        Ok(GetSubTaskCfgResponse { result: !cfgs.is_empty(), msg: msg.to_owned(), cfgs })
     }
 }
 
