@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::process::Command;
+
 use lab::packages::{Component, Layout};
 use lab::scene::{CLUSTER, Scene, Shape};
 use lookalike::stamp::{Fault, Stamp};
@@ -79,6 +81,22 @@ fn what_is_wrong_is_named_and_nothing_changes() {
     assert!(said.code == 3 || said.code == 1, "{said}");
     assert!(said.stderr.to_lowercase().contains("space") || said.stderr.contains("free"), "{said}");
     h3.lift_disk_limit(deploy).unwrap();
+
+    // No room here to write the run down: it does not begin, and leaves nothing that would be in the way of the next one.
+    let runs = scene.operator.tiup_home().join("storage/dm/clusters/prod/dmup/runs");
+    fs_err::create_dir_all(&runs).unwrap();
+    let on_runs = |words: &[&str]| {
+        assert!(Command::new(words[0]).args(&words[1..]).arg(&runs).status().unwrap().success());
+    };
+    on_runs(&["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs"]);
+    let said = scene.dmup(&["patch", CLUSTER, good.as_str(), "--yes"]);
+    let left = fs_err::read_dir(&runs).unwrap().count();
+    on_runs(&["umount"]);
+    assert_eq!((said.code, left), (1, 0), "{said}");
+    for text in ["No space left", "nothing was touched"] {
+        assert!(said.stderr.contains(text), "{text}\n{said}");
+    }
+    assert_eq!(fingerprint(&scene), before, "{said}");
 
     // What only the hosts can tell: another desk knows no cluster there. Every finding of every host at once.
     let stranger = tempfile::tempdir().unwrap();

@@ -91,7 +91,10 @@ pub(crate) async fn begin(
     context: &Context,
 ) -> Result<Begun<Report>, Failure> {
     let folder = known.new_run_folder(context)?;
-    let (run, mut journal) = write_down(&folder, plan, keeps).inspect_err(|_| forget(&folder))?;
+    let (run, mut journal) = write_down(&folder, plan, keeps).map_err(|failure| {
+        forget(&folder);
+        failure.now("nothing was touched")
+    })?;
     context.printer.talk(format_args!("run {}", id_of(&folder)));
     let records = known.records_of(&run);
     let reach = Reach { hosts: fleet, dm, clock: &context.clock, records: &records };
