@@ -337,11 +337,11 @@ impl Cluster {
     }
 
     /// Keeps a hotfix package for instances of a component that are added later (`--overwrite`).
-    /// It must be a gzip-compressed tar, as TiUP unpacks nothing else. `digest` names the copy.
+    /// It must be a gzip-compressed tar, as TiUP unpacks nothing else: whoever calls has looked. `digest` names the copy.
     ///
     /// # Errors
     ///
-    /// [`StateError::BadFile`] if the package is of another kind.
+    /// When it cannot be copied, or the link to it not be made.
     pub fn keep_package(
         &self,
         component: &str,

@@ -3,7 +3,7 @@
 //! Facts: tiup pkg/cluster/manager/patch.go (`--overwrite`): the link is relative and named
 //! `<component>.tar.gz`; a scale-out unpacks whatever it leads to, with `tar -xzf`.
 
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::instance::Role;
@@ -41,13 +41,6 @@ pub(crate) fn keep(
     digest: &str,
 ) -> Result<Utf8PathBuf, StateError> {
     let attempt = || StateError::system(format!("keep {package} in {dir}"));
-    let mut magic = [0_u8; 2];
-    let mut file = fs::File::open(package.as_std_path()).map_err(attempt())?;
-    let read = file.read(&mut magic).map_err(attempt())?;
-    if read != 2 || magic != [0x1f, 0x8b] {
-        let why = "is not compressed with gzip, which a later scale-out needs".to_owned();
-        return Err(StateError::BadFile { path: package.to_owned(), why });
-    }
     make_dir(dir, 0o755)?;
     let name = format!("{component}-{}.tar.gz", digest.get(..7).unwrap_or(digest));
     let target = dir.join(&name);

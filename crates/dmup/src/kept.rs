@@ -50,10 +50,18 @@ pub(crate) struct Owed {
 }
 
 impl Owed {
-    pub(crate) fn of(package: &Package) -> Self {
+    /// Refused if it is no package that a later `scale-out` can unpack, TiUP's as well.
+    pub(crate) fn of(package: &Package) -> Result<Self, Failure> {
+        let path = &package.path;
+        if !package.is_tar_gz {
+            return Err(Failure::refused(format_args!(
+                "{path} cannot be kept for instances to come (--overwrite): TiUP unpacks only a tar.gz there"
+            ))
+            .hint("make one of it with `dmup package make` or `tar -czf`, or leave --overwrite out"));
+        }
         let builds =
             package.components.iter().map(|(role, part)| (*role, part.binary.clone())).collect();
-        Self { package: package.path.clone(), digest: package.digest.clone(), builds }
+        Ok(Self { package: path.clone(), digest: package.digest.clone(), builds })
     }
 
     /// Keeps it in the folder of the run, with the package: what the operator gave may be gone when the run is resumed.

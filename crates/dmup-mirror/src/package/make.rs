@@ -17,7 +17,7 @@ use super::limits;
 use super::open::{as_utf8, check, open_file};
 use super::parcel::append_sorted;
 use super::refusal::{PackageError, Refusal};
-use super::unpack::{Content, Tree, store, unpack};
+use super::unpack::{Content, Tree, Unpacked, store, unpack};
 
 /// A package that was put together and checked, and is not written yet.
 #[derive(Debug)]
@@ -151,7 +151,8 @@ impl Making {
             .map_err(|error| of_base(Refusal::Scratch(error)))?;
         let room_path = as_utf8(room.path()).map_err(of_base)?;
         let file = open_file(base).map_err(of_base)?;
-        let (content, base_digest) = unpack(file, room_path).map_err(of_base)?;
+        let Unpacked { content, digest: base_digest, .. } =
+            unpack(file, room_path).map_err(of_base)?;
         let Content::Archive(mut tree) = content else {
             return Err(of_base(Refusal::NotAnArchive { looks_like: "a bare executable" }).into());
         };

@@ -13,7 +13,7 @@ use super::layout::{Found, executable, find};
 use super::limits;
 use super::parcel::{Parcel, pack};
 use super::refusal::{PackageError, Refusal};
-use super::unpack::{Content, PackedFile, Tree, unpack};
+use super::unpack::{Content, PackedFile, Tree, Unpacked, unpack};
 
 /// The components that are wanted, and for each the architectures (TiUP's words) of its targets.
 ///
@@ -27,6 +27,8 @@ pub struct Package {
     pub path: Utf8PathBuf,
     /// SHA-256 of the file.
     pub digest: Digest,
+    /// Whether it is a tar.gz: the one form that TiUP unpacks on hosts.
+    pub is_tar_gz: bool,
     /// Its components, as far as they were wanted; at least one.
     pub components: BTreeMap<Role, PackagedComponent>,
     /// Components that it has and nobody wanted.
@@ -91,7 +93,8 @@ pub fn open(path: &Utf8Path, wanted: &Wanted, scratch: &Utf8Path) -> Result<Pack
 fn open_checked(path: &Utf8Path, wanted: &Wanted, scratch: &Utf8Path) -> Result<Package, Refusal> {
     let room = room(scratch)?;
     let room_path = as_utf8(room.path())?;
-    let (content, digest) = unpack(open_file(path)?, room_path)?;
+    let Unpacked { content, digest, is_gzip } = unpack(open_file(path)?, room_path)?;
+    let is_tar_gz = is_gzip && matches!(content, Content::Archive(_));
     let tree = match content {
         Content::Archive(tree) => tree,
         Content::Executable(file) => {
@@ -128,7 +131,7 @@ fn open_checked(path: &Utf8Path, wanted: &Wanted, scratch: &Utf8Path) -> Result<
     let files = tree.iter().filter(|(entry, _)| needed.contains(entry));
     let parcel = pack(files.map(|(entry, file)| (entry.as_path(), file)), scratch)
         .map_err(Refusal::Scratch)?;
-    Ok(Package { path: path.to_owned(), digest, components, others, parcel })
+    Ok(Package { path: path.to_owned(), digest, is_tar_gz, components, others, parcel })
 }
 
 /// Where TiUP keeps the package of a component: `<component>-<version>-<os>-<arch>.tar.gz`.
@@ -186,7 +189,7 @@ fn component_tree(
     arch: &str,
     room: &Utf8Path,
 ) -> Result<(Tree, Digest, PackagedComponent), Refusal> {
-    let (content, digest) = unpack(open_file(path)?, room)?;
+    let Unpacked { content, digest, .. } = unpack(open_file(path)?, room)?;
     let Content::Archive(tree) = content else {
         return Err(Refusal::NotAnArchive { looks_like: "a bare executable" });
     };

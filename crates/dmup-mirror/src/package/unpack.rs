@@ -35,11 +35,22 @@ pub(super) enum Content {
     Executable(PackedFile),
 }
 
-/// Reads a whole package and tells the hash of its bytes.
-pub(super) fn unpack(file: fs::File, scratch: &Utf8Path) -> Result<(Content, Digest), Refusal> {
+/// A package that was read to its end.
+#[derive(Debug)]
+pub(super) struct Unpacked {
+    pub(super) content: Content,
+    /// Of the file's bytes.
+    pub(super) digest: Digest,
+    /// Whether they are compressed with gzip.
+    pub(super) is_gzip: bool,
+}
+
+/// Reads a whole package.
+pub(super) fn unpack(file: fs::File, scratch: &Utf8Path) -> Result<Unpacked, Refusal> {
     let mut outer = Hashed { inner: file, hasher: Sha256::new() };
     let head = read_head(&mut outer).map_err(Refusal::Read)?;
-    let content = if head.starts_with(&[0x1f, 0x8b]) {
+    let is_gzip = head.starts_with(&[0x1f, 0x8b]);
+    let content = if is_gzip {
         let decoder = flate2::read::MultiGzDecoder::new(io::BufReader::with_capacity(
             1 << 18,
             Cursor::new(head).chain(&mut outer),
@@ -53,7 +64,8 @@ pub(super) fn unpack(file: fs::File, scratch: &Utf8Path) -> Result<(Content, Dig
         unpack_plain(Cursor::new(head).chain(&mut outer), scratch)?
     };
     io::copy(&mut outer, &mut io::sink()).map_err(Refusal::Read)?;
-    Ok((content, Digest::from_bytes(outer.hasher.finalize().into())))
+    let digest = Digest::from_bytes(outer.hasher.finalize().into());
+    Ok(Unpacked { content, digest, is_gzip })
 }
 
 fn unpack_plain(stream: impl Read, scratch: &Utf8Path) -> Result<Content, Refusal> {

@@ -40,6 +40,7 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
     let scratch = context.scratch()?;
     let package = open_package(&args.package, &meant, scratch.path())?;
     progress.end();
+    let owed = args.overwrite.then(|| Owed::of(&package)).transpose()?;
     // Neither -N nor -R: all instances that the package has a binary for.
     let selected: Vec<Instance> = if narrowed {
         meant
@@ -62,7 +63,7 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
         before: &[],
         selected: &selected,
         offline: args.offline,
-        owed: args.overwrite.then(|| Owed::of(&package)),
+        owed: owed.as_ref(),
         plan_only: args.plan,
         apply_plan: args.apply_plan.as_deref(),
         rollout: &args.rollout,
@@ -75,8 +76,8 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
         Rolled::NothingToDo { unmarked } => {
             known.mark_all(&unmarked)?;
             context.printer.talk("Nothing to do: every selected instance runs this build already");
-            if args.overwrite {
-                known.keep_for_scale_out(&Owed::of(&package))?;
+            if let Some(owed) = &owed {
+                known.keep_for_scale_out(owed)?;
                 context.printer.talk(kept::SAID);
             }
             Ok(())
@@ -114,7 +115,7 @@ pub(crate) struct Order<'a> {
     pub(crate) selected: &'a [Instance],
     pub(crate) offline: bool,
     /// Instances to come get the package as well.
-    pub(crate) owed: Option<Owed>,
+    pub(crate) owed: Option<&'a Owed>,
     pub(crate) plan_only: bool,
     pub(crate) apply_plan: Option<&'a Utf8Path>,
     pub(crate) rollout: &'a Rollout,
@@ -222,7 +223,7 @@ pub(crate) async fn roll_out(
     // The run must find the parcel again when it is resumed by another process.
     plan.parcel = Some(known.keep_parcel(parcel)?);
 
-    let keeps = Keeps { texts: order.texts, owed: order.owed.as_ref() };
+    let keeps = Keeps { texts: order.texts, owed: order.owed };
     let work = async {
         write(&fleet, order.before).await?;
         // What was agreed to was agreed to as the cluster was then.

@@ -2,6 +2,8 @@
 //!
 //! No host is needed, since all of this is refused before one is asked.
 
+use std::io::Read as _;
+
 use crate::desk::{Desk, META, SILENT, archive, archive_of, elf, gzip};
 
 #[test]
@@ -115,6 +117,26 @@ fn a_package_that_is_none_or_hostile_is_refused_by_name() {
     }
     let missing = desk.path("missing.tar.gz");
     desk.refuses(&["patch", "prod", &missing, "-R", "dm-worker", "--yes"], 3, &["no such file"]);
+}
+
+#[test]
+fn a_package_that_new_instances_could_not_unpack_is_not_kept_for_them() {
+    let desk = Desk::with_cluster("prod", SILENT);
+    let worker = elf(62, b"w");
+    let tar_gz = archive_of(&[("dm-worker/dm-worker", 0o755, &worker)]);
+    let mut tar = Vec::new();
+    flate2::read::GzDecoder::new(&tar_gz[..]).read_to_end(&mut tar).unwrap();
+    for (name, bytes) in
+        [("plain.tar.gz", tar), ("bare.tar.gz", worker.clone()), ("packed.gz", gzip(&worker))]
+    {
+        let package = desk.put(name, &bytes);
+        let words = ["patch", "prod", &package, "-R", "dm-worker", "--yes"];
+        let says = [name, "--overwrite", "TiUP unpacks only a tar.gz", "nothing was touched"];
+        desk.refuses(&[&words[..], &["--overwrite"]].concat(), 3, &says);
+        desk.refuses(&[&words[..], &["--overwrite", "--plan"]].concat(), 3, &says);
+        // For those that are there it will do: only the silent host is in the way.
+        desk.refuses(&words, 3, &["host 127.0.0.77 cannot be reached"]);
+    }
 }
 
 #[test]
