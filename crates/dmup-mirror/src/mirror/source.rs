@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
+use tokio_rustls::rustls::{self, CertificateError};
 
 use crate::trust::FileName;
 
@@ -63,6 +64,9 @@ pub enum SourceProblem {
     /// An answer that is not the file.
     #[error("the answer is HTTP {0}")]
     Status(u16),
+    /// Its certificate is of an authority that this machine does not trust.
+    #[error("this machine does not trust the authority of its certificate")]
+    Untrusted,
     /// No answer, or not a whole one.
     #[error("{0}")]
     Http(String),
@@ -86,6 +90,7 @@ impl SourceProblem {
             Self::NotFound
             | Self::TooLarge { .. }
             | Self::NotAFile
+            | Self::Untrusted
             | Self::Read(_)
             | Self::Write(_)
             | Self::BadAddress(_) => false,
@@ -274,7 +279,9 @@ async fn get(
     let url = base
         .join(&format!("./{file}"))
         .map_err(|error| SourceProblem::BadAddress(error.to_string()))?;
-    let mut answer = client.get(url).timeout(within).send().await.map_err(failed)?;
+    let mut answer = client.get(url).timeout(within).send().await.map_err(|error| {
+        if is_of_unknown_authority(&error) { SourceProblem::Untrusted } else { failed(error) }
+    })?;
     match answer.status().as_u16() {
         200 => {}
         404 | 410 => return Err(SourceProblem::NotFound),
@@ -302,6 +309,21 @@ fn keep(
         return Err(SourceProblem::TooLarge { limit });
     }
     to.write_all(bytes).map_err(SourceProblem::Write)
+}
+
+fn is_of_unknown_authority(error: &reqwest::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(next) = cause {
+        if let Some(rustls::Error::InvalidCertificate(why)) = next.downcast_ref() {
+            return *why == CertificateError::UnknownIssuer;
+        }
+        // An I/O error names the source of the error in it, and not that error.
+        cause = match next.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(within) => Some(within),
+            None => next.source(),
+        };
+    }
+    false
 }
 
 /// reqwest says what failed, and only its causes say why. Without the address, which may hold a password.

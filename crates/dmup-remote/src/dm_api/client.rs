@@ -126,7 +126,6 @@ impl DmClient {
         let identity = [&tls.key[..], b"\n", &tls.certificate].concat();
         let http = plain_http(&timeouts)
             .use_rustls_tls()
-            .tls_built_in_root_certs(false)
             .add_root_certificate(reqwest::Certificate::from_pem(&tls.authority)?)
             .identity(reqwest::Identity::from_pem(&identity)?)
             .build()?;
@@ -382,6 +381,8 @@ pub(super) fn page_base(instance: &Instance) -> String {
 fn plain_http(timeouts: &Timeouts) -> reqwest::ClientBuilder {
     reqwest::Client::builder()
         .no_proxy()
+        // A cluster has an authority of its own, and whom this machine trusts need not be read.
+        .tls_built_in_root_certs(false)
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(timeouts.connect)
         .pool_max_idle_per_host(0)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use camino::Utf8PathBuf;
 use dmup_core::component::Component;
 use dmup_core::instance::Role;
-use dmup_mirror::mirror::{MirrorError, Repository, Version, Wanted};
+use dmup_mirror::mirror::{MirrorError, Repository, SourceProblem, Version, Wanted};
 use dmup_mirror::trust::{ComponentId, FileName, ManifestRefusal};
 
 use crate::context::Context;
@@ -114,6 +114,9 @@ impl<'a> Obtaining<'a> {
             MirrorError::NoRoot { anchor, .. } => Some(format!(
                 "to download, say whom to trust: `tiup mirror set ADDRESS`, or put a root.json that you trust at {anchor}"
             )),
+            MirrorError::Source(error) if matches!(error.problem, SourceProblem::Untrusted) => {
+                Some("trust its authority: `SSL_CERT_FILE=FILE`, or add it to the certificates of this machine".to_owned())
+            }
             MirrorError::Source(_) => {
                 Some("`TIUP_MIRRORS=ADDRESS_OR_FOLDER` names another mirror".to_owned())
             }

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use lab::mirror::MadeMirror;
+use lab::mirror::{MadeMirror, serve_over_tls};
 
 use crate::desk::{Desk, archive_of, elf, me, this_machine};
 
@@ -230,6 +230,48 @@ fn packages_that_are_not_at_hand_come_from_the_mirror() {
         let kept = std::fs::read(desk.path(&format!("tiup/storage/dm/packages/{name}"))).unwrap();
         assert_eq!(kept, bytes, "{name}");
     }
+}
+
+#[test]
+fn a_mirror_with_a_certificate_of_a_private_authority_is_reached_once_that_is_trusted() {
+    let desk = Desk::empty();
+    let (_, arch) = this_machine();
+    let mirror = put_mirror(&desk, arch);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut of_authority = rcgen::CertificateParams::default();
+    of_authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = rcgen::CertifiedIssuer::self_signed(of_authority, key).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(["127.0.0.1".to_owned()])
+        .and_then(|params| params.signed_by(&key, &authority))
+        .unwrap();
+    let files = std::fs::read_dir(mirror).unwrap().map(|entry| {
+        let path = entry.unwrap().path();
+        (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(path).unwrap())
+    });
+    let address =
+        serve_over_tls(files.collect(), &certificate.pem(), &key.serialize_pem()).unwrap();
+
+    let file = topology(&desk, &[]);
+    let mut command = deploy_command(&desk, &file);
+    command.env("TIUP_MIRRORS", &address);
+    let before = desk.state();
+    let output = command.output().unwrap();
+    let said = desk.told(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    for part in [
+        &address[..],
+        "this machine does not trust the authority of its certificate",
+        "hint: trust its authority: `SSL_CERT_FILE",
+    ] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    assert_eq!(desk.state(), before);
+
+    let trusted = desk.put("authority.pem", authority.pem().as_bytes());
+    let output = command.env("SSL_CERT_FILE", trusted).output().unwrap();
+    let said = desk.told(&output.stderr);
+    assert!(output.status.success() && said.contains("+ Downloaded dm-master-v8.1.0"), "{said}");
 }
 
 #[test]

@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::sync::{LazyLock, Mutex};
+use std::io::{self, BufRead as _, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, LazyLock, Mutex};
 
 use camino::Utf8Path;
 use fs_err as fs;
@@ -20,6 +20,9 @@ use rsa::sha2::Sha256;
 use rsa::signature::{RandomizedSigner, SignatureEncoding};
 use serde_json::{Value, json};
 use sha2::Digest;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// Who signs: each has one key of its own.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -121,7 +124,37 @@ pub fn serve(files: BTreeMap<String, Vec<u8>>) -> io::Result<String> {
     Ok(address)
 }
 
-fn answer(stream: TcpStream, files: &BTreeMap<String, Vec<u8>>) -> io::Result<()> {
+/// The same over HTTPS, with a certificate for 127.0.0.1 and its key (PEM).
+///
+/// # Errors
+/// If they are none, or there is no port.
+pub fn serve_over_tls(
+    files: BTreeMap<String, Vec<u8>>,
+    certificate: &str,
+    key: &str,
+) -> io::Result<String> {
+    let chain = CertificateDer::pem_slice_iter(certificate.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(io::Error::other)?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(io::Error::other)?;
+    let config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(io::Error::other)?;
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = format!("https://{}", listener.local_addr()?);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let connection = ServerConnection::new(Arc::clone(&config)).expect("it was built");
+            // As above; also one that does not trust us.
+            drop(answer(StreamOwned::new(connection, stream), &files));
+        }
+    });
+    Ok(address)
+}
+
+fn answer(stream: impl Read + Write, files: &BTreeMap<String, Vec<u8>>) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     let mut request = String::new();
     while !request.ends_with("\r\n\r\n") && reader.read_line(&mut request)? > 0 {}
@@ -136,7 +169,8 @@ fn answer(stream: TcpStream, files: &BTreeMap<String, Vec<u8>>) -> io::Result<()
         "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     )?;
-    stream.write_all(body)
+    stream.write_all(body)?;
+    stream.flush()
 }
 
 fn base64(bytes: &[u8]) -> String {
