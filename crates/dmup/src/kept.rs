@@ -110,13 +110,14 @@ impl Known {
         if end.can_go_on() {
             return Ok(false);
         }
-        let owed = Owed::of_run(run)?.filter(|_| *end == RunEnd::Done);
+        let owed = if *end == RunEnd::Done { Owed::of_run(run)? } else { None };
         if let Some(owed) = &owed {
             self.keep_for_scale_out(owed)?;
         }
         for file in Owed::files(run).iter().rev() {
             match fs_err::remove_file(file) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
+                // Of a run that owes nothing it is only in nobody's way.
+                Err(error) if owed.is_some() && error.kind() != ErrorKind::NotFound => {
                     return Err(Failure::failed(error));
                 }
                 Ok(()) | Err(_) => {}

@@ -155,7 +155,12 @@ pub(crate) fn settle(
     known: &Known,
     context: &Context,
 ) -> Result<(), Failure> {
-    if known.settle(folder, end)? {
+    let is_done = known.settle(folder, end).map_err(|failure| {
+        Failure { kind: Kind::Failed, ..failure }
+            .now("every node of the run has its build; instances that are added later do not get it yet (--overwrite)")
+            .hint(format_args!("`dmup resume {}` does what is left", known.name))
+    })?;
+    if is_done {
         context.printer.talk(kept::SAID);
     }
     Ok(())

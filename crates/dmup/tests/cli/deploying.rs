@@ -360,6 +360,57 @@ fn a_node_is_marked_only_if_a_hotfix_was_put_in() {
     assert_eq!(kept.unwrap(), std::fs::read(&package).unwrap());
 }
 
+#[test]
+fn what_overwrite_owes_after_its_last_node_is_done_by_resume_unless_builds_were_exchanged_since() {
+    let desk = Desk::empty();
+    put_packages(&desk);
+    let output = deploy(&desk, &topology(&desk, &[]));
+    assert!(output.status.success(), "{}", desk.told(&output.stderr));
+    let cluster = desk.path("tiup/storage/dm/clusters/prod");
+    // Its `-V` is run, and must say something.
+    let binary = std::fs::read("/usr/bin/echo").unwrap();
+    let package = archive_of(&[("dm-worker/dm-worker", 0o755, &binary)]);
+    let file = desk.put("fix.tar.gz", &package);
+    // Every node has it, and then the disk does not: as good as killed there.
+    let patch = format!("{cluster}/patch");
+    std::fs::write(&patch, b"in the way").unwrap();
+    let words = ["patch", "prod", &file, "-R", "dm-worker", "--offline", "--overwrite"];
+    let said = on_playground(&desk, &words, 1);
+    for part in ["now: every node of the run has its build", "hint: `dmup resume prod`"] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    assert!(std::fs::read(desk.path("w/bin/dm-worker/dm-worker")).unwrap() == binary, "{said}");
+    std::fs::remove_file(&patch).unwrap();
+    std::fs::remove_file(&file).unwrap();
+
+    let runs = format!("{cluster}/dmup/runs");
+    let owes = std::fs::read_dir(&runs).unwrap().next().unwrap().unwrap().path();
+    // A later run of that kind, as it lies there once it has ended.
+    let later = std::path::Path::new(&runs).join("29990101T000000000Z");
+    let has_ended = |kind: &str| {
+        std::fs::create_dir(&later).unwrap();
+        let plan = std::fs::read_to_string(owes.join("plan.json")).unwrap();
+        let of_kind = plan.replace("\"hotfix\"", &format!("\"{kind}\""));
+        assert_ne!(of_kind, plan);
+        std::fs::write(later.join("plan.json"), of_kind).unwrap();
+        std::fs::copy(owes.join("journal.jsonl"), later.join("journal.jsonl")).unwrap();
+    };
+    for kind in ["upgrade", "rollback"] {
+        has_ended(kind);
+        let said = on_playground(&desk, &["resume", "prod"], 3);
+        assert!(said.contains("no run of prod was interrupted"), "{kind}: {said}");
+        assert!(!std::fs::exists(&patch).unwrap(), "{kind}");
+        std::fs::remove_dir_all(&later).unwrap();
+    }
+    // What exchanges no build leaves the promise as it is.
+    has_ended("restart");
+    let said = on_playground(&desk, &["resume", "prod"], 0);
+    assert!(said.contains("Instances that are added later get this build, too"), "{said}");
+    assert!(std::fs::read(format!("{patch}/dm-worker.tar.gz")).unwrap() == package);
+    let said = on_playground(&desk, &["resume", "prod"], 3);
+    assert!(said.contains("no run of prod was interrupted"), "once: {said}");
+}
+
 /// With exporters in a folder of the desk, on ports that nobody has.
 fn with_exporters(desk: &Desk, more: &str) -> String {
     let folder = desk.path("x");
