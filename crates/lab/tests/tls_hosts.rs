@@ -1,4 +1,5 @@
-//! A cluster with `enable_tls` on real hosts: laid out, made larger, hotfixed, while rows flow (block 16).
+//! A cluster with `enable_tls`, monitoring and exporters on real hosts: laid out, made larger, hotfixed, while rows flow
+//! (block 16).
 
 use std::time::Duration;
 
@@ -10,13 +11,18 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[test]
 #[ignore = "needs root and systemd-nspawn"]
 fn a_cluster_with_tls_is_deployed_made_larger_and_hotfixed() {
-    let shape = Shape { workers: 2, monitoring: Some(1), tls: true, ..Shape::three() };
+    let shape =
+        Shape { workers: 2, monitoring: Some(1), exporters: true, tls: true, ..Shape::three() };
     let scene = Scene::running("tls", 16, shape, 50).unwrap();
     let hosts = scene.hosts.hosts();
 
     // Keys are their owner's, and nobody without a certificate is let in.
-    for (role, port) in [("dm-master", 8261), ("prometheus", 9090)] {
-        let key = format!("/home/tidb/deploy/{role}-{port}/tls/{role}.pem");
+    for (folder, role) in [
+        ("dm-master-8261", "dm-master"),
+        ("prometheus-9090", "prometheus"),
+        ("monitor-9100", "blackbox_exporter"),
+    ] {
+        let key = format!("/home/tidb/deploy/{folder}/tls/{role}.pem");
         let mode = scene.hosts.run_on(1, &["stat", "-c", "%a %U", &key]).unwrap();
         assert_eq!(mode.trim(), "600 tidb", "{key}");
     }
@@ -37,17 +43,30 @@ fn a_cluster_with_tls_is_deployed_made_larger_and_hotfixed() {
     let after = scene.running_hashes();
     assert!(before.iter().zip(&after).all(|(old, new)| old != new && new.1 != "down"), "{after:?}");
 
-    // Prometheus has a certificate too: every member is scraped over TLS.
+    // Prometheus has a certificate too: every member is scraped over TLS. Exporters themselves speak without it.
     let promtool = "/home/tidb/deploy/prometheus-9090/bin/prometheus/promtool";
-    let up = "count(up{job=~\"dm_(master|worker)\"} == 1)";
-    scene
-        .dm
-        .wait_until("Prometheus sees six members up", PATIENCE, |_| {
-            let query = [promtool, "query", "instant", "http://127.0.0.1:9090", up];
-            let seen = scene.hosts.run_on(1, &query).map_err(|error| error.to_string())?;
-            if seen.contains("=> 6 @") { Ok(()) } else { Err(seen) }
-        })
-        .unwrap();
+    for (up, number) in [
+        ("count(up{job=~\"dm_(master|worker)\"} == 1)", 6),
+        ("count(up{job=\"overwritten-nodes\"} == 1)", 3),
+        // Each host is pinged by the exporter of each.
+        ("count(probe_success{ping!=\"\"} == 1)", 9),
+    ] {
+        scene
+            .dm
+            .wait_until(&format!("Prometheus: {up} is {number}"), PATIENCE, |_| {
+                let query = [promtool, "query", "instant", "http://127.0.0.1:9090", up];
+                let seen = scene.hosts.run_on(1, &query).map_err(|error| error.to_string())?;
+                if seen.contains(&format!("=> {number} @")) { Ok(()) } else { Err(seen) }
+            })
+            .unwrap();
+    }
+    // The blackbox exporter has one as well: dm-master lets nobody in without.
+    for host in hosts {
+        let probe =
+            format!("http://{0}:9115/probe?module=tls_connect&target={0}:8261", host.address);
+        let seen = ureq::get(&probe).call().unwrap().body_mut().read_to_string().unwrap();
+        assert!(seen.contains("probe_success 1"), "{probe}\n{seen}");
+    }
 
     scene.dm.wait_running(TASK, 2, PATIENCE).unwrap();
     let flow = scene.flow().expect("rows flow");
