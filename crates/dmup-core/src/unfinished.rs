@@ -98,7 +98,7 @@ impl Unfinished {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::ScaleOut { .. } => {
-                "look which nodes are down, finish it with `tiup dm scale-out`, or take them off with `scale-in`; then remove the file"
+                "finish it with `tiup dm scale-out`, or remove the file and take off with `scale-in` what was never started"
             }
             Self::KeptWithoutLink { .. } | Self::LinkWithoutPackage { .. } => {
                 "`patch --overwrite` with the hotfix that new instances shall have makes both anew; without one, remove the file"

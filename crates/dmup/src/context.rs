@@ -701,7 +701,7 @@ pub(crate) fn state_failure(error: StateError) -> Failure {
             failure.hint("wait for its end; the lock goes away with its process")
         }
         StateError::ScaleOutPending { .. } => failure.hint(
-            "finish it with `tiup dm scale-out`, or use `patch --offline` on a stopped cluster",
+            "finish it with `tiup dm scale-out`, or remove the file and take off with `scale-in` what was never started",
         ),
         StateError::NoCluster { .. } => failure.hint("`dmup list` shows all clusters"),
         StateError::BadFile { .. } | StateError::System { .. } => failure,

@@ -22,9 +22,17 @@ use crate::failure::{Failure, Kind};
 use crate::pointing;
 use crate::progress::Progress;
 
+/// The first version with masters that lead a cluster (TiUP's limit as well).
+const OLDEST: (u32, u32, u32) = (2, 0, 0);
+
 pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Failure> {
     let name = checked_name(&args.cluster)?;
     let version: DmVersion = args.version.parse().map_err(|bad| Failure::new(Kind::Usage, bad))?;
+    if version.numbers().is_some_and(|numbers| numbers < OLDEST) {
+        return Err(Failure::refused(format_args!(
+            "deploy {version}: v2.0.0 is the first version of DM that is deployed like this"
+        )));
+    }
     let cluster = context.profile.cluster(&name);
     cluster.refuse_existing().map_err(state_failure)?;
     let mut topology = read_topology(&args.topology)?;

@@ -6,6 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::HostId;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::preflight::unit_path;
+use dmup_core::selection::{BadSelection, select};
 use dmup_exec::ports::EffectError;
 use dmup_remote::Fleet;
 use dmup_wire::message::{ForgetKey, UnitAction};
@@ -24,19 +25,28 @@ const SENTENCE: &str = "Yes, I know my cluster and data will be deleted.";
 pub(crate) async fn run(args: &DestroyArgs, context: &Context) -> Result<(), Failure> {
     let known = context.cluster(&args.cluster)?;
     let instances = known.meta.instances();
-    let kept_roles = dmup_core::selection::select(&instances, &[], &args.retain_role_data)
-        .map_err(|bad| bad_selection(&bad))?;
+    let kept_roles =
+        select(&instances, &[], &args.retain_role_data).map_err(|bad| bad_selection(&bad))?;
     let kept_roles: Vec<Role> = if args.retain_role_data.is_empty() {
         Vec::new()
     } else {
         kept_roles.iter().map(|it| it.role).collect()
     };
+    let is_meant =
+        |node: &String, it: &Instance| node == it.id.as_str() || node == it.host.as_str();
+    let kept_nodes = &args.retain_node_data;
+    let unknown: Vec<String> = kept_nodes
+        .iter()
+        .filter(|node| !instances.iter().any(|it| is_meant(node, it)))
+        .cloned()
+        .collect();
+    // A slip of the pen must not cost the data that was to be kept.
+    if !unknown.is_empty() {
+        let known = instances.iter().map(|it| it.id.clone()).collect();
+        return Err(bad_selection(&BadSelection::UnknownNodes { unknown, known }));
+    }
     let keeps_data = |it: &Instance| {
-        kept_roles.contains(&it.role)
-            || args
-                .retain_node_data
-                .iter()
-                .any(|node| node == it.id.as_str() || node == it.host.as_str())
+        kept_roles.contains(&it.role) || kept_nodes.iter().any(|node| is_meant(node, it))
     };
     if !context.global.yes {
         ask::confirm_by_typing(

@@ -25,6 +25,7 @@ pub(crate) async fn run(args: &RestartArgs, context: &Context) -> Result<(), Fai
     let known = context.cluster(&args.cluster)?;
     let selected = select(&known.meta.instances(), &args.selection.nodes, &args.selection.roles)
         .map_err(|bad| bad_selection(&bad))?;
+    known.refuse_unfinished_scale_out(false)?;
     // A script for TiUP expects a cluster that is down to be up afterwards, too.
     if args.fast || context.printer.manner == Manner::TiupDm {
         return units::restart(&known, &selected, context).await;

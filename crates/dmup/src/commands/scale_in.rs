@@ -30,6 +30,9 @@ use crate::context::{Context, Known, bad_selection, state_failure};
 use crate::failure::Failure;
 use crate::progress::Progress;
 
+/// TiUP's sentence for `--force`.
+const SENTENCE: &str = "Yes, I know my data might be lost.";
+
 pub(crate) async fn run(args: &ScaleInArgs, context: &Context) -> Result<(), Failure> {
     let _lock = context.cluster(&args.cluster)?.lock("scale-in")?;
     let mut known = context.cluster(&args.cluster)?;
@@ -68,6 +71,9 @@ pub(crate) async fn run(args: &ScaleInArgs, context: &Context) -> Result<(), Fai
     }
     let ids: Vec<&str> = leaving.iter().map(|it| it.id.as_str()).collect();
     if !context.global.yes {
+        if args.force {
+            ask::confirm_by_typing("What is on nodes that are forced off is lost.", SENTENCE)?;
+        }
         ask::confirm(&format!(
             "This operation will delete the {} nodes in `{}` and all their data.",
             ids.join(","),

@@ -25,6 +25,7 @@ use crate::progress::{Progress, span};
 
 pub(crate) async fn start(args: &SelectedArgs, context: &Context) -> Result<(), Failure> {
     let (known, selected) = known_and_selected(args, context)?;
+    known.refuse_unfinished_scale_out(false)?;
     let _lock = known.lock("start")?;
     let fleet = known.fleet(context, &known.meta.instances())?;
     let topology = &known.meta.topology;
@@ -40,6 +41,7 @@ pub(crate) async fn start(args: &SelectedArgs, context: &Context) -> Result<(), 
 
 pub(crate) async fn stop(args: &SelectedArgs, context: &Context) -> Result<(), Failure> {
     let (known, selected) = known_and_selected(args, context)?;
+    known.refuse_unfinished_scale_out(false)?;
     if !context.global.yes {
         ask::confirm(&format!("Will stop the cluster {}: {}.", known.name, named(&selected)))?;
     }

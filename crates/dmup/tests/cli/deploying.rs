@@ -431,6 +431,19 @@ fn on_playground(desk: &Desk, words: &[&str], code: i32) -> String {
     said
 }
 
+#[test]
+fn a_service_that_never_opens_its_port_is_told_and_where_its_log_is() {
+    let desk = Desk::empty();
+    put_packages(&desk);
+    let output = deploy(&desk, &topology(&desk, &[]));
+    assert!(output.status.success(), "{}", desk.told(&output.stderr));
+    let words = ["start", "prod", "-R", "dm-worker", "--wait-timeout", "1"];
+    let said = on_playground(&desk, &words, 1);
+    for part in ["start dm-worker", "127.0.0.77:3", "now: the units were started", "under log/"] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+}
+
 const NODE: &str = "services/127.0.0.77/units/node_exporter-8.service";
 const BLACKBOX: &str = "services/127.0.0.77/units/blackbox_exporter-9.service";
 

@@ -6,6 +6,7 @@
 mod as_tiup;
 mod deploying;
 mod desk;
+mod error_paths;
 mod help;
 mod locking;
 mod making;

@@ -161,7 +161,7 @@ fn halves_that_tiup_left_are_told_beside_the_table() {
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(desk.told(&output.stdout), before);
     insta::assert_snapshot!(desk.told(&output.stderr), @r"
-    note: DESK/tiup/storage/dm/clusters/prod/.scale-out.yaml is there: a scale-out of TiUP has begun and not ended; `meta.yaml` may name nodes that were never started; look which nodes are down, finish it with `tiup dm scale-out`, or take them off with `scale-in`; then remove the file
+    note: DESK/tiup/storage/dm/clusters/prod/.scale-out.yaml is there: a scale-out of TiUP has begun and not ended; `meta.yaml` may name nodes that were never started; finish it with `tiup dm scale-out`, or remove the file and take off with `scale-in` what was never started
     note: DESK/tiup/storage/dm/clusters/prod/patch/dm-master-0123456.tar.gz is kept, and no dm-master.tar.gz leads to it: new instances of dm-master get the official package; `patch --overwrite` with the hotfix that new instances shall have makes both anew; without one, remove the file
     note: DESK/tiup/storage/dm/clusters/prod/patch/dm-worker.tar.gz leads to nothing: new instances get the official package, and TiUP says nothing of it; `patch --overwrite` with the hotfix that new instances shall have makes both anew; without one, remove the file
     ");
