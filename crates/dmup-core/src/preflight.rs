@@ -283,21 +283,33 @@ fn of_planned(found: &Found<'_>, plan: &Planned<'_>, user: &UserName) -> Vec<(We
     }
     for unit in plan.units() {
         let file = unit_path(unit);
-        let state = match plan {
-            Planned::Instance { instance, .. } => state_of(found, &instance.id),
-            Planned::Exporters { .. } => None,
-        };
-        if at(&file).is_none() && state.is_none() {
-            continue;
-        }
         let text = match plan {
-            Planned::Instance { .. } => format!(
-                "{file} exists already, {unit} is {}: another cluster has that name there, or a deploy or scale-out broke off; give another port, or remove it with its folder",
-                state.unwrap_or("not loaded")
+            Planned::Instance { instance, .. } => {
+                let known = found.units.iter().find(|(of, _)| *of == instance.id).map(|(_, it)| it);
+                let state = known
+                    .filter(|it| it.active != UnitActive::Missing)
+                    .map_or("not loaded", |it| it.sub_state.as_str());
+                let seen = match known.map(|it| it.active) {
+                    _ if at(&file).is_some() => format!("{file} exists already, {unit} is {state}"),
+                    Some(
+                        UnitActive::Active | UnitActive::Activating | UnitActive::Deactivating,
+                    ) => {
+                        format!("{unit} is {state}, and its file is not {file}")
+                    }
+                    // TiUP removes unit files, and systemd goes on to know them.
+                    Some(UnitActive::Inactive | UnitActive::Failed | UnitActive::Missing)
+                    | None => {
+                        continue;
+                    }
+                };
+                format!(
+                    "{seen}: another cluster has that name there, or a deploy or scale-out broke off; give another port, or remove it with its folder"
+                )
+            }
+            Planned::Exporters { .. } if at(&file).is_some() => format!(
+                "{file} exists already: another cluster has exporters there (then `ignore_exporter: true` for the instances of this host, or other ports in `monitored`), or a deploy or scale-out broke off, or TiUP has scaled in there, which leaves them; then stop it, and remove it with its folder"
             ),
-            Planned::Exporters { .. } => format!(
-                "{file} exists already: another cluster has exporters there (then `ignore_exporter: true` for the instances of this host, or other ports in `monitored`), or a deploy or scale-out broke off; then remove it with its folder"
-            ),
+            Planned::Exporters { .. } => continue,
         };
         said.push((Weight::InTheWay, text));
     }
@@ -349,12 +361,6 @@ fn of_planned(found: &Found<'_>, plan: &Planned<'_>, user: &UserName) -> Vec<(We
         ));
     }
     said
-}
-
-/// What systemd says of an instance's unit; none if it does not know it.
-fn state_of<'a>(found: &Found<'a>, id: &InstanceId) -> Option<&'a str> {
-    let (_, unit) = found.units.iter().find(|(of, _)| of == id)?;
-    (unit.active != UnitActive::Missing).then_some(unit.sub_state.as_str())
 }
 
 fn is_member(seen: &PathSeen, instance: &Instance) -> bool {
@@ -522,6 +528,31 @@ mod tests {
         ] {
             assert!(said.contains(text), "{text}\n{said}");
         }
+    }
+
+    #[test]
+    fn a_unit_whose_file_is_gone_is_in_the_way_only_while_it_runs() {
+        let said = |active| {
+            let text = "master_servers:\n  - host: h1\n";
+            let id = Topology::parse(text).unwrap().instances()[0].id.clone();
+            let seen = ProcessSeen {
+                active,
+                sub_state: "so".to_owned(),
+                restarts: 0,
+                pid: None,
+                enabled: true,
+                running: None,
+                on_disk: None,
+                active_since_ms: None,
+            };
+            let units = vec![(id, seen)].leak();
+            findings(|found| found.units = units, &[], false)
+        };
+        for active in [UnitActive::Inactive, UnitActive::Failed, UnitActive::Missing] {
+            assert_eq!(said(active), "", "{active:?}");
+        }
+        let said = said(UnitActive::Activating);
+        assert!(said.contains("dm-master-8261.service is so, and its file is not /etc"), "{said}");
     }
 
     #[test]
