@@ -356,7 +356,7 @@ fn check(request: &Request) -> Result<(), Refusal> {
             order.disks.iter().chain(&order.paths).try_for_each(|path| check_absolute(path))?;
             order.instances.iter().try_for_each(|instance| {
                 check_absolute(&instance.binary)?;
-                check_absolute(&instance.deploy_dir)
+                check_absolute(&instance.live)
             })
         }
         Request::Stage(order) => check_absolute(&order.store),
@@ -573,7 +573,7 @@ pub(crate) mod tests {
                 id: InstanceId::new("h:1").unwrap(),
                 unit: UnitName::new("dm-worker-1.service").unwrap(),
                 binary: dir.join("deploy/bin/binary"),
-                deploy_dir: dir.join("deploy"),
+                live: dir.join("deploy/bin"),
             }],
             hashes: true,
             disks: vec![dir.join("not/there/yet"), "/proc/self".into()],

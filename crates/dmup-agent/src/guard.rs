@@ -466,7 +466,7 @@ pub(crate) fn leftovers(
     hashes: Option<&Hashes>,
 ) -> Vec<Leftover> {
     let mut found = Vec::new();
-    for ProbeInstance { id, deploy_dir, binary, .. } in instances {
+    for ProbeInstance { id, live, binary, .. } in instances {
         let mut add = |kind, path: Utf8PathBuf, build| {
             found.push(Leftover { instance: id.clone(), kind, path, build });
         };
@@ -478,24 +478,24 @@ pub(crate) fn leftovers(
                 add(kind, path, None);
             }
         }
-        let live = deploy_dir.join("bin");
-        let staged = deploy_dir.join("bin.dmup");
+        let staged = Utf8PathBuf::from(format!("{live}.dmup"));
         let ours = [staged.clone(), trees::kept(&staged)];
         let ours = ours.into_iter().filter(|tree| tree.is_dir());
-        let saved = entries(deploy_dir, |name| name.starts_with("bin.old."));
+        let saved = live.parent().map(|folder| entries(folder, |it| it.starts_with("bin.old.")));
+        let saved = saved.unwrap_or_default();
         for (tree, kind) in (saved.into_iter().map(|it| (it, LeftoverKind::TiupBackup)))
             .chain(ours.map(|it| (it, LeftoverKind::Tree)))
         {
             // One that cannot be read is no reason to say nothing of the rest.
             let build = hashes.and_then(|hashes| {
-                let below = binary.strip_prefix(&live).ok()?;
+                let below = binary.strip_prefix(live).ok()?;
                 hashes.of_existing(&tree.join(below)).ok()??.0.into()
             });
             add(kind, tree, build);
         }
         // TiUP sends a package here, unpacks it, and takes it away (pkg/cluster/task/install_package.go).
         let is_package = |name: &str| name.ends_with(".tar.gz") || name.ends_with(".tgz");
-        for package in entries(&live, is_package).into_iter().filter(|path| path.is_file()) {
+        for package in entries(live, is_package).into_iter().filter(|path| path.is_file()) {
             add(LeftoverKind::TiupUpload, package, None);
         }
     }
@@ -564,7 +564,7 @@ mod tests {
             id: order.instance.clone(),
             unit: order.unit.clone(),
             binary: order.live.join(&order.binary),
-            deploy_dir: order.live.parent().unwrap().to_owned(),
+            live: order.live.clone(),
         };
         leftovers(places, &[instance], None).into_iter().map(|leftover| leftover.kind).collect()
     }

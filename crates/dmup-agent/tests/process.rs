@@ -252,7 +252,7 @@ impl Playground {
             id: self.window.instance.clone(),
             unit: self.window.unit.clone(),
             binary: self.window.live.join(&self.window.binary),
-            deploy_dir: self.dir.join("deploy"),
+            live: self.dir.join("deploy/bin"),
         };
         let look = Probe { instances: vec![instance], hashes: true, ..Probe::default() };
         let Outcome::Probed(seen) = talk.done(&Request::Probe(look)) else { panic!("no probe") };
@@ -364,7 +364,7 @@ fn an_agent_in_an_empty_root_says_hello_and_answers() {
                 id: InstanceId::new("h:1").expect("an id"),
                 unit,
                 binary: "/b".into(),
-                deploy_dir: "/d".into(),
+                live: "/d/bin".into(),
             }],
             ..Probe::default()
         }),

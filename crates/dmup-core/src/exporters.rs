@@ -1,17 +1,15 @@
 //! The exporters that `monitored` asks for: once per machine, whatever of the cluster runs there.
 //!
-//! They are no instances: no `-N` and no `-R` names them, `display` does not show them, and DM
-//! knows nothing of them. Their units' names carry only a port, so a unit of that name may be
+//! No `-N` and no `-R` names them, `display` does not show them, and DM knows nothing of them. Their units' names carry only a port, so a unit of that name may be
 //! another cluster's: whoever acts on one asks [`Exporter::owner_of`] first.
 //!
 //! Facts: TiUP 1.16.5, pkg/cluster/manager/builder.go (getMonitorHosts), pkg/cluster/operation/action.go.
 
 use camino::Utf8PathBuf;
 
-use crate::component::ExporterKind;
-use crate::ids::{BadName, HostId, UnitName};
-use crate::instance::Instance;
-use crate::topology::{Monitored, Server, Topology, absolute_dirs};
+use crate::ids::{BadName, HostId, InstanceId, MemberName, UnitName};
+use crate::instance::{Instance, Role};
+use crate::topology::{Monitored, Server, Topology, absolute_dirs, host_port};
 
 /// Both exporters of a machine. They share their folders.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -37,14 +35,8 @@ pub struct Exporters {
 /// One exporter of a machine.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Exporter {
-    /// Which one.
-    pub kind: ExporterKind,
-    /// The one that it listens on.
-    pub port: u16,
-    /// The service that runs it.
-    pub unit: UnitName,
-    /// What that service starts.
-    pub script: Utf8PathBuf,
+    /// What a unit and a window make of it. Its id is host and port, as every instance's.
+    pub instance: Instance,
     /// `monitored.…_version`; empty for the newest.
     pub version: String,
 }
@@ -92,15 +84,21 @@ impl Exporters {
 }
 
 impl Exporter {
+    /// What its service starts.
+    pub fn script(&self) -> Utf8PathBuf {
+        self.instance.script()
+    }
+
     /// Whose the unit of that name is, by its file; none if there is no such file.
     pub fn owner_of(&self, unit_file: Option<&str>) -> UnitOwner {
         let Some(text) = unit_file else { return UnitOwner::Nobody };
+        let script = self.script();
         let starts: Vec<&str> =
             text.lines().filter_map(|line| line.trim().strip_prefix("ExecStart=")).collect();
         let is_ours = |command: &&str| {
             command
                 .split(|c: char| c.is_whitespace() || c == '\'' || c == '"')
-                .any(|word| word == self.script)
+                .any(|word| word == script)
         };
         match starts[..] {
             [one] if is_ours(&one) => UnitOwner::Ours,
@@ -146,36 +144,47 @@ impl Topology {
         machine: &Server<'_>,
     ) -> Result<Exporters, BadName> {
         let [deploy_dir, data_dir, log_dir] = absolute_dirs(&self.global.user, monitored);
-        let exporter = |kind: ExporterKind, port: u16, version: &str| {
+        let (host, ssh_host) = (HostId::new(machine.host)?, HostId::new(machine.ssh_host())?);
+        let data_dirs: Vec<Utf8PathBuf> = data_dir.split(',').map(Utf8PathBuf::from).collect();
+        let (deploy_dir, log_dir) = (Utf8PathBuf::from(deploy_dir), Utf8PathBuf::from(log_dir));
+        let os = if machine.os.is_empty() { &self.global.os } else { machine.os };
+        let exporter = |role: Role, port: u16, version: &str| {
+            let id = host_port(machine.host, port);
             Ok::<_, BadName>(Exporter {
-                kind,
-                port,
-                unit: UnitName::new(format!("{kind}-{port}.service"))?,
-                script: Utf8PathBuf::from(format!("{deploy_dir}/scripts/run_{kind}.sh")),
+                instance: Instance {
+                    id: InstanceId::new(&*id)?,
+                    role,
+                    name: MemberName::new(id)?,
+                    host: host.clone(),
+                    ssh_host: ssh_host.clone(),
+                    ssh_port: machine.ssh_port,
+                    port,
+                    ports: vec![port],
+                    deploy_dir: deploy_dir.clone(),
+                    data_dirs: data_dirs.clone(),
+                    log_dir: log_dir.clone(),
+                    unit: UnitName::new(format!("{role}-{port}.service"))?,
+                    os: os.to_owned(),
+                    arch: machine.arch.to_owned(),
+                    patched: false,
+                },
                 version: version.to_owned(),
             })
         };
-        Ok(Exporters {
-            host: HostId::new(machine.host)?,
-            ssh_host: HostId::new(machine.ssh_host())?,
-            data_dirs: data_dir.split(',').map(Utf8PathBuf::from).collect(),
-            log_dir: Utf8PathBuf::from(log_dir),
-            os: if machine.os.is_empty() { self.global.os.clone() } else { machine.os.to_owned() },
-            arch: machine.arch.to_owned(),
-            both: [
-                exporter(
-                    ExporterKind::Node,
-                    monitored.node_exporter_port,
-                    &monitored.node_exporter_version,
-                )?,
-                exporter(
-                    ExporterKind::Blackbox,
-                    monitored.blackbox_exporter_port,
-                    &monitored.blackbox_exporter_version,
-                )?,
-            ],
-            deploy_dir: Utf8PathBuf::from(deploy_dir),
-        })
+        let both = [
+            exporter(
+                Role::NodeExporter,
+                monitored.node_exporter_port,
+                &monitored.node_exporter_version,
+            )?,
+            exporter(
+                Role::BlackboxExporter,
+                monitored.blackbox_exporter_port,
+                &monitored.blackbox_exporter_version,
+            )?,
+        ];
+        let (os, arch) = (os.to_owned(), machine.arch.to_owned());
+        Ok(Exporters { host, ssh_host, deploy_dir, data_dirs, log_dir, os, arch, both })
     }
 }
 
@@ -216,7 +225,7 @@ monitoring_servers:
             [("10.0.1.1", "10.0.1.1", ""), ("10.0.1.2", "10.9.0.2", "arm64")],
             "one per sshd, and none on 10.0.1.3"
         );
-        let units: Vec<&str> = pairs[0].both.iter().map(|it| it.unit.as_str()).collect();
+        let units: Vec<&str> = pairs[0].both.iter().map(|it| it.instance.unit.as_str()).collect();
         assert_eq!(units, ["node_exporter-9101.service", "blackbox_exporter-9115.service"]);
         assert_eq!(pairs[0].deploy_dir, "/home/tidb/deploy/monitor-9101");
         assert_eq!(pairs[0].log_dir, "/home/tidb/deploy/monitor-9101/log");

@@ -6,12 +6,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{BadName, HostId, InstanceId, MemberName, UnitName};
 
-/// What an instance does. The text form is TiUP's: second column of `display`, argument of `-R`.
+/// What an instance does. The text form is TiUP's: the component whose package has the binary, and of those that a topology
+/// lists the second column of `display` and the argument of `-R`.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
@@ -25,12 +26,22 @@ pub enum Role {
     Grafana,
     /// Alerts.
     Alertmanager,
+    /// Tells of the machine itself. Beside whatever runs there, once a machine.
+    #[serde(rename = "node_exporter")]
+    NodeExporter,
+    /// Tries whether others answer. Beside whatever runs there, once a machine.
+    #[serde(rename = "blackbox_exporter")]
+    BlackboxExporter,
 }
 
 impl Role {
-    /// All of them, in TiUP's order of starting.
+    /// Those that a topology lists, in TiUP's order of starting.
     pub const ALL: [Self; 5] =
         [Self::DmMaster, Self::DmWorker, Self::Prometheus, Self::Grafana, Self::Alertmanager];
+
+    /// Those that stand beside them on a machine, in TiUP's order of starting. No `-R` names them, and `display` does not
+    /// show them.
+    pub const EXPORTERS: [Self; 2] = [Self::NodeExporter, Self::BlackboxExporter];
 
     /// TiUP's word; also the name of the component whose package has the binary.
     pub fn as_str(self) -> &'static str {
@@ -40,6 +51,8 @@ impl Role {
             Self::Prometheus => "prometheus",
             Self::Grafana => "grafana",
             Self::Alertmanager => "alertmanager",
+            Self::NodeExporter => "node_exporter",
+            Self::BlackboxExporter => "blackbox_exporter",
         }
     }
 
@@ -47,8 +60,17 @@ impl Role {
     pub fn is_dm(self) -> bool {
         match self {
             Self::DmMaster | Self::DmWorker => true,
-            Self::Prometheus | Self::Grafana | Self::Alertmanager => false,
+            Self::Prometheus
+            | Self::Grafana
+            | Self::Alertmanager
+            | Self::NodeExporter
+            | Self::BlackboxExporter => false,
         }
+    }
+
+    /// Whether it is one of [`Self::EXPORTERS`].
+    pub fn is_exporter(self) -> bool {
+        Self::EXPORTERS.contains(&self)
     }
 
     /// The executable under the instance's `bin` folder, as TiUP lays it out.
@@ -59,6 +81,21 @@ impl Role {
             Self::Prometheus => "prometheus/prometheus",
             Self::Grafana => "bin/grafana-server",
             Self::Alertmanager => "alertmanager/alertmanager",
+            Self::NodeExporter => "node_exporter/node_exporter",
+            Self::BlackboxExporter => "blackbox_exporter/blackbox_exporter",
+        }
+    }
+
+    /// Where the executable may be in its package: the usual place first.
+    pub fn places(self) -> Vec<&'static str> {
+        match self {
+            // Older packages have it at the top.
+            Self::NodeExporter | Self::BlackboxExporter => vec![self.binary(), self.as_str()],
+            Self::DmMaster
+            | Self::DmWorker
+            | Self::Prometheus
+            | Self::Grafana
+            | Self::Alertmanager => vec![self.binary()],
         }
     }
 }
@@ -119,13 +156,40 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// `<deploy_dir>/bin`: the tree that a window exchanges.
+    /// `<deploy_dir>/bin`: where its package is unpacked.
     pub fn bin_dir(&self) -> Utf8PathBuf {
         self.deploy_dir.join("bin")
+    }
+
+    /// `<deploy_dir>/scripts/run_<role>.sh`: what its unit starts.
+    pub fn script(&self) -> Utf8PathBuf {
+        self.deploy_dir.join(format!("scripts/run_{}.sh", self.role))
     }
 
     /// The file that systemd starts in the end.
     pub fn binary(&self) -> Utf8PathBuf {
         self.bin_dir().join(self.role.binary())
+    }
+
+    /// The folder that a window exchanges: `bin`; of an exporter, which shares that with the other one, its own in it.
+    pub fn tree(&self) -> Utf8PathBuf {
+        match self.folder_in_bin() {
+            Some(folder) => self.bin_dir().join(folder),
+            None => self.bin_dir(),
+        }
+    }
+
+    /// Where in [`Self::tree`] a path below `bin` is.
+    pub fn in_tree<'a>(&self, below_bin: &'a Utf8Path) -> &'a Utf8Path {
+        self.folder_in_bin()
+            .and_then(|folder| below_bin.strip_prefix(folder).ok())
+            // An exporter at the top of its package: it has the name of its folder.
+            .filter(|rest| !rest.as_str().is_empty())
+            .unwrap_or(below_bin)
+    }
+
+    /// The folder in `bin` that alone is its own.
+    fn folder_in_bin(&self) -> Option<&'static str> {
+        self.role.is_exporter().then(|| self.role.as_str())
     }
 }

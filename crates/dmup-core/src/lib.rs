@@ -9,7 +9,6 @@
 //! Nothing in this crate is async, reads a clock, or touches a file or socket.
 
 pub mod builds;
-pub mod component;
 pub mod digest;
 pub mod display;
 pub mod exporters;

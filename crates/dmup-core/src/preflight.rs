@@ -114,7 +114,7 @@ impl<'a> Planned<'a> {
     pub fn ports(&self) -> Vec<u16> {
         match self {
             Self::Instance { instance, .. } => instance.ports.clone(),
-            Self::Exporters { pair, .. } => pair.both.iter().map(|it| it.port).collect(),
+            Self::Exporters { pair, .. } => pair.both.iter().map(|it| it.instance.port).collect(),
         }
     }
 
@@ -173,7 +173,7 @@ impl<'a> Planned<'a> {
     fn units(&self) -> Vec<&'a UnitName> {
         match self {
             Self::Instance { instance, .. } => vec![&instance.unit],
-            Self::Exporters { pair, .. } => pair.both.iter().map(|it| &it.unit).collect(),
+            Self::Exporters { pair, .. } => pair.both.iter().map(|it| &it.instance.unit).collect(),
         }
     }
 

@@ -2,10 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use dmup_core::exporters::Exporters;
 use dmup_core::ids::ClusterName;
 use dmup_core::layout::{
-    Deployment, PlacedFile, directories, exporter_directories, exporter_files, exporter_tls_files,
-    files, host_directories, sudoers,
+    Deployment, PlacedFile, directories, exporter_directories, exporter_tls_files, files,
+    host_directories, sudoers,
 };
 use dmup_core::topology::{Meta, Topology};
 
@@ -21,6 +22,10 @@ fn rendered(topology: &Topology, id: &str) -> Vec<PlacedFile> {
     let instance =
         topology.instances().into_iter().find(|instance| instance.id.as_str() == id).unwrap();
     files(&Deployment::new(&cluster, topology), &instance).unwrap()
+}
+
+fn exporter_files(deployment: &Deployment<'_>, pair: &Exporters) -> Vec<PlacedFile> {
+    pair.both.iter().flat_map(|it| files(deployment, &it.instance).unwrap()).collect()
 }
 
 fn content(files: &[PlacedFile], path_end: &str) -> String {

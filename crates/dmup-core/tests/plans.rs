@@ -64,6 +64,8 @@ fn instance(role: Role, number: usize) -> Instance {
         Role::Prometheus => ("p", 9090),
         Role::Grafana => ("g", 3000),
         Role::Alertmanager => ("a", 9093),
+        Role::NodeExporter => ("n", 9100),
+        Role::BlackboxExporter => ("b", 9115),
     };
     let host = HostId::new(format!("h{number}")).unwrap();
     Instance {

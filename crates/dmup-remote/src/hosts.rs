@@ -23,7 +23,12 @@ const OUR_FOLDER: &str = ".dmup";
 /// `<deploy_dir>/bin.dmup`: the tree that a window exchanges for `bin`; after it, the tree to go back to.
 /// Beside `bin`, so that both are on one file system and one flush of the folder covers both.
 pub fn staged_tree(instance: &Instance) -> Utf8PathBuf {
-    instance.deploy_dir.join("bin.dmup")
+    Utf8PathBuf::from(format!("{}.dmup", instance.tree()))
+}
+
+/// The executable in such a tree.
+fn in_tree(instance: &Instance) -> Utf8PathBuf {
+    instance.in_tree(instance.role.binary().into()).to_owned()
 }
 
 /// `<home of the deploy user>/.dmup/store`: one folder per parcel, named by its digest.
@@ -35,7 +40,9 @@ pub fn store(home: &Utf8Path) -> Utf8PathBuf {
 pub fn version_arguments(role: Role) -> Vec<String> {
     let argument = match role {
         Role::DmMaster | Role::DmWorker => "-V",
-        Role::Prometheus | Role::Alertmanager => "--version",
+        Role::Prometheus | Role::Alertmanager | Role::NodeExporter | Role::BlackboxExporter => {
+            "--version"
+        }
         Role::Grafana => "-v",
     };
     vec![argument.to_owned()]
@@ -119,11 +126,11 @@ impl Hosts for Fleet {
         let home = self.home(host, &attempted).await?;
         let request = Request::Prepare(Prepare {
             instance: instance.id.clone(),
-            live: instance.bin_dir(),
+            live: instance.tree(),
             staged: staged_tree(instance),
             from: store(&home).join(parcel.digest.as_str()),
             replace: build.replace.clone(),
-            binary: instance.role.binary().into(),
+            binary: in_tree(instance),
             digest: build.digest.clone(),
             version_arguments: Some(version_arguments(instance.role)),
             keeps: build.keeps.clone(),
@@ -154,9 +161,9 @@ impl Hosts for Fleet {
         let request = Request::Switch(Switch {
             instance: instance.id.clone(),
             unit: instance.unit.clone(),
-            live: instance.bin_dir(),
+            live: instance.tree(),
             staged: staged_tree(instance),
-            binary: instance.role.binary().into(),
+            binary: in_tree(instance),
             from: from.clone(),
             to: to.clone(),
             pid_before: *pid_before,
@@ -187,9 +194,9 @@ impl Hosts for Fleet {
         let request = Request::ArmGuard(Guard {
             instance: instance.id.clone(),
             unit: instance.unit.clone(),
-            live: instance.bin_dir(),
+            live: instance.tree(),
             staged: staged_tree(instance),
-            binary: instance.role.binary().into(),
+            binary: in_tree(instance),
             from: from.clone(),
             to: to.clone(),
             texts: texts.0.iter().cloned().map(put_file).collect(),
@@ -294,7 +301,7 @@ pub fn probe_instance(instance: &Instance) -> ProbeInstance {
         id: instance.id.clone(),
         unit: instance.unit.clone(),
         binary: instance.binary(),
-        deploy_dir: instance.deploy_dir.clone(),
+        live: instance.tree(),
     }
 }
 

@@ -23,5 +23,5 @@ pub mod message;
 ///
 /// 1: first. 2: leases; login keys are taken away; commands of the operator's run. 3: windows that
 /// write files, and those that exchange nothing; how file systems are mounted. 4: trees that stay.
-/// 5: a cluster leaves a host. 6: guards write files back.
-pub const PROTOCOL: u32 = 6;
+/// 5: a cluster leaves a host. 6: guards write files back. 7: what a window exchanges need not be called `bin`.
+pub const PROTOCOL: u32 = 7;

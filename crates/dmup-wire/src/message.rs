@@ -143,8 +143,8 @@ pub struct ProbeInstance {
     pub unit: UnitName,
     /// What the next start would run.
     pub binary: Utf8PathBuf,
-    /// Where leftovers of windows are looked for (`<deploy_dir>`).
-    pub deploy_dir: Utf8PathBuf,
+    /// The folder that windows exchange; beside it leftovers of them are looked for.
+    pub live: Utf8PathBuf,
 }
 
 /// Content for the store of a host.
@@ -180,7 +180,7 @@ pub struct Unpack {
 pub struct Prepare {
     /// Whose.
     pub instance: InstanceId,
-    /// `<deploy_dir>/bin`: copied first, so that other files of it are carried over.
+    /// `<deploy_dir>/bin`, or an exporter's folder in it: copied first, so that other files of it are carried over.
     pub live: Utf8PathBuf,
     /// The new tree, beside `live` on the same file system; an older one there is replaced.
     pub staged: Utf8PathBuf,

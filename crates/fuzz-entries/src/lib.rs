@@ -75,7 +75,9 @@ pub fn topology(bytes: &[u8]) {
     }
     for pair in topology.exporters() {
         layout::exporter_directories(&deployment, &pair);
-        layout::exporter_files(&deployment, &pair);
+        for exporter in &pair.both {
+            drop(layout::files(&deployment, &exporter.instance));
+        }
     }
 }
 

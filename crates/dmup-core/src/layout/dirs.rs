@@ -26,7 +26,12 @@ pub fn directories(deployment: &Deployment<'_>, instance: &Instance) -> Vec<Plac
             ]
             .map(|name| deploy.join(name)),
         ),
-        Role::DmMaster | Role::DmWorker | Role::Prometheus | Role::Alertmanager => {}
+        Role::DmMaster
+        | Role::DmWorker
+        | Role::Prometheus
+        | Role::Alertmanager
+        | Role::NodeExporter
+        | Role::BlackboxExporter => {}
     }
     paths.extend(instance.data_dirs.iter().cloned());
     owned(deployment, paths)

@@ -1,11 +1,11 @@
 //! node_exporter and blackbox_exporter: what lies on a machine that has them.
 
 use super::dirs::owned;
-use super::script::{exec, head, tee};
+use super::script::{exec, tee};
 use super::unit::{text, unit_dir};
-use super::{Deployment, PlacedDir, PlacedFile};
-use crate::component::ExporterKind;
-use crate::exporters::{Exporter, Exporters};
+use super::{Deployment, PlacedDir, PlacedFile, script};
+use crate::exporters::Exporters;
+use crate::instance::{Instance, Role};
 
 /// How the blackbox exporter can try a target, by TiUP's names; those that DM's dashboards and rules do not know as well.
 const MODULES: &str = "\
@@ -49,20 +49,18 @@ modules:
             preferred_ip_protocol: ip4
 ";
 
-/// Units, scripts and configuration of both exporters of a machine.
-pub fn exporter_files(deployment: &Deployment<'_>, pair: &Exporters) -> Vec<PlacedFile> {
-    let mut files = Vec::new();
-    for exporter in &pair.both {
-        files.push(unit(deployment, pair, exporter));
-        files.push(script(deployment, pair, exporter));
+/// Unit, script and, where it has one, configuration.
+pub(super) fn files(deployment: &Deployment<'_>, exporter: &Instance) -> Vec<PlacedFile> {
+    let mut files = vec![unit(deployment, exporter), script::script(deployment, exporter)];
+    if exporter.role == Role::BlackboxExporter {
+        files.push(PlacedFile {
+            path: exporter.deploy_dir.join("conf/blackbox.yml"),
+            mode: 0o644,
+            root: false,
+            content: modules(deployment, exporter),
+            cache_name: format!("blackbox_{}.yaml", exporter.ssh_host),
+        });
     }
-    files.push(PlacedFile {
-        path: pair.deploy_dir.join("conf/blackbox.yml"),
-        mode: 0o644,
-        root: false,
-        content: modules(deployment, pair),
-        cache_name: format!("blackbox_{}.yaml", pair.ssh_host),
-    });
     files
 }
 
@@ -87,24 +85,18 @@ pub fn exporter_tls_files(
     key: &str,
 ) -> Vec<PlacedFile> {
     let [_, blackbox] = &pair.both;
-    let named = format!("{}-{}-{}", blackbox.kind, pair.ssh_host, blackbox.port);
-    super::tls::placed(
-        &pair.deploy_dir,
-        blackbox.kind.as_str(),
-        &named,
-        authority,
-        certificate,
-        key,
-    )
+    let (role, port) = (blackbox.instance.role, blackbox.instance.port);
+    let named = format!("{role}-{}-{port}", pair.ssh_host);
+    super::tls::placed(&pair.deploy_dir, role.as_str(), &named, authority, certificate, key)
 }
 
-fn unit(deployment: &Deployment<'_>, pair: &Exporters, exporter: &Exporter) -> PlacedFile {
+fn unit(deployment: &Deployment<'_>, exporter: &Instance) -> PlacedFile {
     let topology = deployment.topology;
     let own = topology.monitored.as_ref().map(|it| it.resource_control.clone()).unwrap_or_default();
     let limits = own.or(&topology.global.resource_control);
-    let kind = exporter.kind;
+    let role = exporter.role;
     // It sends pings.
-    let rights = if kind == ExporterKind::Blackbox && !deployment.user_mode() {
+    let rights = if role == Role::BlackboxExporter && !deployment.user_mode() {
         "AmbientCapabilities=CAP_NET_RAW\n"
     } else {
         ""
@@ -113,46 +105,42 @@ fn unit(deployment: &Deployment<'_>, pair: &Exporters, exporter: &Exporter) -> P
         path: unit_dir(deployment).join(exporter.unit.as_str()),
         mode: 0o644,
         root: !deployment.user_mode(),
-        content: text(deployment, kind.as_str(), pair.deploy_dir.as_str(), &limits, rights, ""),
-        cache_name: format!("{kind}-{}-{}.service", pair.ssh_host, exporter.port),
+        content: text(deployment, role.as_str(), exporter.deploy_dir.as_str(), &limits, rights, ""),
+        cache_name: format!("{role}-{}-{}.service", exporter.ssh_host, exporter.port),
     }
 }
 
-fn script(deployment: &Deployment<'_>, pair: &Exporters, exporter: &Exporter) -> PlacedFile {
-    let kind = exporter.kind;
+/// What its script does after its head.
+pub(super) fn body(deployment: &Deployment<'_>, exporter: &Instance) -> String {
+    let role = exporter.role;
     let mut arguments = vec![format!("--web.listen-address=\":{}\"", exporter.port)];
-    match kind {
-        ExporterKind::Node => {
+    match role {
+        Role::NodeExporter => {
             let collectors = ["tcpstat", "mountstats", "meminfo_numa", "buddyinfo"];
             arguments.extend(collectors.map(|name| format!("--collector.{name}")));
             arguments.push("--collector.vmstat.fields=\"^.*\"".to_owned());
             arguments.push("--log.level=\"info\"".to_owned());
         }
-        ExporterKind::Blackbox => {
+        Role::BlackboxExporter => {
             arguments.push("--log.level=\"info\"".to_owned());
             arguments.push("--config.file=\"conf/blackbox.yml\"".to_owned());
         }
+        Role::DmMaster | Role::DmWorker | Role::Prometheus | Role::Grafana | Role::Alertmanager => {
+        }
     }
     let numa_node = deployment.topology.monitored.as_ref().map_or("", |it| it.numa_node.as_str());
-    let body = format!(
-        "{}EXPORTER=bin/{kind}/{kind}\nif [ ! -f \"${{EXPORTER}}\" ]; then\n    EXPORTER=bin/{kind}\nfi\n\n{}",
-        tee(&pair.log_dir, kind.as_str()),
+    format!(
+        "{}EXPORTER=bin/{role}/{role}\nif [ ! -f \"${{EXPORTER}}\" ]; then\n    EXPORTER=bin/{role}\nfi\n\n{}",
+        tee(&exporter.log_dir, role.as_str()),
         exec(numa_node, "\"${EXPORTER}\"", &arguments, "")
-    );
-    PlacedFile {
-        path: exporter.script.clone(),
-        mode: 0o755,
-        root: false,
-        content: format!("{}{body}", head(&pair.deploy_dir)),
-        cache_name: format!("run_{kind}_{}.sh", pair.ssh_host),
-    }
+    )
 }
 
-fn modules(deployment: &Deployment<'_>, pair: &Exporters) -> String {
+fn modules(deployment: &Deployment<'_>, exporter: &Instance) -> String {
     if !deployment.topology.global.enable_tls {
         return MODULES.to_owned();
     }
-    let file = |name: &str| pair.deploy_dir.join("tls").join(name);
+    let file = |name: &str| exporter.deploy_dir.join("tls").join(name);
     format!(
         "{MODULES}    tls_connect:\n        prober: tcp\n        tcp:\n            tls: true\n            tls_config:\n                \
          insecure_skip_verify: false\n                ca_file: {}\n                cert_file: {}\n                key_file: {}\n",

@@ -28,7 +28,7 @@ use crate::topology::Topology;
 
 pub use configs::{dashboard_for, rules_for};
 pub use dirs::{directories, host_directories};
-pub use exporters::{exporter_directories, exporter_files, exporter_tls_files};
+pub use exporters::{exporter_directories, exporter_tls_files};
 pub use settings::BadSettings;
 pub use tls::tls_files;
 
@@ -116,13 +116,17 @@ pub fn files(
     deployment: &Deployment<'_>,
     instance: &Instance,
 ) -> Result<Vec<PlacedFile>, BadSettings> {
+    let configs = match instance.role {
+        Role::DmMaster | Role::DmWorker => vec![configs::dm_config(deployment, instance)?],
+        Role::Prometheus => prometheus::configs(deployment, instance)?,
+        Role::Grafana => grafana::configs(deployment, instance)?,
+        Role::Alertmanager => vec![alertmanager::config(deployment, instance)],
+        Role::NodeExporter | Role::BlackboxExporter => {
+            return Ok(exporters::files(deployment, instance));
+        }
+    };
     let mut files = vec![unit::unit(deployment, instance), script::script(deployment, instance)];
-    match instance.role {
-        Role::DmMaster | Role::DmWorker => files.push(configs::dm_config(deployment, instance)?),
-        Role::Prometheus => files.extend(prometheus::configs(deployment, instance)?),
-        Role::Grafana => files.extend(grafana::configs(deployment, instance)?),
-        Role::Alertmanager => files.push(alertmanager::config(deployment, instance)),
-    }
+    files.extend(configs);
     Ok(files)
 }
 

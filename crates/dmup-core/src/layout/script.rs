@@ -2,7 +2,7 @@
 
 use camino::Utf8Path;
 
-use super::{Deployment, PlacedFile, spec_of};
+use super::{Deployment, PlacedFile, exporters, spec_of};
 use crate::instance::{Instance, Role};
 use crate::topology::{Topology, host_port};
 
@@ -13,13 +13,18 @@ pub(super) fn script(deployment: &Deployment<'_>, instance: &Instance) -> Placed
         Role::Prometheus => prometheus(deployment, instance),
         Role::Grafana => grafana(instance),
         Role::Alertmanager => alertmanager(deployment, instance),
+        Role::NodeExporter | Role::BlackboxExporter => exporters::body(deployment, instance),
     };
     PlacedFile {
-        path: instance.deploy_dir.join(format!("scripts/run_{}.sh", instance.role)),
+        path: instance.script(),
         mode: 0o755,
         root: false,
         content: format!("{}{body}", head(&instance.deploy_dir)),
-        cache_name: format!("run_{}_{}_{}.sh", instance.role, instance.host, instance.port),
+        cache_name: if instance.role.is_exporter() {
+            format!("run_{}_{}.sh", instance.role, instance.ssh_host)
+        } else {
+            format!("run_{}_{}_{}.sh", instance.role, instance.host, instance.port)
+        },
     }
 }
 

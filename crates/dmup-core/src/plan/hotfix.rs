@@ -851,6 +851,8 @@ fn in_order<'a>(
             (Role::Prometheus, _) => 6,
             (Role::Grafana, _) => 7,
             (Role::Alertmanager, _) => 8,
+            (Role::NodeExporter, _) => 9,
+            (Role::BlackboxExporter, _) => 10,
         }
     };
     // Stable: within a rank the order of the topology.
@@ -979,7 +981,12 @@ fn interruptions(candidate: &Candidate<'_>, dm: &DmSeen) -> Vec<Consent> {
                 })
                 .collect()
         }
-        Role::DmMaster | Role::Prometheus | Role::Grafana | Role::Alertmanager => Vec::new(),
+        Role::DmMaster
+        | Role::Prometheus
+        | Role::Grafana
+        | Role::Alertmanager
+        | Role::NodeExporter
+        | Role::BlackboxExporter => Vec::new(),
     }
 }
 

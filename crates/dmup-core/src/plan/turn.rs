@@ -74,7 +74,13 @@ pub fn turn_steps(facts: &TurnFacts<'_>) -> Vec<Step> {
         (Role::DmMaster, Some(dm)) if !facts.is_broken => hand_leadership_over(facts, dm),
         (Role::DmWorker, Some(dm)) if !facts.is_broken => hand_sources_over(facts, dm),
         (
-            Role::DmMaster | Role::DmWorker | Role::Prometheus | Role::Grafana | Role::Alertmanager,
+            Role::DmMaster
+            | Role::DmWorker
+            | Role::Prometheus
+            | Role::Grafana
+            | Role::Alertmanager
+            | Role::NodeExporter
+            | Role::BlackboxExporter,
             _,
         ) => Handover::default(),
     };
@@ -254,6 +260,10 @@ pub fn is_up(
             Some(_) => Err("DM lists it as offline".to_owned()),
             None => Err("DM does not list it".to_owned()),
         },
-        Role::Prometheus | Role::Grafana | Role::Alertmanager => Ok(()),
+        Role::Prometheus
+        | Role::Grafana
+        | Role::Alertmanager
+        | Role::NodeExporter
+        | Role::BlackboxExporter => Ok(()),
     }
 }

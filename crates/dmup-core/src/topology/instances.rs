@@ -69,7 +69,12 @@ impl Topology {
                 .get(server.index)
                 .map(|spec| spec.ng_port)
                 .filter(|port| *port > 0),
-            Role::DmMaster | Role::DmWorker | Role::Grafana | Role::Alertmanager => None,
+            Role::DmMaster
+            | Role::DmWorker
+            | Role::Grafana
+            | Role::Alertmanager
+            | Role::NodeExporter
+            | Role::BlackboxExporter => None,
         }
     }
 

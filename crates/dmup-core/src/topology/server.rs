@@ -80,6 +80,7 @@ pub(super) fn section_of(role: Role) -> &'static str {
         Role::Prometheus => "monitoring_servers",
         Role::Grafana => "grafana_servers",
         Role::Alertmanager => "alertmanager_servers",
+        Role::NodeExporter | Role::BlackboxExporter => "monitored",
     }
 }
 

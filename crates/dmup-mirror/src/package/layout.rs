@@ -61,6 +61,7 @@ fn companions(role: Role) -> &'static [&'static str] {
         Role::Prometheus => &["promtool"],
         Role::Grafana => &["grafana", "grafana-cli"],
         Role::Alertmanager => &["amtool"],
+        Role::NodeExporter | Role::BlackboxExporter => &[],
     }
 }
 

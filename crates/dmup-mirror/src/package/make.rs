@@ -159,9 +159,9 @@ impl Making {
         let wanted = arch.map(|arch| BTreeSet::from([arch.to_owned()]));
         let found = find(&tree, role).map_err(of_base)?.ok_or_else(|| {
             let has = first_of(tree.keys());
-            of_base(Refusal::NotInside { wanted: vec![role.into()], has })
+            of_base(Refusal::NotInside { wanted: vec![role], has })
         })?;
-        let of_the_base = check(&tree, role.into(), found, wanted.as_ref()).map_err(of_base)?;
+        let of_the_base = check(&tree, role, found, wanted.as_ref()).map_err(of_base)?;
         let mut replaced: Vec<Replaced> = Vec::new();
         for (path, file) in replacements {
             if replaced.iter().any(|it| it.path == *path) {
@@ -176,7 +176,7 @@ impl Making {
         let executable =
             room_path.join("run").join(found.binary.file_name().unwrap_or(role.as_str()));
         let arches = BTreeSet::from([of_the_base.arch]);
-        let now = check(&tree, role.into(), found, Some(&arches)).map_err(of_result)?;
+        let now = check(&tree, role, found, Some(&arches)).map_err(of_result)?;
         fs::create_dir(room_path.join("run"))
             .and_then(|()| fs::hard_link(&unpacked, &executable))
             .and_then(|()| fs::set_permissions(&executable, std::fs::Permissions::from_mode(0o700)))

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dmup_core::component::Component;
 use dmup_core::digest::Digest;
 use dmup_core::instance::Role;
 use fs_err as fs;
@@ -108,7 +107,7 @@ fn open_checked(path: &Utf8Path, wanted: &Wanted, scratch: &Utf8Path) -> Result<
         let is_wanted = wanted.is_empty() || wanted.contains_key(&role);
         match find(&tree, role) {
             Ok(Some(found)) if is_wanted => {
-                components.insert(role, check(&tree, role.into(), found, wanted.get(&role))?);
+                components.insert(role, check(&tree, role, found, wanted.get(&role))?);
             }
             Ok(Some(_)) => others.push(role),
             Ok(None) => {}
@@ -123,7 +122,6 @@ fn open_checked(path: &Utf8Path, wanted: &Wanted, scratch: &Utf8Path) -> Result<
         }
         let wanted =
             if wanted.is_empty() { Role::ALL.to_vec() } else { wanted.keys().copied().collect() };
-        let wanted = wanted.into_iter().map(Component::from).collect();
         return Err(Refusal::NotInside { wanted, has });
     }
     let needed: BTreeSet<&Utf8PathBuf> =
@@ -154,7 +152,7 @@ pub fn component_package_path(
 /// [`PackageError`] with the first rule that the package breaks.
 pub fn component_package(
     path: &Utf8Path,
-    component: Component,
+    component: Role,
     arch: &str,
     scratch: &Utf8Path,
 ) -> Result<ComponentPackage, PackageError> {
@@ -164,7 +162,7 @@ pub fn component_package(
 
 fn component_checked(
     path: &Utf8Path,
-    component: Component,
+    component: Role,
     arch: &str,
     scratch: &Utf8Path,
 ) -> Result<ComponentPackage, Refusal> {
@@ -185,7 +183,7 @@ fn room(scratch: &Utf8Path) -> Result<tempfile::TempDir, Refusal> {
 /// Unpacks a component package and looks at its executable.
 fn component_tree(
     path: &Utf8Path,
-    component: Component,
+    component: Role,
     arch: &str,
     room: &Utf8Path,
 ) -> Result<(Tree, Digest, PackagedComponent), Refusal> {
@@ -193,7 +191,7 @@ fn component_tree(
     let Content::Archive(tree) = content else {
         return Err(Refusal::NotAnArchive { looks_like: "a bare executable" });
     };
-    let mut places = component.binaries().into_iter().map(Utf8PathBuf::from);
+    let mut places = component.places().into_iter().map(Utf8PathBuf::from);
     let Some(binary) = places.find(|place| tree.contains_key(place)) else {
         let has = tree.keys().take(5).map(|entry| format!("`{entry}`")).collect();
         return Err(Refusal::NotInside { wanted: vec![component], has });
@@ -218,8 +216,7 @@ pub fn release(
         let of_it = |refusal| PackageError { package: path.clone(), refusal };
         let room = room(scratch).map_err(of_it)?;
         let below = as_utf8(room.path()).map_err(of_it)?;
-        let (tree, _, mut checked) =
-            component_tree(path, Component::Role(*role), arch, below).map_err(of_it)?;
+        let (tree, _, mut checked) = component_tree(path, *role, arch, below).map_err(of_it)?;
         let folder = Utf8PathBuf::from(format!("{role}-{arch}"));
         checked.replace = tree.keys().map(|entry| (folder.join(entry), entry.clone())).collect();
         all.extend(tree.into_iter().map(|(entry, file)| (folder.join(entry), file)));
@@ -269,7 +266,7 @@ pub(super) fn as_utf8(path: &std::path::Path) -> Result<&Utf8Path, Refusal> {
 /// Looks at the executable itself.
 pub(super) fn check(
     tree: &Tree,
-    component: Component,
+    component: Role,
     found: Found,
     arches: Option<&BTreeSet<String>>,
 ) -> Result<PackagedComponent, Refusal> {
@@ -291,10 +288,9 @@ pub(super) fn check(
     }
     if let Some(built_from) = elf::go_main_package(&mut content).map_err(Refusal::Scratch)? {
         let last = built_from.rsplit('/').next().unwrap_or(&built_from);
-        let is_of = |other: Component| {
-            other.binaries().iter().any(|place| Utf8Path::new(place).file_name() == Some(last))
-        };
-        if Component::all().any(|other| other != component && is_of(other)) {
+        let is_of = |other: Role| Utf8Path::new(other.binary()).file_name() == Some(last);
+        let all = Role::ALL.into_iter().chain(Role::EXPORTERS);
+        if all.into_iter().any(|other| other != component && is_of(other)) {
             return Err(Refusal::OtherComponent { entry, component, built_from });
         }
     }

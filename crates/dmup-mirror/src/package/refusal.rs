@@ -5,7 +5,6 @@ use std::fmt;
 use std::io;
 
 use camino::Utf8PathBuf;
-use dmup_core::component::Component;
 use dmup_core::instance::Role;
 
 /// A package that is not taken.
@@ -150,7 +149,7 @@ pub enum Refusal {
         /// Which.
         entry: String,
         /// What its name says.
-        component: Component,
+        component: Role,
         /// Go's main package.
         built_from: String,
     },
@@ -171,7 +170,7 @@ pub enum Refusal {
     #[error("no {} in it; it has {}", Listed(.wanted), Listed(.has))]
     NotInside {
         /// What was wanted.
-        wanted: Vec<Component>,
+        wanted: Vec<Role>,
         /// What it has; without a known component, its first entries.
         has: Vec<String>,
     },

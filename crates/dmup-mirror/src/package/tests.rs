@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dmup_core::component::{Component, ExporterKind};
 use dmup_core::digest::Digest;
 use dmup_core::instance::Role;
 use proptest::prelude::*;
@@ -362,10 +361,7 @@ fn a_worker_packed_as_a_master_is_found_out() {
     let worker = go_elf("github.com/pingcap/tiflow/cmd/dm-worker");
     let refusal = room.refusal(&tar_of(&[("dm-master/dm-master", 0o755, &worker)]), &master());
     assert!(
-        matches!(
-            refusal,
-            Refusal::OtherComponent { component: Component::Role(Role::DmMaster), .. }
-        ),
+        matches!(refusal, Refusal::OtherComponent { component: Role::DmMaster, .. }),
         "{refusal}"
     );
     let other = go_elf("example.org/somebody/elses/tool");
@@ -734,7 +730,7 @@ fn the_packages_of_a_version_are_one_parcel_in_which_no_two_files_meet() {
 fn an_exporters_package_may_have_its_executable_at_the_top_and_must_be_for_the_machine() {
     let room = Room::new();
     let binary = elf(X86_64, b"exporter");
-    let node = Component::Exporter(ExporterKind::Node);
+    let node = Role::NodeExporter;
     let open = |name: &str, arch: &str| {
         let tar = tar_of(&[(name, 0o755, &binary[..]), ("LICENSE", 0o644, b"text")]);
         let path = room.put("package", &gz(&tar));

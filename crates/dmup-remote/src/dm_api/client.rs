@@ -178,7 +178,11 @@ impl DmClient {
         let kind = match role {
             Role::DmMaster => "master",
             Role::DmWorker => "worker",
-            Role::Prometheus | Role::Grafana | Role::Alertmanager => {
+            Role::Prometheus
+            | Role::Grafana
+            | Role::Alertmanager
+            | Role::NodeExporter
+            | Role::BlackboxExporter => {
                 return Err(EffectError {
                     attempted: format!("take {name} off the member list"),
                     place: "DM".into(),
@@ -446,6 +450,14 @@ impl Dm for DmClient {
             Role::Prometheus => (&self.plain, page("/api/v1/status/buildinfo")),
             Role::Grafana => (&self.plain, page("/api/health")),
             Role::Alertmanager => (&self.plain, page("/api/v2/status")),
+            Role::NodeExporter | Role::BlackboxExporter => {
+                return Err(EffectError {
+                    attempted: attempted.to_owned(),
+                    place: instance.id.to_string(),
+                    observed: format!("nobody asks a {} for it", instance.role),
+                    certainty: Certainty::Refused,
+                });
+            }
         };
         let (status, body) = exchange(http, Method::GET, &url, None, self.timeouts.answer)
             .await
@@ -459,6 +471,7 @@ impl Dm for DmClient {
             Role::Prometheus => build_in_json(&body, &["data"], "revision"),
             Role::Grafana => build_in_json(&body, &[], "commit"),
             Role::Alertmanager => build_in_json(&body, &["versionInfo"], "revision"),
+            Role::NodeExporter | Role::BlackboxExporter => None,
         };
         build.ok_or_else(|| {
             let error =

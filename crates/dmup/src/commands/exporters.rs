@@ -84,7 +84,7 @@ pub(crate) async fn order<'a>(
         let ours = ours(fleet, pair, context).await?;
         let mut failed = Vec::new();
         if !ours.is_empty() {
-            let units = ours.iter().map(|it| it.unit.clone()).collect();
+            let units = ours.iter().map(|it| it.instance.unit.clone()).collect();
             let done = fleet.unit(&pair.host, units, action, within).await;
             for unit in done.map_err(|error| error.to_string())? {
                 let told = unit.failed.map(|why| format!("{} on {}: {why}", unit.unit, pair.host));
@@ -114,7 +114,7 @@ pub(crate) async fn take_off(
     let within = Duration::from_secs(context.global.wait_timeout);
     let work = pairs.iter().map(|pair| async move {
         let ours = ours(fleet, pair, context).await?;
-        let units: Vec<_> = ours.iter().map(|it| it.unit.clone()).collect();
+        let units: Vec<_> = ours.iter().map(|it| it.instance.unit.clone()).collect();
         for action in [UnitAction::Stop, UnitAction::Disable] {
             if units.is_empty() {
                 break;
@@ -146,7 +146,7 @@ async fn ours<'a>(
 ) -> Result<Vec<&'a Exporter>, String> {
     let mut ours = Vec::new();
     for exporter in &pair.both {
-        let file = unit_path(&exporter.unit);
+        let file = unit_path(&exporter.instance.unit);
         let text = fleet.get(&pair.host, &file).await.map_err(|error| error.to_string())?;
         let told = match exporter.owner_of(text.as_deref()) {
             UnitOwner::Ours => {
@@ -158,7 +158,9 @@ async fn ours<'a>(
                 format!("it is not of this cluster (it starts {starts}), and left as it is")
             }
         };
-        context.printer.talk(format_args!("warning: {} on {}: {told}", exporter.unit, pair.host));
+        context
+            .printer
+            .talk(format_args!("warning: {} on {}: {told}", exporter.instance.unit, pair.host));
     }
     Ok(ours)
 }
@@ -172,17 +174,17 @@ async fn listen(
 ) -> Result<(), String> {
     let began = Instant::now();
     loop {
-        let ports = ours.iter().map(|it| it.port).collect();
+        let ports = ours.iter().map(|it| it.instance.port).collect();
         let probe = Probe { ports, ..Probe::default() };
         let seen = fleet.probe(&pair.host, probe).await.map_err(|error| error.to_string())?;
-        let closed = ours.iter().find(|it| !seen.listening.contains(&it.port));
+        let closed = ours.iter().find(|it| !seen.listening.contains(&it.instance.port));
         let Some(closed) = closed else { return Ok(()) };
         if began.elapsed() > limit {
             return Err(format!(
                 "{} on {}: nobody listens on port {} after {}",
-                closed.unit,
+                closed.instance.unit,
                 pair.host,
-                closed.port,
+                closed.instance.port,
                 span(limit)
             ));
         }

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use dmup_core::component::{Component, ExporterKind};
 use dmup_core::digest::Digest;
 use dmup_core::display::table_text;
 use dmup_core::exporters::Exporters;
@@ -187,7 +186,7 @@ fn hint_of(error: &ReachError) -> Option<&'static str> {
 }
 
 /// The official packages, by component and architecture.
-pub(crate) type Packages = BTreeMap<(Component, String), ComponentPackage>;
+pub(crate) type Packages = BTreeMap<(Role, String), ComponentPackage>;
 
 /// One package per component and architecture, all obtained, opened and checked before anything is sent. A host that did
 /// not answer may have any architecture: what is needed there is left out, unless the topology says.
@@ -200,10 +199,10 @@ pub(crate) async fn open_packages(
     context: &Context,
     obstacles: &mut Obstacles,
 ) -> Packages {
-    let mut needed: BTreeMap<(Component, String, String), (Version, BTreeSet<&HostId>)> =
+    let mut needed: BTreeMap<(Role, String, String), (Version, BTreeSet<&HostId>)> =
         BTreeMap::new();
     for instance in instances.iter().filter(|it| !it.arch.is_empty()) {
-        let package = (instance.role.into(), instance.os.clone(), instance.arch.clone());
+        let package = (instance.role, instance.os.clone(), instance.arch.clone());
         let wanted = || (Version::Exact(version.clone()), BTreeSet::new());
         needed.entry(package).or_insert_with(wanted).1.insert(&instance.host);
     }
@@ -216,13 +215,13 @@ pub(crate) async fn open_packages(
                 match exporter.version.parse() {
                     Ok(version) => Version::Exact(version),
                     Err(bad) => {
-                        wrong.insert(format!("monitored.{}_version: {bad}", exporter.kind));
+                        wrong
+                            .insert(format!("monitored.{}_version: {bad}", exporter.instance.role));
                         continue;
                     }
                 }
             };
-            let component = Component::Exporter(exporter.kind);
-            let package = (component, pair.os.clone(), pair.arch.clone());
+            let package = (exporter.instance.role, pair.os.clone(), pair.arch.clone());
             let wanted = || (version, BTreeSet::new());
             needed.entry(package).or_insert_with(wanted).1.insert(&pair.host);
         }
@@ -307,16 +306,16 @@ pub(crate) async fn look(
     site: Site<'_>,
 ) -> Vec<Finding> {
     let mut by_host: BTreeMap<HostId, Vec<Planned<'_>>> = BTreeMap::new();
-    let bytes_of = |component: Component, arch: &str| {
+    let bytes_of = |component: Role, arch: &str| {
         packages.get(&(component, arch.to_owned())).map_or(0, |it| it.parcel.unpacked_bytes)
     };
     for instance in instances {
-        let package_bytes = bytes_of(instance.role.into(), &instance.arch);
+        let package_bytes = bytes_of(instance.role, &instance.arch);
         let planned = Planned::Instance { instance, package_bytes, joins: site.joins };
         by_host.entry(instance.host.clone()).or_default().push(planned);
     }
     for pair in pairs {
-        let kinds = pair.both.iter().map(|it| Component::Exporter(it.kind));
+        let kinds = pair.both.iter().map(|it| it.instance.role);
         let package_bytes = kinds.map(|it| bytes_of(it, &pair.arch)).sum();
         let planned = Planned::Exporters { pair, package_bytes };
         by_host.entry(pair.host.clone()).or_default().push(planned);
@@ -484,17 +483,18 @@ impl Laid {
     fn unit_paths(&self) -> Vec<Utf8PathBuf> {
         match &self.part {
             Part::Instance(instance) => vec![unit_path(&instance.unit)],
-            Part::Exporters(pair) => pair.both.iter().map(|it| unit_path(&it.unit)).collect(),
+            Part::Exporters(pair) => {
+                pair.both.iter().map(|it| unit_path(&it.instance.unit)).collect()
+            }
         }
     }
 
     /// The packages whose files go into `bin`.
-    fn packages(&self) -> Vec<(Component, String)> {
+    fn packages(&self) -> Vec<(Role, String)> {
         match &self.part {
-            Part::Instance(instance) => vec![(instance.role.into(), instance.arch.clone())],
+            Part::Instance(instance) => vec![(instance.role, instance.arch.clone())],
             Part::Exporters(pair) => {
-                let of = |kind| (Component::Exporter(kind), pair.arch.clone());
-                pair.both.iter().map(|it| of(it.kind)).collect()
+                pair.both.iter().map(|it| (it.instance.role, pair.arch.clone())).collect()
             }
         }
     }
@@ -510,12 +510,14 @@ pub(crate) fn render(
         .iter()
         .map(|instance| render_instance(deployment, instance))
         .collect::<Result<Vec<_>, _>>()?;
-    laid.extend(pairs.iter().map(|pair| Laid {
-        part: Part::Exporters(pair.clone()),
-        dirs: layout::exporter_directories(deployment, pair).into_iter().map(make).collect(),
-        files: layout::exporter_files(deployment, pair).into_iter().map(put).collect(),
-        has_dashboards: false,
-    }));
+    for pair in pairs {
+        let mut files = Vec::new();
+        for exporter in &pair.both {
+            files.extend(files_of(deployment, &exporter.instance)?);
+        }
+        let dirs = layout::exporter_directories(deployment, pair).into_iter().map(make).collect();
+        laid.push(Laid { part: Part::Exporters(pair.clone()), dirs, files, has_dashboards: false });
+    }
     Ok(laid)
 }
 
@@ -528,14 +530,7 @@ fn render_instance(deployment: &Deployment<'_>, instance: &Instance) -> Result<L
         ..*deployment
     };
     let dirs = layout::directories(deployment, instance).into_iter().map(make).collect();
-    let mut files: Vec<PutFile> = layout::files(deployment, instance)
-        .map_err(|bad| {
-            Failure::refused(format_args!("render the configuration of {}", instance.id))
-                .because([chain(&bad)])
-        })?
-        .into_iter()
-        .map(put)
-        .collect();
+    let mut files = files_of(deployment, instance)?;
     let has_dashboards = own.dashboards.is_some();
     files.extend(
         own.rules
@@ -550,11 +545,19 @@ fn render_instance(deployment: &Deployment<'_>, instance: &Instance) -> Result<L
     Ok(Laid { part: Part::Instance(instance.clone()), dirs, files, has_dashboards })
 }
 
+fn files_of(deployment: &Deployment<'_>, instance: &Instance) -> Result<Vec<PutFile>, Failure> {
+    let files = layout::files(deployment, instance).map_err(|bad| {
+        Failure::refused(format_args!("render the configuration of {}", instance.id))
+            .because([chain(&bad)])
+    })?;
+    Ok(files.into_iter().map(put).collect())
+}
+
 /// Adds the alert rules and dashboards that DM's own package brings, as TiUP does.
 pub(crate) fn add_monitoring(laid: &mut [Laid], packages: &Packages, cluster: &ClusterName) {
-    let of_master = Component::Role(Role::DmMaster);
-    let Some(package) =
-        packages.iter().find_map(|((component, _), it)| (*component == of_master).then_some(it))
+    let Some(package) = packages
+        .iter()
+        .find_map(|((component, _), it)| (*component == Role::DmMaster).then_some(it))
     else {
         return;
     };
@@ -563,7 +566,11 @@ pub(crate) fn add_monitoring(laid: &mut [Laid], packages: &Packages, cluster: &C
         let (below, folder) = match instance.role {
             Role::Prometheus => ("dm-master/conf", "conf"),
             Role::Grafana => ("dm-master/scripts", "dashboards"),
-            Role::DmMaster | Role::DmWorker | Role::Alertmanager => continue,
+            Role::DmMaster
+            | Role::DmWorker
+            | Role::Alertmanager
+            | Role::NodeExporter
+            | Role::BlackboxExporter => continue,
         };
         for (entry, text) in &package.texts {
             let (Some(parent), Some(name)) = (entry.parent(), entry.file_name()) else { continue };
@@ -599,7 +606,7 @@ pub(crate) fn add_certificates(laid: &mut [Laid], cluster: &Cluster) -> Result<(
                 layout::tls_files(instance, root, &own.certificate, &own.key)
             }
             Part::Exporters(pair) => {
-                let own = sign(ExporterKind::Blackbox.as_str(), &pair.ssh_host)?;
+                let own = sign(Role::BlackboxExporter.as_str(), &pair.ssh_host)?;
                 layout::exporter_tls_files(pair, root, &own.certificate, &own.key)
             }
         };

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::Utf8PathBuf;
-use dmup_core::component::Component;
 use dmup_core::instance::Role;
 use dmup_mirror::mirror::{MirrorError, Repository, SourceProblem, Version, Wanted};
 use dmup_mirror::trust::{ComponentId, FileName, ManifestRefusal};
@@ -47,7 +46,7 @@ impl<'a> Obtaining<'a> {
     /// The error says what was looked for and why it cannot be had.
     pub(crate) async fn package(
         &mut self,
-        component: Component,
+        component: Role,
         version: Version,
         os: &str,
         arch: &str,
@@ -55,7 +54,7 @@ impl<'a> Obtaining<'a> {
     ) -> Result<Utf8PathBuf, String> {
         let path_of =
             |word: &str| self.context.profile.package_path(component.as_str(), word, os, arch);
-        let takes_newest = component == Component::Role(Role::Alertmanager);
+        let takes_newest = component == Role::Alertmanager;
         let version = match version {
             Version::Exact(exact) if !takes_newest || path_of(exact.as_str()).exists() => {
                 Version::Exact(exact)

@@ -73,7 +73,7 @@ impl OwnFiles {
                     own.alertmanager = Some(text);
                 }
             }
-            Role::DmMaster | Role::DmWorker => {}
+            Role::DmMaster | Role::DmWorker | Role::NodeExporter | Role::BlackboxExporter => {}
         }
         Ok(own)
     }

@@ -153,7 +153,7 @@ async fn base(
     progress.under_way("get the base");
     let mut obtaining = Obtaining::new(context);
     let version = Version::Exact(version);
-    let obtained = obtaining.package(role.into(), version, "linux", &arch, progress).await;
+    let obtained = obtaining.package(role, version, "linux", &arch, progress).await;
     obtaining.say_warnings();
     match obtained {
         Ok(path) => Ok((path, Some(arch))),

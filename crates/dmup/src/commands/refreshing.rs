@@ -93,7 +93,7 @@ fn depends_on_members(role: Role, file: &PlacedFile) -> bool {
         Role::Prometheus | Role::Grafana => {
             file.path.parent().is_some_and(|folder| !folder.ends_with("scripts")) && !file.root
         }
-        Role::Alertmanager => false,
+        Role::Alertmanager | Role::NodeExporter | Role::BlackboxExporter => false,
     }
 }
 

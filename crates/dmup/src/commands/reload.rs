@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use dmup_core::component::Component;
 use dmup_core::ids::InstanceId;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::layout::Deployment;
@@ -159,7 +158,7 @@ async fn texts_of_dm(
 ) -> Result<Packages, String> {
     let mut obtaining = Obtaining::new(context);
     let (os, arch) = (monitoring.os.as_str(), monitoring.arch.as_str());
-    let master = Component::Role(Role::DmMaster);
+    let master = Role::DmMaster;
     let version = Version::Exact(version.clone());
     let path = obtaining.package(master, version, os, arch, progress).await?;
     progress.under_way(&format!("open {path}"));

@@ -197,7 +197,11 @@ fn sources_of(dm: &DmSeen, worker: &MemberName) -> Vec<SourceId> {
 fn in_order<'a>(leaving: &'a [Instance], dm: Option<&DmSeen>) -> Vec<&'a Instance> {
     let mut ordered: Vec<&Instance> = leaving.iter().collect();
     ordered.sort_by_key(|it| match it.role {
-        Role::Prometheus | Role::Grafana | Role::Alertmanager => 0,
+        Role::Prometheus
+        | Role::Grafana
+        | Role::Alertmanager
+        | Role::NodeExporter
+        | Role::BlackboxExporter => 0,
         Role::DmWorker => 1,
         Role::DmMaster => match dm.and_then(|dm| master_of(dm, &it.id)) {
             Some(master) if master.leader => 4,
@@ -240,7 +244,11 @@ impl Leave<'_> {
                 progress.under_way(&format!("move the sources of {}", instance.name));
                 moved = self.bear(self.give_sources(known, dm, settle).await, context)?;
             }
-            Role::Prometheus | Role::Grafana | Role::Alertmanager => {}
+            Role::Prometheus
+            | Role::Grafana
+            | Role::Alertmanager
+            | Role::NodeExporter
+            | Role::BlackboxExporter => {}
         }
         for action in [UnitAction::Stop, UnitAction::Disable] {
             self.bear(units::order(fleet, &[instance], action, context).await, context)?;

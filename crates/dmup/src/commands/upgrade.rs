@@ -138,7 +138,11 @@ pub(crate) async fn run(args: &UpgradeArgs, context: &Context) -> Result<(), Fai
 fn reads_dm(instance: &Instance, stays: bool) -> bool {
     match instance.role {
         Role::Prometheus | Role::Grafana => !stays,
-        Role::DmMaster | Role::DmWorker | Role::Alertmanager => false,
+        Role::DmMaster
+        | Role::DmWorker
+        | Role::Alertmanager
+        | Role::NodeExporter
+        | Role::BlackboxExporter => false,
     }
 }
 
@@ -160,7 +164,7 @@ async fn obtain(
     let mut missing = Vec::new();
     for (role, os, arch) in needed {
         let version = Version::Exact(to.clone());
-        match obtaining.package(role.into(), version, os, arch, &progress).await {
+        match obtaining.package(role, version, os, arch, &progress).await {
             Ok(path) => {
                 packages.insert((role, arch.to_owned()), path);
             }
