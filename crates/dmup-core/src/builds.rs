@@ -45,8 +45,9 @@ pub fn build_before<'a>(
     on_disk: Option<&Digest>,
 ) -> Option<Before<'a>> {
     let mut runs = runs.into_iter().filter_map(|(plan, folded)| {
-        // A restart or a reload exchanges nothing.
-        let is_exchange = |turn: &&Turn| turn.from != turn.to;
+        // A restart or a reload exchanges nothing, and an upgrade perhaps only files.
+        let is_upgrade = plan.kind == plan::Kind::Upgrade;
+        let is_exchange = |turn: &&Turn| turn.from != turn.to || is_upgrade && turn.texts.is_some();
         let turn = plan.turns.iter().filter(is_exchange).find(|turn| turn.instance == *instance)?;
         let is_open = folded.open.iter().any(|open| open.instance == *instance);
         let end = folded.ended.get(instance).filter(|_| !is_open);

@@ -16,8 +16,8 @@ use dmup_core::inventory::{
 };
 use dmup_core::plan::{
     Allowances, Around, Blocker, Decision, HotfixRequest, Kind, Override, ParcelSpec, Plan,
-    Purpose, RollbackRequest, RollbackTarget, Step, TargetBuild, Turn, Warning, basis_of, check,
-    plan_hotfix, plan_rollback, render,
+    Purpose, RestartRequest, RollbackRequest, RollbackTarget, Step, TargetBuild, Turn, Warning,
+    basis_of, check, plan_hotfix, plan_restart, plan_rollback, render,
 };
 use dmup_core::policy::Policy;
 use dmup_core::texts::TextsChange;
@@ -196,15 +196,18 @@ fn cluster_with(
         selected: instances.iter().map(|i| i.id.clone()).collect(),
         instances,
         purpose: Purpose::Hotfix,
-        parcel: ParcelSpec {
+        parcel: Some(ParcelSpec {
             path: "/package".into(),
             digest: Digest::of(b"parcel"),
             compressed_bytes: 100,
             unpacked_bytes: 300,
-        },
+        }),
+        parcels: Vec::new(),
         targets: Role::ALL
             .into_iter()
-            .map(|role| (role, TargetBuild { digest: new(role), replace: Vec::new() }))
+            .map(|role| {
+                (role, TargetBuild { digest: new(role), replace: Vec::new(), parcel: None })
+            })
             .collect(),
         exceptions: BTreeMap::new(),
         offline: false,
@@ -1528,14 +1531,19 @@ fn texts() -> TextsChange {
     }
 }
 
-/// DM gets v8.5.0; the package has nothing for monitoring.
+/// Everything gets v8.5.0, from a package of each component; files of DM differ.
 fn upgrade(mut cluster: Cluster) -> Cluster {
     let of_dm = cluster.request.instances.iter().filter(|it| it.role.is_dm());
     cluster.request.purpose = Purpose::Upgrade {
         to: "v8.5.0".parse().unwrap(),
         texts: of_dm.map(|it| (it.id.clone(), texts())).collect(),
     };
-    cluster.request.targets.retain(|role, _| role.is_dm());
+    let parcel = cluster.request.parcel.take().unwrap();
+    for (role, target) in &mut cluster.request.targets {
+        let digest = Digest::of(role.as_str().as_bytes());
+        target.parcel = Some(digest.clone());
+        cluster.request.parcels.push(ParcelSpec { digest, ..parcel.clone() });
+    }
     cluster
 }
 
@@ -1564,21 +1572,98 @@ fn an_upgrade_is_one_run_with_masters_before_workers_and_files_in_every_window()
             |it: &Step| matches!(it, Step::Window { texts: Some(it), .. } if *it == texts().after);
         let unmarked = |it: &Step| matches!(it, Step::MarkPatched { patched: false, .. });
         let guarded = |it: &Step| matches!(it, Step::ArmGuard { .. });
-        assert_eq!((turn.from != turn.to, turn.patched), (is_dm, false), "{}", turn.instance);
-        for wanted in [after, unmarked, guarded] {
-            assert_eq!(turn.steps.iter().any(wanted), is_dm, "{}", turn.instance);
-        }
+        assert!(turn.from != turn.to && !turn.patched, "{}", turn.instance);
+        assert_eq!(turn.steps.iter().any(after), is_dm, "{}", turn.instance);
+        assert!(turn.steps.iter().any(unmarked) && turn.steps.iter().any(guarded));
     }
-    // What only starts again needs nothing sent.
-    let staged = |host: &str| {
-        plan.preparation
-            .iter()
-            .any(|it| matches!(it, Step::Stage { host: it } if it.as_str() == host))
+    // Every host is sent what runs there, and no more.
+    let sent: Vec<(&str, Option<Role>)> = plan
+        .preparation
+        .iter()
+        .filter_map(|it| match it {
+            Step::Stage { host, of } => Some((host.as_str(), *of)),
+            _ => None,
+        })
+        .collect();
+    let here = [M, W, Prometheus, Grafana, Alertmanager].map(|role| ("h1", Some(role)));
+    let there = ["h2", "h3"].map(|host| [(host, Some(M)), (host, Some(W))]);
+    assert_eq!(sent, [&here[..], &there[0], &there[1]].concat());
+    assert_eq!(plan.preparation.iter().filter(|it| matches!(it, Step::Prepare { .. })).count(), 9);
+}
+
+#[test]
+fn what_is_in_the_way_of_monitoring_is_told_and_keeps_dm_from_nothing() {
+    let mut cluster = upgrade(cluster_with(3, 1, 3, 2, "v8.1.0", true, &["h1:9090"]));
+    cluster.inventory.processes.get_mut(&id("h1:3000")).unwrap().on_disk = None;
+    cluster.request.known_bad.insert(new(Role::Alertmanager), "it exited".to_owned());
+    let plan = cluster.plan();
+    // One that is down may be cured.
+    assert_eq!(roles(&plan)[6..], [Role::Prometheus]);
+    assert!(plan.turns[6].was_broken && plan.tolerates(&id("h1:9090")));
+    let told: Vec<String> = plan.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(told.len(), 3, "{told:?}");
+    for (word, of) in [
+        ("is down", "h1:9090 (prometheus)"),
+        ("no executable", "h1:3000 (grafana)"),
+        ("failed before", "h1:9093 (alertmanager)"),
+    ] {
+        assert!(told.iter().any(|it| it.contains(word) && it.starts_with(of)), "{told:?}");
+    }
+    // What is not needed is not a fact of the plan, either.
+    assert!(!plan.based_on.is_about(&id("h1:9090")) && plan.based_on.is_about(&id("h1:8261")));
+
+    // Once DM has it, what is left to do is in the way of nothing but itself.
+    for instance in cluster.request.instances.iter().filter(|it| it.role.is_dm()) {
+        let process = cluster.inventory.processes.get_mut(&instance.id).unwrap();
+        let build = Some(new(instance.role));
+        (process.on_disk, process.running) = (build.clone(), build);
+    }
+    let Purpose::Upgrade { texts, .. } = &mut cluster.request.purpose else { panic!() };
+    texts.clear();
+    assert_eq!(roles(&cluster.plan()), [Role::Prometheus]);
+    cluster.request.selected.retain(|it| *it != id("h1:9090"));
+    assert_eq!(cluster.codes(), ["binary-missing", "known-bad"]);
+    cluster.request.allow.force_build = true;
+    assert_eq!(roles(&cluster.plan()), [Role::Alertmanager]);
+}
+
+#[test]
+fn a_full_disk_keeps_monitoring_from_its_turn_before_it_keeps_dm_from_its() {
+    let mut cluster = upgrade(cluster_with(3, 1, 3, 2, "v8.1.0", true, &[]));
+    // Master and worker: each its package and a tree of it.
+    let Some(Ok(seen)) = cluster.inventory.hosts.get_mut(&HostId::new("h1").unwrap()) else {
+        panic!()
     };
-    let monitoring = plan.instance(&plan.turns[8].instance).unwrap();
-    let shares = plan.instances.iter().any(|it| it.role.is_dm() && it.host == monitoring.host);
-    assert_eq!(staged(monitoring.host.as_str()), shares);
-    assert_eq!(plan.preparation.iter().filter(|it| matches!(it, Step::Prepare { .. })).count(), 6);
+    for free in seen.free_bytes.values_mut() {
+        *free = 4 * 300 + 2 * 300;
+    }
+    let plan = cluster.plan();
+    assert_eq!(roles(&plan)[6..], [Role::Prometheus]);
+    let left = |it: &&Warning| matches!(it, Warning::MonitoringLeft { .. });
+    assert_eq!(plan.warnings.iter().filter(left).count(), 2);
+    assert_eq!(plan.parcels.len(), 3, "what nobody is sent is not part of the plan");
+}
+
+#[test]
+fn monitoring_that_is_down_stops_a_restart_of_it_and_no_restart_of_the_cluster() {
+    let cluster = cluster_with(3, 1, 3, 2, "v8.1.0", true, &["h1:9090"]);
+    let decide = |wanted: fn(Role) -> bool| {
+        let all = cluster.request.instances.iter();
+        let request = RestartRequest {
+            cluster: cluster.request.cluster.clone(),
+            version: cluster.request.version.clone(),
+            instances: cluster.request.instances.clone(),
+            targets: all.filter(|it| wanted(it.role)).map(|it| (it.id.clone(), None)).collect(),
+            is_reload: false,
+            allow: Allowances::default(),
+        };
+        plan_restart(&request, &cluster.inventory, &cluster.policy)
+    };
+    let Decision::Go(plan) = decide(|_| true) else { panic!() };
+    assert_eq!(plan.turns.len(), 9);
+    assert!(matches!(plan.warnings[..], [Warning::MonitoringDown { .. }]), "{:?}", plan.warnings);
+    let Decision::Blocked(blockers) = decide(|role| role == Role::Prometheus) else { panic!() };
+    assert_eq!(blockers.iter().map(Blocker::code).collect::<Vec<_>>(), ["instance-down"]);
 }
 
 #[test]
@@ -1630,7 +1715,7 @@ fn a_node_of_an_upgrade_that_has_the_build_gets_its_files_and_one_that_has_both_
 #[test]
 fn nodes_of_another_architecture_get_their_own_build() {
     let mut cluster = upgrade(cluster(3, 1, 3, 2, "v8.1.0"));
-    let arm = TargetBuild { digest: Digest::of(b"arm64"), replace: Vec::new() };
+    let arm = TargetBuild { digest: Digest::of(b"arm64"), replace: Vec::new(), parcel: None };
     cluster.request.exceptions.insert(id("h2:8262"), arm.clone());
     let plan = cluster.plan();
     for turn in &plan.turns {

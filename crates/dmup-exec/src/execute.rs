@@ -278,6 +278,10 @@ pub(crate) struct Run<'a> {
     pub(crate) begun: RefCell<BTreeSet<InstanceId>>,
     /// A node of this batch is not healthy: no other one gets the build.
     pub(crate) is_failing: Cell<bool>,
+    /// What this run can do without and could not be prepared, and why.
+    unprepared: BTreeMap<InstanceId, String>,
+    /// How turns ended that the run can do without.
+    beside: RefCell<Vec<RunEnd>>,
     sent_bytes: BTreeMap<HostId, u64>,
     notes: RefCell<Vec<String>>,
     began: Timestamp,
@@ -318,6 +322,8 @@ impl<'a> Run<'a> {
             floor: Arc::default(),
             begun: RefCell::default(),
             is_failing: Cell::new(false),
+            unprepared: BTreeMap::new(),
+            beside: RefCell::default(),
             sent_bytes: BTreeMap::new(),
             notes: RefCell::default(),
             began: reach.clock.now(),
@@ -341,6 +347,13 @@ impl<'a> Run<'a> {
         }
         for (instance, end) in &folded.ended {
             self.end_part(instance, *end);
+        }
+        if !folded.open.is_empty() || !folded.ended.is_empty() {
+            // Nothing is prepared any more: what was not then has failed.
+            let has = |step: &&Step| !folded.prepared.iter().any(|(held, _)| held == *step);
+            for step in self.plan.preparation.iter().filter(has) {
+                self.give_up_beside(step, "it was not prepared");
+            }
         }
     }
 
@@ -377,8 +390,9 @@ impl<'a> Run<'a> {
             return self.go_back_wholly(&past.open, way, true).await;
         }
         // Killed while another node of the batch was failing: who has not opened its window does not open it now.
-        let has_failed =
-            past.failed.is_some() || past.open.iter().any(|it| it.going_back.is_some());
+        let counts = |id: &InstanceId| !self.plan.tolerates(id);
+        let has_failed = past.failed.iter().any(|(id, ..)| counts(id))
+            || past.open.iter().any(|it| it.going_back.is_some() && counts(&it.instance));
         self.is_failing.set(has_failed);
         // Last first: who began last had the floor, and what it paused or moved is in the others' way.
         let turns = past.open.iter().rev().map(|open| async {
@@ -415,6 +429,12 @@ impl<'a> Run<'a> {
                 return Ok(RunEnd::Paused);
             }
             let Some(turn) = self.next_turn(&mut queue).await else { break };
+            if let Some(why) = self.why_not(&turn) {
+                let why = format!("{} stays as it is: {why}", turn.instance);
+                self.note(why.clone());
+                self.beside.borrow_mut().push(RunEnd::Failed { why });
+                continue;
+            }
             let until_pause = if past.has_paused { None } else { self.nodes_until_pause() };
             let wave = self.wave_of(turn, &mut queue, until_pause.unwrap_or(usize::MAX));
             let results = self.take_wave(&wave).await?;
@@ -426,7 +446,21 @@ impl<'a> Run<'a> {
                 return Ok(RunEnd::Interrupted);
             }
         }
-        Ok(RunEnd::Done)
+        Ok(worst(self.beside.take()).unwrap_or(RunEnd::Done))
+    }
+
+    /// Why something that the run can do without has no turn any more.
+    fn why_not(&self, turn: &Turn) -> Option<String> {
+        if !self.plan.tolerates(&turn.instance) {
+            return None;
+        }
+        let another_failed = |(id, part): (&InstanceId, &InstanceReport)| {
+            let went_wrong = matches!(part.end, InstanceEnd::RolledBack | InstanceEnd::Left);
+            (went_wrong && part.to == turn.to && part.from != part.to)
+                .then(|| format!("build {} did not hold on {id}", turn.to))
+        };
+        let unprepared = self.unprepared.get(&turn.instance).cloned();
+        unprepared.or_else(|| self.parts.borrow().iter().find_map(another_failed))
     }
 
     /// The floor, for a turn that an earlier process began. Its guard may be armed: it is put off meanwhile, so that a node
@@ -498,7 +532,16 @@ impl<'a> Run<'a> {
         &mut self,
         results: Vec<(InstanceId, TurnResult)>,
     ) -> Result<Option<RunEnd>, RunError> {
-        let ends = results.into_iter().filter_map(|(id, result)| self.verdict(&id, result));
+        let ends = results.into_iter().filter_map(|(id, result)| {
+            let end = self.verdict(&id, result)?;
+            if !self.plan.tolerates(&id) {
+                return Some(end);
+            }
+            // It is told in the end; until then the run is for the others.
+            self.is_failing.set(false);
+            self.beside.borrow_mut().push(of_one(&id, end));
+            None
+        });
         match (worst(ends), self.plan.policy.on_failure) {
             (Some(RunEnd::RolledBackNode { instance, why }), OnFailure::RollbackAll) => {
                 let way = WayBack::Failure { instance, why };
@@ -557,7 +600,12 @@ impl<'a> Run<'a> {
             let floor = Arc::clone(&self.floor).lock_owned().await;
             let result = self.continue_turn(&open, floor).await?;
             let is_back = result.end == Some(TurnEnd::RolledBack);
-            bad.extend(self.verdict(&open.instance, result).filter(|_| !is_back));
+            let end = self.verdict(&open.instance, result).filter(|_| !is_back);
+            if self.plan.tolerates(&open.instance) {
+                self.beside.borrow_mut().extend(end.map(|end| of_one(&open.instance, end)));
+            } else {
+                bad.extend(end);
+            }
         }
         if let Some(end) = worst(bad) {
             return Ok(end);
@@ -586,13 +634,16 @@ impl<'a> Run<'a> {
             let floor = Arc::clone(&self.floor).lock_owned().await;
             let result = self.take_turn(&turn, floor).await?;
             if let Some(end) = self.verdict(&turn.instance, result) {
-                return Ok(end);
+                if !self.plan.tolerates(&turn.instance) {
+                    return Ok(end);
+                }
+                self.beside.borrow_mut().push(of_one(&turn.instance, end));
             }
         }
-        Ok(match way.clone() {
+        Ok(worst(self.beside.take()).unwrap_or_else(|| match way.clone() {
             WayBack::Failure { instance, why } => RunEnd::RolledBackAll { instance, why },
             WayBack::Asked => RunEnd::TakenBack,
-        })
+        }))
     }
 
     /// The front of the queue, unless it leads: then the masters that follow go first.
@@ -622,13 +673,6 @@ impl<'a> Run<'a> {
     /// Stages all hosts, then prepares all instances; several at once.
     async fn prepare_all(&mut self, done: &[(Step, Option<String>)]) -> Result<(), Halt> {
         let begun = self.reach.clock.elapsed();
-        let Some(spec) = &self.plan.parcel else { return Ok(()) };
-        let parcel = Parcel {
-            path: spec.path.clone(),
-            digest: spec.digest.clone(),
-            compressed_bytes: spec.compressed_bytes,
-            unpacked_bytes: spec.unpacked_bytes,
-        };
         let is_open = |step: &&Step| !done.iter().any(|(held, _)| held == *step);
         let (stages, prepares): (Vec<&Step>, Vec<&Step>) = self
             .plan
@@ -640,22 +684,27 @@ impl<'a> Run<'a> {
             if self.cancel.is_cancelled() {
                 return Ok(());
             }
-            self.prepare_wave(&wave, &parcel).await?;
+            self.prepare_wave(&wave).await?;
         }
         self.preparation = self.reach.clock.elapsed().saturating_sub(begun);
         Ok(())
     }
 
-    async fn prepare_wave(&mut self, steps: &[&Step], parcel: &Parcel) -> Result<(), Halt> {
+    async fn prepare_wave(&mut self, steps: &[&Step]) -> Result<(), Halt> {
+        // What was not sent cannot be unpacked.
+        let is_hopeless = |step: &&Step| {
+            step.instance().is_some_and(|instance| self.unprepared.contains_key(instance))
+        };
+        let steps: Vec<&Step> = steps.iter().copied().filter(|it| !is_hopeless(it)).collect();
         // All intents first: then any of them may be under way.
-        for step in steps {
+        for step in &steps {
             self.recorder.write(&Entry::Started { step: (*step).clone() })?;
             self.recorder.say(Event::StepBegins { step: (*step).clone() });
         }
         let (plan, reach) = (self.plan, self.reach);
         let mut under_way = stream::iter(steps.iter().map(|step| async move {
             let begun = reach.clock.elapsed();
-            let answer = prepare_one(plan, reach, step, parcel).await;
+            let answer = prepare_one(plan, reach, step).await;
             (*step, answer, reach.clock.elapsed().saturating_sub(begun))
         }))
         .buffer_unordered(plan.policy.concurrency.max(1));
@@ -673,7 +722,7 @@ impl<'a> Run<'a> {
                     let note = prepared.note();
                     match prepared {
                         Prepared::Sent(host, bytes) => {
-                            self.sent_bytes.insert(host, bytes);
+                            *self.sent_bytes.entry(host).or_default() += bytes;
                         }
                         Prepared::Said(instance, Some(text)) => {
                             self.versions.insert(instance, text);
@@ -696,12 +745,32 @@ impl<'a> Run<'a> {
                     })?;
                     self.recorder
                         .say(Event::StepFails { step: step.clone(), error: error.clone() });
-                    failures.push(error);
+                    if !self.give_up_beside(step, &error) {
+                        failures.push(error);
+                    }
                 }
                 Err(Halt::Run(error)) => return Err(error.into()),
             }
         }
         if failures.is_empty() { Ok(()) } else { Err(Halt::Failed(failures.join("; "))) }
+    }
+
+    /// A preparing step that failed, if the run can do without all that it is for: those instances have no turn.
+    fn give_up_beside(&mut self, step: &Step, why: &str) -> bool {
+        let turns = self.plan.turns.iter().filter_map(|turn| self.plan.instance(&turn.instance));
+        let is_for = |it: &&Instance| {
+            if let Step::Stage { host, of } = step {
+                it.host == *host && of.is_none_or(|role| role == it.role)
+            } else {
+                step.instance() == Some(&it.id)
+            }
+        };
+        let those: Vec<InstanceId> = turns.filter(is_for).map(|it| it.id.clone()).collect();
+        if !those.iter().all(|id| self.plan.tolerates(id)) {
+            return false;
+        }
+        self.unprepared.extend(those.into_iter().map(|id| (id, why.to_owned())));
+        true
     }
 
     pub(crate) fn note(&self, text: String) {
@@ -760,6 +829,20 @@ impl<'a> Run<'a> {
     }
 }
 
+/// An end that is told beside others says whose it is.
+fn of_one(id: &InstanceId, end: RunEnd) -> RunEnd {
+    match end {
+        RunEnd::Failed { why } => RunEnd::Failed { why: format!("{id}: {why}") },
+        RunEnd::Unknown { why } => RunEnd::Unknown { why: format!("{id}: {why}") },
+        RunEnd::RolledBackNode { .. }
+        | RunEnd::RolledBackAll { .. }
+        | RunEnd::TakenBack
+        | RunEnd::Done
+        | RunEnd::Paused
+        | RunEnd::Interrupted => end,
+    }
+}
+
 /// What several failures mean together: what nobody knows counts most, then what is not as it was; all reasons are kept.
 fn worst(ends: impl IntoIterator<Item = RunEnd>) -> Option<RunEnd> {
     let rank = |end: &RunEnd| match end {
@@ -813,14 +896,11 @@ impl Prepared {
     }
 }
 
-async fn prepare_one(
-    plan: &Plan,
-    reach: Reach<'_>,
-    step: &Step,
-    parcel: &Parcel,
-) -> Result<Prepared, Halt> {
-    if let Step::Stage { host } = step {
-        let bytes = attempt(reach.clock, || reach.hosts.stage(host, parcel)).await?;
+async fn prepare_one(plan: &Plan, reach: Reach<'_>, step: &Step) -> Result<Prepared, Halt> {
+    let parcel = parcel_of(plan, step)
+        .ok_or_else(|| Halt::Failed(format!("the plan has nothing to {}", step.describe())))?;
+    if let Step::Stage { host, .. } = step {
+        let bytes = attempt(reach.clock, || reach.hosts.stage(host, &parcel)).await?;
         return Ok(Prepared::Sent(host.clone(), bytes));
     }
     let Step::Prepare { instance: id, to, keeps } = step else {
@@ -831,8 +911,30 @@ async fn prepare_one(
     let target = plan.target(instance);
     let replace = target.map(|target| target.replace.clone()).unwrap_or_default();
     let build = Build { digest: Digest::clone(to), replace, keeps: keeps.clone() };
-    let said = attempt(reach.clock, || reach.hosts.prepare(instance, parcel, &build)).await?;
+    let said = attempt(reach.clock, || reach.hosts.prepare(instance, &parcel, &build)).await?;
     Ok(Prepared::Said(id.clone(), said))
+}
+
+/// What a preparing step sends or unpacks.
+fn parcel_of(plan: &Plan, step: &Step) -> Option<Parcel> {
+    let mut instances = plan.instances.iter();
+    let spec = if let Step::Stage { host, of } = step {
+        match of {
+            None => plan.parcel.as_ref(),
+            // All of a host have its architecture.
+            Some(role) => instances
+                .find(|it| it.host == *host && it.role == *role)
+                .and_then(|it| plan.parcel_of(it)),
+        }
+    } else {
+        plan.parcel_of(plan.instance(step.instance()?)?)
+    }?;
+    Some(Parcel {
+        path: spec.path.clone(),
+        digest: spec.digest.clone(),
+        compressed_bytes: spec.compressed_bytes,
+        unpacked_bytes: spec.unpacked_bytes,
+    })
 }
 
 pub(crate) fn millis(span: Duration) -> u64 {

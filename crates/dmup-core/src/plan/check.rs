@@ -28,11 +28,14 @@ pub fn check(plan: &Plan) -> Vec<BrokenRule> {
         }
     };
 
-    let staged: BTreeSet<&HostId> = plan
+    let staged: BTreeSet<(&HostId, Option<Role>)> = plan
         .preparation
         .iter()
-        .filter_map(|step| if let Step::Stage { host } = step { Some(host) } else { None })
+        .filter_map(
+            |step| if let Step::Stage { host, of } = step { Some((host, *of)) } else { None },
+        )
         .collect();
+    let sends = plan.parcel.is_some() || !plan.parcels.is_empty();
     let only_prepares = plan
         .preparation
         .iter()
@@ -54,13 +57,12 @@ pub fn check(plan: &Plan) -> Vec<BrokenRule> {
         for (holds, text) in rules_of_a_turn(turn) {
             rule(place, holds, text);
         }
-        let is_staged =
-            plan.parcel.is_none() || turn.from == turn.to || staged.contains(&instance.host);
+        let of = plan.target(instance).filter(|it| it.parcel.is_some()).map(|_| instance.role);
+        let is_staged = !sends || turn.from == turn.to || staged.contains(&(&instance.host, of));
         rule(place, is_staged, "its host is staged before any window");
         let may_stay = match plan.kind {
             Kind::Hotfix => turn.from != turn.to && turn.texts.is_none(),
-            Kind::Rollback => turn.from != turn.to,
-            Kind::Upgrade => turn.from != turn.to || turn.texts.is_some() || !instance.role.is_dm(),
+            Kind::Upgrade | Kind::Rollback => turn.from != turn.to || turn.texts.is_some(),
             Kind::Restart => turn.from == turn.to && turn.texts.is_none(),
             Kind::Reload => turn.from == turn.to,
         };

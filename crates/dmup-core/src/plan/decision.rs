@@ -45,8 +45,11 @@ pub struct ParcelSpec {
 pub struct TargetBuild {
     /// Hash of the executable.
     pub digest: Digest,
-    /// Path below the unpacked package, path below `bin`.
+    /// Path below the unpacked package, path below the tree that is exchanged.
     pub replace: Vec<(Utf8PathBuf, Utf8PathBuf)>,
+    /// Which of [`Plan::parcels`] it is in; none: in [`Plan::parcel`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parcel: Option<Digest>,
 }
 
 /// What kind of run it is.
@@ -63,6 +66,31 @@ pub enum Kind {
     Restart,
     /// Stops, writes unit, run script and configuration, starts.
     Reload,
+}
+
+impl Kind {
+    /// Whether what is in the way of an instance of this role, or goes wrong with it, is told, and no more: DM does not
+    /// need its monitoring, and a run that is for DM does not end there. Who patches monitoring wants to know at once.
+    pub(super) fn tolerates(self, role: Role, is_for_dm: bool) -> bool {
+        !role.is_dm()
+            && match self {
+                Self::Hotfix => false,
+                Self::Upgrade => true,
+                Self::Rollback | Self::Restart | Self::Reload => is_for_dm,
+            }
+    }
+}
+
+/// What of a plan has a target.
+pub(super) fn parcel_of<'a>(
+    target: Option<&TargetBuild>,
+    usual: Option<&'a ParcelSpec>,
+    further: &'a [ParcelSpec],
+) -> Option<&'a ParcelSpec> {
+    match &target?.parcel {
+        Some(digest) => further.iter().find(|parcel| parcel.digest == *digest),
+        None => usual,
+    }
 }
 
 /// What to do, complete: with it and the hosts alone a run can be begun and resumed.
@@ -89,11 +117,14 @@ pub struct Plan {
     pub baseline: Option<DmSeen>,
     /// All instances of the cluster.
     pub instances: Vec<Instance>,
-    /// What is sent; none for a rollback.
+    /// What is sent to every host: a hotfix.
     pub parcel: Option<ParcelSpec>,
-    /// What it brings per role; empty for a rollback.
+    /// What is sent to those hosts that need it: an upgrade has one of each component and architecture.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parcels: Vec<ParcelSpec>,
+    /// What they bring per role; empty for a rollback.
     pub targets: BTreeMap<Role, TargetBuild>,
-    /// What it brings for single instances instead: those of another architecture than most.
+    /// What they bring for single instances instead: those of another architecture than most.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub exceptions: BTreeMap<InstanceId, TargetBuild>,
     /// Limits.
@@ -120,6 +151,18 @@ impl Plan {
     /// What the package brings for an instance.
     pub fn target(&self, instance: &Instance) -> Option<&TargetBuild> {
         self.exceptions.get(&instance.id).or_else(|| self.targets.get(&instance.role))
+    }
+
+    /// What has the build of an instance.
+    pub fn parcel_of(&self, instance: &Instance) -> Option<&ParcelSpec> {
+        parcel_of(self.target(instance), self.parcel.as_ref(), &self.parcels)
+    }
+
+    /// Whether what goes wrong with an instance is told, and no more; see [`Kind::tolerates`].
+    pub fn tolerates(&self, id: &InstanceId) -> bool {
+        let is_dm = |turn: &Turn| self.instance(&turn.instance).is_some_and(|it| it.role.is_dm());
+        let role = self.instance(id).map(|it| it.role);
+        role.is_some_and(|role| self.kind.tolerates(role, self.turns.iter().any(is_dm)))
     }
 
     /// The version that the cluster has when all is done.
@@ -266,6 +309,26 @@ pub enum Warning {
     Unfinished {
         /// Which, and how it is seen.
         what: String,
+    },
+    /// Monitoring that is down: DM does not need it.
+    #[error("{instance} ({role}) is down ({seen}): it is started, and DM does not wait for it")]
+    MonitoringDown {
+        /// Which.
+        instance: InstanceId,
+        /// Its role.
+        role: Role,
+        /// What was seen.
+        seen: String,
+    },
+    /// Monitoring that has no turn: DM does not need it.
+    #[error("{instance} ({role}) stays as it is: {why}")]
+    MonitoringLeft {
+        /// Which.
+        instance: InstanceId,
+        /// Its role.
+        role: Role,
+        /// What is in the way.
+        why: String,
     },
     /// Its systemd unit is not enabled.
     #[error("{instance} is not enabled at boot")]

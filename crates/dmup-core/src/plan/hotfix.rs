@@ -6,6 +6,7 @@ use super::basis::basis_of;
 use super::check::check;
 use super::decision::{
     Blocker, Consent, Decision, Kind, Override, ParcelSpec, Plan, TargetBuild, Turn, Warning,
+    parcel_of,
 };
 use super::step::{Around, Step};
 use super::turn::{TurnFacts, is_up, leader_of, master_of, turn_steps, worker_of};
@@ -25,6 +26,9 @@ use crate::version::DmVersion;
 const SKEW_TO_TELL_MS: i64 = 30_001;
 /// From here on times of hosts cannot be compared at all, and certificates may not be valid yet.
 const SKEW_TOO_LARGE_MS: i64 = 300_000;
+
+/// There are two on every host, one has its turn after the other, and all that one can do is to end soon after its start.
+const EXPORTERS_SOAK_S: u32 = 1;
 
 /// One restart may have been anything.
 const RESTARTS_OF_A_LOOP: u32 = 2;
@@ -62,7 +66,7 @@ impl Allowances {
 pub enum Purpose {
     /// The version stays, and nodes are marked as patched.
     Hotfix,
-    /// Another version, and no marks. Selected monitoring is started again.
+    /// Another version, and no marks. Monitoring of which no package is at hand may get files alone.
     Upgrade {
         /// Which version the cluster has when all is done.
         to: DmVersion,
@@ -84,11 +88,13 @@ pub struct HotfixRequest {
     pub selected: Vec<InstanceId>,
     /// What for.
     pub purpose: Purpose,
-    /// The package.
-    pub parcel: ParcelSpec,
-    /// What it brings per role.
+    /// The package of a hotfix.
+    pub parcel: Option<ParcelSpec>,
+    /// Those of an upgrade.
+    pub parcels: Vec<ParcelSpec>,
+    /// What they bring per role.
     pub targets: BTreeMap<Role, TargetBuild>,
-    /// What it brings for single instances instead: those of another architecture than most.
+    /// What they bring for single instances instead: those of another architecture than most.
     pub exceptions: BTreeMap<InstanceId, TargetBuild>,
     /// The cluster is declared stopped.
     pub offline: bool,
@@ -155,18 +161,11 @@ pub fn plan_hotfix(request: &HotfixRequest, inventory: &Inventory, policy: &Poli
                 goals.insert(id.clone(), goal);
             }
             (None, Purpose::Upgrade { .. }) if !instance.role.is_dm() => {
-                goals.insert(id.clone(), Goal::Again { texts });
+                goals.extend(texts.map(|it| (id.clone(), Goal::Again { texts: Some(it) })));
             }
             (None, Purpose::Hotfix | Purpose::Upgrade { .. }) => {
                 blockers.push(Blocker::NotInPackage { instance: id.clone(), role: instance.role });
             }
-        }
-    }
-    for target in request.targets.values().chain(request.exceptions.values()) {
-        if let Some(why) = request.known_bad.get(&target.digest)
-            && goals.values().any(|goal| goal.build() == Some(&target.digest))
-        {
-            blockers.push(Blocker::KnownBad { build: target.digest.clone(), why: why.clone() });
         }
     }
     let (kind, to_version) = match &request.purpose {
@@ -180,7 +179,9 @@ pub fn plan_hotfix(request: &HotfixRequest, inventory: &Inventory, policy: &Poli
         goals,
         kind,
         to_version,
-        parcel: Some(&request.parcel),
+        parcel: request.parcel.as_ref(),
+        parcels: &request.parcels,
+        known_bad: &request.known_bad,
         targets: request.targets.clone(),
         exceptions: request.exceptions.clone(),
         ways_back: request.ways_back.clone(),
@@ -201,10 +202,6 @@ pub fn plan_rollback(
     for (id, target) in &request.targets {
         match &target.build {
             Some(build) => {
-                if is_gone(id, build, request, inventory) {
-                    let (instance, build) = (id.clone(), build.clone());
-                    blockers.push(Blocker::WayBackGone { instance, build });
-                }
                 let texts = target.texts.clone();
                 let goal = Goal::Build { to: build.clone(), patched: target.patched, texts };
                 goals.insert(id.clone(), goal);
@@ -220,6 +217,8 @@ pub fn plan_rollback(
         kind: Kind::Rollback,
         to_version: request.to_version.as_ref(),
         parcel: None,
+        parcels: &[],
+        known_bad: &BTreeMap::new(),
         targets: BTreeMap::new(),
         exceptions: BTreeMap::new(),
         ways_back: BTreeMap::new(),
@@ -230,14 +229,9 @@ pub fn plan_rollback(
 }
 
 /// Whether a build lies neither in `bin` nor beside it. A silent host is told of as such.
-fn is_gone(
-    id: &InstanceId,
-    build: &Digest,
-    request: &RollbackRequest,
-    inventory: &Inventory,
-) -> bool {
-    let host = request.instances.iter().find(|it| it.id == *id).map(|it| &it.host);
-    let Some(Ok(host)) = host.and_then(|host| inventory.hosts.get(host)) else { return false };
+fn is_gone(instance: &Instance, build: &Digest, inventory: &Inventory) -> bool {
+    let id = &instance.id;
+    let Some(Ok(host)) = inventory.hosts.get(&instance.host) else { return false };
     let on_disk = inventory.processes.get(id).and_then(|it| it.on_disk.as_ref());
     let is_it = |it: &&Leftover| it.instance == *id && it.kind == LeftoverKind::Tree;
     let mut trees = host.leftovers.iter().filter(is_it).filter_map(|it| it.build.as_ref());
@@ -276,6 +270,8 @@ pub fn plan_restart(request: &RestartRequest, inventory: &Inventory, policy: &Po
         kind: if request.is_reload { Kind::Reload } else { Kind::Restart },
         to_version: None,
         parcel: None,
+        parcels: &[],
+        known_bad: &BTreeMap::new(),
         targets: BTreeMap::new(),
         exceptions: BTreeMap::new(),
         ways_back: BTreeMap::new(),
@@ -319,11 +315,30 @@ struct Work<'a> {
     kind: Kind,
     to_version: Option<&'a DmVersion>,
     parcel: Option<&'a ParcelSpec>,
+    parcels: &'a [ParcelSpec],
+    known_bad: &'a BTreeMap<Digest, String>,
     targets: BTreeMap<Role, TargetBuild>,
     exceptions: BTreeMap<InstanceId, TargetBuild>,
     ways_back: BTreeMap<InstanceId, Digest>,
     offline: bool,
     allow: &'a Allowances,
+}
+
+impl Work<'_> {
+    /// What is in the way of it is told, and no more.
+    fn tolerates(&self, instance: &Instance) -> bool {
+        let is_for_dm =
+            self.instances.iter().any(|it| it.role.is_dm() && self.goals.contains_key(&it.id));
+        self.kind.tolerates(instance.role, is_for_dm)
+    }
+
+    fn target(&self, instance: &Instance) -> Option<&TargetBuild> {
+        self.exceptions.get(&instance.id).or_else(|| self.targets.get(&instance.role))
+    }
+
+    fn parcel_of(&self, instance: &Instance) -> Option<&ParcelSpec> {
+        parcel_of(self.target(instance), self.parcel, self.parcels)
+    }
 }
 
 /// An instance that has to change.
@@ -349,27 +364,38 @@ fn plan_exchange(
         && work.instances.iter().any(|i| i.role.is_dm() && work.goals.contains_key(&i.id));
     let dm = if wants_dm { inventory.dm.as_ref().ok() } else { None };
 
-    let selected: Vec<Instance> =
-        work.instances.iter().filter(|i| work.goals.contains_key(&i.id)).cloned().collect();
+    // What the plan is about: what it can do without may change meanwhile.
+    let selected: Vec<Instance> = work
+        .instances
+        .iter()
+        .filter(|it| work.goals.contains_key(&it.id) && !work.tolerates(it))
+        .cloned()
+        .collect();
     blockers.extend(unreachable_hosts(&selected, inventory));
-    let mut candidates = Vec::new();
+    let (mut candidates, mut beside) = (Vec::new(), Vec::new());
     for instance in work.instances {
         let Some(goal) = work.goals.get(&instance.id) else { continue };
-        match look_at(work, instance, goal, inventory, dm, &mut blockers) {
-            Some(candidate) if !candidate.is_done(inventory) => candidates.push(candidate),
-            Some(_) | None => {}
+        let mut own = Vec::new();
+        let found = look_at(work, instance, goal, inventory, dm, &mut own);
+        let found = found.filter(|candidate| !candidate.is_done(inventory));
+        if work.tolerates(instance) {
+            own.extend(unreachable_hosts(std::slice::from_ref(instance), inventory));
+            beside.push((instance, found, own));
+        } else {
+            blockers.extend(own);
+            candidates.extend(found);
         }
-    }
-    if candidates.is_empty() && blockers.is_empty() {
-        return Decision::NothingToDo;
     }
     let deferred = dm.map(|dm| defer(work, &mut candidates, dm)).unwrap_or_default();
+    blockers.splice(0..0, known_bad(work, &candidates));
     blockers.extend(host_obstacles(&candidates, inventory));
-    if work.offline {
-        for candidate in candidates.iter().filter(|candidate| candidate.is_active) {
-            blockers.push(Blocker::StillRunning { instance: candidate.instance.id.clone() });
-        }
-    } else if wants_dm && candidates.iter().any(|candidate| candidate.instance.role.is_dm()) {
+    blockers.extend(still_running(work, &candidates));
+    let (told, left) = take_along(work, &mut candidates, beside, inventory);
+    if candidates.is_empty() && blockers.is_empty() {
+        // What is left to do cannot be done: that is worth more than a word.
+        return if left.is_empty() { Decision::NothingToDo } else { Decision::Blocked(left) };
+    }
+    if wants_dm && candidates.iter().any(|candidate| candidate.instance.role.is_dm()) {
         match &inventory.dm {
             Ok(dm) => blockers.extend(dm_obstacles(work, &candidates, inventory, dm, policy)),
             Err(why) => blockers.push(Blocker::DmSilent { why: why.clone() }),
@@ -381,11 +407,16 @@ fn plan_exchange(
     if !blockers.is_empty() {
         return Decision::Blocked(blockers);
     }
+    warnings.extend(told);
     warnings.extend(deferred);
     warnings.extend(oddities(work, &candidates, inventory));
 
     let ordered = in_order(candidates, dm, work.kind);
     let (turns, consents) = take_turns(work, &ordered, dm, policy);
+    let is_needed = |parcel: &&ParcelSpec| {
+        let mut exchanges = ordered.iter().filter(|it| it.from != it.to);
+        exchanges.any(|it| work.parcel_of(it.instance) == Some(*parcel))
+    };
     let plan = Plan {
         format: Plan::FORMAT,
         cluster: work.cluster.clone(),
@@ -396,6 +427,7 @@ fn plan_exchange(
         baseline: dm.cloned(),
         instances: work.instances.to_vec(),
         parcel: work.parcel.cloned(),
+        parcels: work.parcels.iter().filter(|it| is_needed(it)).cloned().collect(),
         targets: work.targets.clone(),
         exceptions: work.exceptions.clone(),
         policy: policy.clone(),
@@ -486,6 +518,11 @@ fn look_at<'a>(
     let candidate = Candidate { instance, goal, from, to, is_broken, is_crashing, is_active };
     if candidate.is_done(inventory) {
         return Some(candidate);
+    }
+    if let (Kind::Rollback, Some(build)) = (work.kind, goal.build())
+        && is_gone(instance, build, inventory)
+    {
+        blockers.push(Blocker::WayBackGone { instance: id.clone(), build: build.clone() });
     }
     if has_drifted && let Some(running) = &process.running {
         blockers.push(Blocker::Drift {
@@ -676,6 +713,68 @@ fn defer(work: &Work<'_>, candidates: &mut Vec<Candidate<'_>>, dm: &DmSeen) -> V
     warnings
 }
 
+/// Builds that failed before, each once.
+fn known_bad(work: &Work<'_>, candidates: &[Candidate<'_>]) -> Vec<Blocker> {
+    let builds: BTreeSet<&Digest> = candidates.iter().filter_map(|it| it.goal.build()).collect();
+    builds
+        .into_iter()
+        .filter_map(|build| {
+            let why = work.known_bad.get(build)?;
+            Some(Blocker::KnownBad { build: build.clone(), why: why.clone() })
+        })
+        .collect()
+}
+
+/// `--offline`, and they run.
+fn still_running(work: &Work<'_>, candidates: &[Candidate<'_>]) -> Vec<Blocker> {
+    let active = candidates.iter().filter(|candidate| work.offline && candidate.is_active);
+    active.map(|it| Blocker::StillRunning { instance: it.instance.id.clone() }).collect()
+}
+
+/// What the run can do without gets a turn if nothing is in its way. That it is down is not: the run may be its cure.
+/// Returns what has to be told, and what keeps the others from their turn.
+fn take_along<'a>(
+    work: &Work<'_>,
+    candidates: &mut Vec<Candidate<'a>>,
+    beside: Vec<(&'a Instance, Option<Candidate<'a>>, Vec<Blocker>)>,
+    inventory: &Inventory,
+) -> (Vec<Warning>, Vec<Blocker>) {
+    let (mut told, mut left) = (Vec::new(), Vec::new());
+    for (instance, candidate, mut own) in beside {
+        let (id, role) = (&instance.id, instance.role);
+        own.retain(|blocker| {
+            let Blocker::InstanceDown { seen, .. } = blocker else { return true };
+            let (instance, seen) = (id.clone(), seen.clone());
+            told.push(Warning::MonitoringDown { instance, role, seen });
+            false
+        });
+        if let Some(candidate) = candidate {
+            let one = std::slice::from_ref(&candidate);
+            own.extend(known_bad(work, one));
+            own.extend(host_obstacles(one, inventory));
+            own.extend(still_running(work, one));
+            candidates.push(candidate);
+            own.extend(full_disks(work, candidates, inventory).into_iter().filter(
+                |full| matches!(full, Blocker::DiskFull { host, .. } if *host == instance.host),
+            ));
+            let (overridden, obstacles) = override_some(work, own);
+            told.extend(overridden);
+            own = obstacles;
+            if own.is_empty() {
+                continue;
+            }
+            candidates.pop();
+        }
+        if !own.is_empty() {
+            let why: Vec<String> = own.iter().map(ToString::to_string).collect();
+            let (instance, why) = (id.clone(), why.join("; "));
+            told.push(Warning::MonitoringLeft { instance, role, why });
+            left.extend(own);
+        }
+    }
+    (told, left)
+}
+
 /// What the hosts of the nodes that have a turn say against it, besides their disks.
 fn host_obstacles(candidates: &[Candidate<'_>], inventory: &Inventory) -> Vec<Blocker> {
     let mut blockers = Vec::new();
@@ -744,15 +843,17 @@ fn full_disks(
     candidates: &[Candidate<'_>],
     inventory: &Inventory,
 ) -> Vec<Blocker> {
-    let Some(parcel) = work.parcel else { return Vec::new() };
-    let mut per_host: BTreeMap<&HostId, u64> = BTreeMap::new();
+    let mut per_host: BTreeMap<&HostId, (BTreeMap<&Digest, u64>, u64)> = BTreeMap::new();
     for candidate in candidates.iter().filter(|it| it.from != it.to) {
-        *per_host.entry(&candidate.instance.host).or_default() += 1;
+        let Some(parcel) = work.parcel_of(candidate.instance) else { continue };
+        let (stored, trees) = per_host.entry(&candidate.instance.host).or_default();
+        stored.insert(&parcel.digest, parcel.unpacked_bytes);
+        *trees = trees.saturating_add(parcel.unpacked_bytes);
     }
     let mut blockers = Vec::new();
-    for (host, instances) in per_host {
-        // The store has it once, and every instance gets a tree of its own.
-        let needed = parcel.unpacked_bytes.saturating_mul(instances + 1);
+    for (host, (stored, trees)) in per_host {
+        // The store has each once, and every instance gets a tree of its own.
+        let needed = stored.into_values().fold(trees, u64::saturating_add);
         let Some(Ok(seen)) = inventory.hosts.get(host) else { continue };
         let tightest = seen.free_bytes.iter().min_by_key(|(_, free)| **free);
         if let Some((path, free)) = tightest
@@ -862,12 +963,18 @@ fn in_order<'a>(
 }
 
 fn prepare(work: &Work<'_>, ordered: &[Candidate<'_>], inventory: &Inventory) -> Vec<Step> {
-    if work.parcel.is_none() {
+    if work.parcel.is_none() && work.parcels.is_empty() {
         return Vec::new();
     }
-    let hosts: BTreeSet<&HostId> =
-        ordered.iter().filter(|c| c.from != c.to).map(|c| &c.instance.host).collect();
-    let stages = hosts.into_iter().map(|host| Step::Stage { host: host.clone() });
+    let sent: BTreeSet<(&HostId, Option<Role>)> = ordered
+        .iter()
+        .filter(|c| c.from != c.to)
+        .map(|c| {
+            let own = work.target(c.instance).filter(|target| target.parcel.is_some());
+            (&c.instance.host, own.map(|_| c.instance.role))
+        })
+        .collect();
+    let stages = sent.into_iter().map(|(host, of)| Step::Stage { host: host.clone(), of });
     let prepares = ordered.iter().filter(|candidate| !candidate.is_exchanged(inventory)).map(|c| {
         Step::Prepare {
             instance: c.instance.id.clone(),
@@ -889,10 +996,18 @@ fn take_turns(
     let mut pending: BTreeSet<InstanceId> =
         ordered.iter().map(|candidate| candidate.instance.id.clone()).collect();
     let (mut turns, mut consents) = (Vec::new(), Vec::new());
-    let batch_ends = batch_ends(&policy.batches, ordered.len());
+    // Exporters come last, and are in no batch.
+    let in_batches = ordered.iter().filter(|it| !it.instance.role.is_exporter()).count();
+    let batch_ends = batch_ends(&policy.batches, in_batches);
     for (index, candidate) in ordered.iter().enumerate() {
         let id = &candidate.instance.id;
-        let soak_s = batch_ends.contains(&(index + 1)).then_some(policy.batch_soak_s);
+        let soak_s = match batch_ends.contains(&(index + 1)) {
+            true => Some(policy.batch_soak_s),
+            false if candidate.instance.role.is_exporter() => {
+                Some(policy.soak_s.min(EXPORTERS_SOAK_S))
+            }
+            false => None,
+        };
         pending.remove(id);
         let around = match (work.offline, candidate.is_active) {
             (false, _) => Around::Restart,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::ids::{HostId, InstanceId, MemberName, SourceId, TaskName};
+use crate::instance::Role;
 
 /// How a window treats the unit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
@@ -29,6 +30,9 @@ pub enum Step {
     Stage {
         /// Where to.
         host: HostId,
+        /// The component whose package it is; none: the one package of the run.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        of: Option<Role>,
     },
     /// Builds the instance's next tree beside the live one and runs its `-V`.
     Prepare {
@@ -166,7 +170,8 @@ impl Step {
     /// One line in the operator's language.
     pub fn describe(&self) -> String {
         match self {
-            Self::Stage { host } => format!("send the package to {host}"),
+            Self::Stage { host, of: None } => format!("send the package to {host}"),
+            Self::Stage { host, of: Some(role) } => format!("send the package of {role} to {host}"),
             Self::Prepare { instance, to, .. } => {
                 format!("prepare build {to} beside the live one of {instance} and run its -V")
             }

@@ -95,6 +95,8 @@ pub(crate) struct State {
     /// Files kept for the run; a process that starts with bad ones ends at once.
     pub(crate) texts: BTreeMap<Digest, Texts>,
     pub(crate) bad_texts: Option<Digest>,
+    /// A build that no host can unpack.
+    pub(crate) bad_package: Option<Digest>,
     pub(crate) stops_before_lease: bool,
     pub(crate) windows: usize,
     pub(crate) elections: usize,
@@ -291,6 +293,7 @@ impl Sim {
                 behaviours: BTreeMap::new(),
                 texts: BTreeMap::new(),
                 bad_texts: None,
+                bad_package: None,
                 stops_before_lease: version.stops_subtasks_before_lease(),
                 windows: 0,
                 elections: 0,
@@ -340,15 +343,18 @@ impl Sim {
             selected: instances.iter().map(|instance| instance.id.clone()).collect(),
             instances,
             purpose: Purpose::Hotfix,
-            parcel: ParcelSpec {
+            parcel: Some(ParcelSpec {
                 path: "/p".into(),
                 digest: digest("parcel"),
                 compressed_bytes: 10,
                 unpacked_bytes: 20,
-            },
+            }),
+            parcels: Vec::new(),
             targets: Role::ALL
                 .into_iter()
-                .map(|role| (role, TargetBuild { digest: new(role), replace: Vec::new() }))
+                .map(|role| {
+                    (role, TargetBuild { digest: new(role), replace: Vec::new(), parcel: None })
+                })
                 .collect(),
             exceptions: BTreeMap::new(),
             offline: false,
@@ -942,6 +948,9 @@ impl Hosts for Sim {
         self.effect(instance.id.as_str(), |state| {
             if !state.stored.contains(&instance.host) {
                 return Err("nothing is staged".into());
+            }
+            if state.bad_package.as_ref() == Some(&build.digest) {
+                return Err("its -V prints nothing".into());
             }
             let node = state.nodes.get_mut(&instance.id).unwrap();
             if node.live != old() {

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use dmup_core::digest::Digest;
 use dmup_core::instance::Role;
-use dmup_core::plan::{Decision, Plan, Purpose, plan_hotfix};
+use dmup_core::plan::{Decision, ParcelSpec, Plan, Purpose, plan_hotfix};
 use dmup_core::policy::{BatchSize, OnFailure, Policy};
-use dmup_core::report::RunEnd;
+use dmup_core::report::{InstanceEnd, RunEnd};
 use dmup_exec::{MemoryJournal, look};
 
 use crate::restarts::{change, quick, texts};
-use crate::sim::{Behaviour, Shape, Side, Sim, new, old};
+use crate::sim::{Behaviour, Shape, Side, Sim, digest, id, new, old};
 use crate::{SMALL, back, dead_at, go, go_on, old_version};
 
 async fn planned(sim: &Sim, shape: &Shape, policy: &Policy) -> Plan {
@@ -22,7 +22,13 @@ async fn planned(sim: &Sim, shape: &Shape, policy: &Policy) -> Plan {
         to: "v8.5.0".parse().unwrap(),
         texts: dm().map(|it| (it.id.clone(), change.clone())).collect(),
     };
-    request.targets.retain(|role, _| role.is_dm());
+    // A package of each component.
+    let parcel = request.parcel.take().unwrap();
+    for (role, target) in &mut request.targets {
+        let digest = digest(role.as_str());
+        target.parcel = Some(digest.clone());
+        request.parcels.push(ParcelSpec { digest, ..parcel.clone() });
+    }
     let inventory = look(&request.instances, sim, sim, sim, true, true, 4).await;
     match plan_hotfix(&request, &inventory, policy) {
         Decision::Go(plan) => *plan,
@@ -70,9 +76,10 @@ async fn every_node_gets_build_and_files_masters_first_and_no_mark() {
         assert_eq!(sim.is_settled(), Vec::<String>::new(), "{seed} {shape:?}");
         let state = sim.state.lock().unwrap();
         assert!(state.marks.values().all(|(_, patched)| !patched), "{seed}");
-        // Monitoring has its build, and was started again.
-        let again = state.nodes.values().filter(|node| !node.instance.role.is_dm());
-        assert!(again.into_iter().all(|node| (&node.live, node.starts) == (&old(), 1)), "{seed}");
+        for node in state.nodes.values().filter(|node| !node.instance.role.is_dm()) {
+            let build = new(node.instance.role);
+            assert_eq!((&node.live, node.running.as_ref()), (&build, Some(&build)), "{seed}");
+        }
     }
 }
 
@@ -162,5 +169,83 @@ async fn answers_that_are_lost_and_orders_that_come_twice_leave_no_mixture() {
         assert_eq!(report.end, RunEnd::Done, "{seed} {shape:?}");
         assert_eq!(kinds(&sim), Ok((0, dm(&shape))), "{seed}");
         assert_eq!(sim.is_settled(), Vec::<String>::new(), "{seed}");
+    }
+}
+
+/// What of monitoring runs its new build: Prometheus, Grafana, Alertmanager.
+fn monitoring(sim: &Sim) -> [bool; 3] {
+    let state = sim.state.lock().unwrap();
+    ["h1:9090", "h1:3000", "h1:9093"].map(|it| {
+        let node = &state.nodes[&id(it)];
+        node.running.as_ref() == Some(&new(node.instance.role))
+    })
+}
+
+#[tokio::test]
+async fn monitoring_that_does_not_take_a_version_is_told_and_keeps_nobody_from_it() {
+    for on_failure in [OnFailure::RollbackNode, OnFailure::RollbackAll, OnFailure::Stop] {
+        for is_unpacked in [true, false] {
+            let sim = Sim::new(&SMALL, 1);
+            let plan = planned(&sim, &SMALL, &Policy { on_failure, ..quick() }).await;
+            {
+                let mut state = sim.state.lock().unwrap();
+                let build = new(Role::Prometheus);
+                if is_unpacked {
+                    state.behaviours = BTreeMap::from([(build, Behaviour::ExitsAtStart)]);
+                } else {
+                    state.bad_package = Some(build);
+                }
+            }
+            let report = go(&plan, &sim, &mut MemoryJournal::default()).await.unwrap();
+            let context = format!("{on_failure:?} {is_unpacked}: {:?}", report.end);
+            assert_eq!(kinds(&sim), Ok((0, dm(&SMALL))), "{context}");
+            assert_eq!(monitoring(&sim), [false, true, true], "{context}");
+            assert_eq!(report.exit_code(), 6, "{context}");
+            let of = |it: &str| report.instances.iter().find(|(of, _)| of.as_str() == it).unwrap();
+            let end = match (is_unpacked, on_failure) {
+                (false, _) => InstanceEnd::Untouched,
+                (true, OnFailure::Stop) => InstanceEnd::Left,
+                (true, _) => InstanceEnd::RolledBack,
+            };
+            assert_eq!(of("h1:9090").1.end, end, "{context}");
+            assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn killed_at_any_effect_an_upgrade_whose_monitoring_fails_comes_to_the_same_end() {
+    let bad = |sim: &Sim| {
+        change(sim);
+        let builds = BTreeMap::from([(new(Role::Prometheus), Behaviour::ExitsAtStart)]);
+        sim.state.lock().unwrap().behaviours = builds;
+    };
+    let whole = Sim::new(&SMALL, 1);
+    let plan = planned(&whole, &SMALL, &quick()).await;
+    bad(&whole);
+    go(&plan, &whole, &mut MemoryJournal::default()).await.unwrap();
+    let effects = whole.state.lock().unwrap().effects;
+    for effect in 1..effects {
+        for side in [Side::Before, Side::After] {
+            for is_forth in [true, false] {
+                let sim = Sim::new(&SMALL, 1);
+                bad(&sim);
+                let mut journal = dead_at(&plan, &sim, effect, side).await;
+                let context = format!("{effect} {side:?} {is_forth}");
+                sim.pass(Duration::from_secs(effect % 3 * 150));
+                if is_forth {
+                    let report = go_on(&plan, &sim, &mut journal).await.unwrap();
+                    let end = &report.end;
+                    assert!(matches!(end, RunEnd::RolledBackNode { .. }), "{context}: {end:?}");
+                    assert_eq!(kinds(&sim), Ok((0, dm(&SMALL))), "{context}");
+                    assert_eq!(monitoring(&sim), [false, true, true], "{context}");
+                } else {
+                    back(&plan, &sim, &mut journal).await.unwrap();
+                    assert_eq!(kinds(&sim), Ok((dm(&SMALL), 0)), "{context}");
+                    assert_eq!(monitoring(&sim), [false; 3], "{context}");
+                }
+                assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
+            }
+        }
     }
 }

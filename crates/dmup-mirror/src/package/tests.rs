@@ -632,7 +632,7 @@ fn a_component_package_tells_its_rules_and_dashboards() {
         ("dm-master/scripts/large.json", 0o644, &large),
     ]);
     let path = room.put("package", &gz(&tar));
-    let package = component_package(&path, Role::DmMaster.into(), "amd64", &room.scratch).unwrap();
+    let package = component_package(&path, Role::DmMaster, "amd64", &room.scratch).unwrap();
     let texts: Vec<(&str, &str)> =
         package.texts.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
     assert_eq!(
@@ -679,13 +679,12 @@ fn a_component_package_keeps_its_names_and_must_have_its_executable() {
     let files =
         [("dm-master/dm-master", 0o755, &binary[..]), ("dm-master/scripts/dm.json", 0o644, b"{}")];
     std::fs::write(&path, gz(&tar_of(&files))).unwrap();
-    let package = component_package(&path, Role::DmMaster.into(), "amd64", &room.scratch).unwrap();
+    let package = component_package(&path, Role::DmMaster, "amd64", &room.scratch).unwrap();
     assert_eq!(package.binary, Digest::of(&binary));
     assert!(package.files.iter().all(|(from, to)| from == to) && package.files.len() == 2);
-    let other =
-        component_package(&path, Role::DmWorker.into(), "amd64", &room.scratch).unwrap_err();
+    let other = component_package(&path, Role::DmWorker, "amd64", &room.scratch).unwrap_err();
     assert!(matches!(other.refusal, Refusal::NotInside { .. }));
-    let arm = component_package(&path, Role::DmMaster.into(), "arm64", &room.scratch).unwrap_err();
+    let arm = component_package(&path, Role::DmMaster, "arm64", &room.scratch).unwrap_err();
     assert!(matches!(arm.refusal, Refusal::OtherArchitecture { .. }));
 }
 

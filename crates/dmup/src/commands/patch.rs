@@ -156,12 +156,13 @@ pub(crate) async fn roll_out(
         instances: all.clone(),
         selected: selected.iter().map(|it| it.id.clone()).collect(),
         purpose: order.purpose.clone(),
-        parcel: ParcelSpec {
+        parcel: Some(ParcelSpec {
             path: parcel.path.clone(),
             digest: parcel.digest.clone(),
             compressed_bytes: parcel.compressed_bytes,
             unpacked_bytes: parcel.unpacked_bytes,
-        },
+        }),
+        parcels: Vec::new(),
         targets: order.targets.clone(),
         exceptions: order.exceptions.clone(),
         offline: order.offline,
@@ -249,7 +250,7 @@ fn targets_of(package: &Package) -> BTreeMap<Role, TargetBuild> {
 }
 
 pub(crate) fn target_of(part: &PackagedComponent) -> TargetBuild {
-    TargetBuild { digest: part.binary.clone(), replace: part.replace.clone() }
+    TargetBuild { digest: part.binary.clone(), replace: part.replace.clone(), parcel: None }
 }
 
 /// Opens the package with what the selection needs of it.
