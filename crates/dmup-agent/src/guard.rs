@@ -203,8 +203,10 @@ fn unable(refusal: Refusal, boot: &str) -> Refusal {
 /// Timer, service, boot service. Checked on systemd 252.
 fn unit_texts(guard: &Guard, agent: &Utf8Path, armed: &Utf8Path) -> [String; 3] {
     let unit = &guard.unit;
+    // It is put off by starting its timer anew, up to once a second; systemd would give it up after five times in ten
+    // seconds, and nothing would go back any more.
     let about = format!(
-        "# Written by dmup; it removes itself.\n[Unit]\nDescription=dmup guard of {unit}\n"
+        "# Written by dmup; it removes itself.\n[Unit]\nDescription=dmup guard of {unit}\nStartLimitIntervalSec=0\n"
     );
     let run = format!("ExecStart={agent} agent --fire-guard {armed}\n");
     let [_, service, _] = unit_names(unit);
@@ -718,7 +720,7 @@ mod tests {
             "/var/lib/dmup/guards/h.json".into(),
         );
         assert!(
-            timer.contains("OnActiveSec=3600s")
+            timer.contains("StartLimitIntervalSec=0\n\n[Timer]\nOnActiveSec=3600s")
                 && timer.contains("Unit=dmup-guard-dm-worker-1.service")
         );
         assert!(
