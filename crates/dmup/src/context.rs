@@ -14,7 +14,7 @@ use dmup_core::ids::{ClusterName, InstanceId, UserName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::Inventory;
 use dmup_core::journal::{Folded, RunState, TurnEnd, fold};
-use dmup_core::plan::{Kind as PlanKind, ParcelSpec, Plan, TargetBuild};
+use dmup_core::plan::{Kind as PlanKind, Plan, TargetBuild};
 use dmup_core::report::{Report, RunEnd};
 use dmup_core::selection::BadSelection;
 use dmup_core::texts::Texts;
@@ -418,24 +418,47 @@ impl Known {
         Ok(is_other)
     }
 
-    /// Keeps the parcel where a later `resume` finds it; the last three are kept.
-    pub(crate) fn keep_parcel(&self, parcel: &Parcel) -> Result<ParcelSpec, Failure> {
+    /// Builds before those that run, by what is there: they stay on their hosts while a later one is tried.
+    pub(crate) fn ways_back(
+        &self,
+        selected: &[Instance],
+        inventory: &Inventory,
+    ) -> Result<BTreeMap<InstanceId, Digest>, Failure> {
+        let runs = self.runs()?;
+        let before = |it: &Instance| {
+            let (_, before) = Self::before(&runs, &it.id, inventory)?;
+            Some((it.id.clone(), before.recorded.build))
+        };
+        Ok(selected.iter().filter_map(before).collect())
+    }
+
+    /// Keeps the parcels of a plan where a later `resume` finds them, beside the last two of others.
+    pub(crate) fn keep_parcels(&self, plan: &mut Plan, parcels: &[&Parcel]) -> Result<(), Failure> {
         let folder = self.cluster.own_dir().join("parcels");
-        let path = folder.join(parcel.digest.as_str());
-        let keep = || -> std::io::Result<()> {
-            fs_err::create_dir_all(&folder)?;
-            if !path.exists() {
-                let part = folder.join(format!(".{}.part", std::process::id()));
-                fs_err::copy(&parcel.path, &part)?;
-                fs_err::File::open(&part)?.sync_all()?;
-                fs_err::rename(&part, &path)?;
+        let mut keep = || -> std::io::Result<()> {
+            let mut of_plan = Vec::new();
+            for spec in plan.parcel.iter_mut().chain(&mut plan.parcels) {
+                fs_err::create_dir_all(&folder)?;
+                let path = folder.join(spec.digest.as_str());
+                let parcel = parcels.iter().find(|parcel| parcel.digest == spec.digest);
+                if let Some(parcel) = parcel.filter(|_| !path.exists()) {
+                    let part = folder.join(format!(".{}.part", std::process::id()));
+                    fs_err::copy(&parcel.path, &part)?;
+                    fs_err::File::open(&part)?.sync_all()?;
+                    fs_err::rename(&part, &path)?;
+                }
+                spec.path.clone_from(&path);
+                of_plan.push(path);
+            }
+            if of_plan.is_empty() {
+                return Ok(());
             }
             let mut kept: Vec<_> = fs_err::read_dir(&folder)?
                 .filter_map(|entry| {
                     let entry = entry.ok()?;
                     Some((entry.metadata().ok()?.modified().ok()?, entry.path()))
                 })
-                .filter(|(_, other)| other != path.as_std_path())
+                .filter(|(_, other)| !of_plan.iter().any(|path| other == path.as_std_path()))
                 .collect();
             kept.sort();
             let surplus = kept.len().saturating_sub(2);
@@ -446,12 +469,6 @@ impl Known {
         };
         keep().map_err(|error| {
             Failure::refused(format_args!("keep the package for a resume: {error}"))
-        })?;
-        Ok(ParcelSpec {
-            path,
-            digest: parcel.digest.clone(),
-            compressed_bytes: parcel.compressed_bytes,
-            unpacked_bytes: parcel.unpacked_bytes,
         })
     }
 

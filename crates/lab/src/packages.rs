@@ -136,6 +136,22 @@ impl Packer {
         Ok(path)
     }
 
+    /// The same with that program in place of the component's own.
+    ///
+    /// # Errors
+    /// If the program is missing, or the package cannot be written.
+    pub fn package_with(
+        &self,
+        component: Component,
+        release: &str,
+        program: &Path,
+    ) -> io::Result<Utf8PathBuf> {
+        let name = format!("{}-{release}-linux-{}.tar.gz", component.as_str(), arch());
+        let path = self.folder.join(name);
+        write_archive(&path, vec![Entry::program(component.entry(), program)?])?;
+        Ok(path)
+    }
+
     /// A hotfix package of one or more components, called `name`.
     ///
     /// # Errors
@@ -188,10 +204,7 @@ impl Packer {
             | Component::BlackboxExporter => None,
         });
         if let Some(real) = real {
-            let mut bytes = fs::read(real)?;
-            // Behind the end of an executable nobody looks; its hash is another.
-            bytes.extend_from_slice(stamp.git_hash.as_bytes());
-            return Ok(bytes);
+            return marked(real.as_std_path(), stamp);
         }
         let file = tempfile::NamedTempFile::new_in(&self.folder)?;
         lookalike::stamp::write_stamped(self.lookalike.as_std_path(), file.path(), stamp)?;
@@ -199,6 +212,13 @@ impl Packer {
     }
 
     fn entries(&self, component: Component, stamp: &Stamp) -> io::Result<Vec<Entry>> {
+        let debian = |name: &str| -> io::Result<Entry> {
+            Ok(Entry {
+                path: component.entry().to_owned(),
+                mode: 0o755,
+                bytes: marked(&Path::new("/usr/bin").join(name), stamp)?,
+            })
+        };
         let program = || -> io::Result<Entry> {
             Ok(Entry {
                 path: component.entry().to_owned(),
@@ -221,24 +241,27 @@ impl Packer {
                 Entry::text("overview.json", DASHBOARD),
             ],
             Component::Prometheus => vec![
-                Entry::program("prometheus/prometheus", Path::new("/usr/bin/prometheus"))?,
+                debian("prometheus")?,
                 Entry::program("prometheus/promtool", Path::new("/usr/bin/promtool"))?,
                 Entry::text("prometheus/tidb.rules.yml", "groups: []\n"),
             ],
             Component::Alertmanager => vec![
-                Entry::program(
-                    "alertmanager/alertmanager",
-                    Path::new("/usr/bin/prometheus-alertmanager"),
-                )?,
+                debian("prometheus-alertmanager")?,
                 Entry::program("alertmanager/amtool", Path::new("/usr/bin/amtool"))?,
             ],
             Component::NodeExporter | Component::BlackboxExporter => {
-                let debian =
-                    format!("/usr/bin/prometheus-{}", component.as_str().replace('_', "-"));
-                vec![Entry::program(component.entry(), Path::new(&debian))?]
+                let name = format!("prometheus-{}", component.as_str().replace('_', "-"));
+                vec![debian(&name)?]
             }
         })
     }
+}
+
+/// A program with the stamp's hash behind its end, where nobody looks: two stamps make two hashes.
+fn marked(program: &Path, stamp: &Stamp) -> io::Result<Vec<u8>> {
+    let mut bytes = fs::read(program)?;
+    bytes.extend_from_slice(stamp.git_hash.as_bytes());
+    Ok(bytes)
 }
 
 /// TiUP's word for this machine's architecture.

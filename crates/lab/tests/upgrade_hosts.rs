@@ -1,7 +1,10 @@
-//! An upgrade whose dmup is killed: the host alone brings build and files from before back; then the upgrade to its end.
+//! An upgrade whose dmup is killed: the host alone brings build and files from before back; then the upgrade to its end,
+//! with monitoring and exporters, of which one thing after the other goes wrong.
 //!
-//! Block 28. A line that somebody has put into every run script of dm-worker makes them differ from what the topology says.
+//! Block 28. A line that somebody has put into every run script of dm-worker, and into the alert rules, makes them differ
+//! from what the topology and the package say.
 
+use std::path::Path;
 use std::time::Duration;
 
 use lab::packages::{Component, Packer};
@@ -9,12 +12,16 @@ use lab::scene::{CLUSTER, Scene, Shape, TASK};
 use lab::{surroundings, wait_until};
 use lookalike::stamp::{Fault, Stamp};
 
+const RULES: &str = "/home/tidb/deploy/prometheus-9090/conf/dm_worker.rules.yml";
+const NODE: &str = "node_exporter-9100.service";
+const BLACKBOX: &str = "blackbox_exporter-9115.service";
 const SCRIPT: &str = "/home/tidb/deploy/dm-worker-8262/scripts/run_dm-worker.sh";
 
 #[test]
 #[ignore = "needs root and systemd-nspawn"]
 fn a_version_comes_and_goes_with_its_files_whoever_takes_it_back() {
-    let scene = Scene::running("upgrade", 28, Shape::with_monitoring(), 30).unwrap();
+    let shape = Shape { exporters: true, ..Shape::with_monitoring() };
+    let scene = Scene::running("upgrade", 28, shape, 30).unwrap();
     let old = scene.running_hashes();
     let lookalike = surroundings::lookalike_binary().unwrap();
     let official = Packer::new(&lookalike, &scene.operator.packages()).unwrap();
@@ -50,8 +57,10 @@ fn a_version_comes_and_goes_with_its_files_whoever_takes_it_back() {
     release(Component::DmWorker, &stuck);
     let upgrade = ["upgrade", CLUSTER, "v8.5.0", "--yes", "--guard", "10", "--soak", "0"];
     let plan = scene.dmup(&["upgrade", CLUSTER, "v8.5.0", "--plan"]).well();
-    let heading = "Upgrade of prod from v8.1.0 to v8.5.0, 8 node(s)";
+    let heading = "Upgrade of prod from v8.1.0 to v8.5.0, 6 node(s)";
     assert!(plan.stdout.contains(heading), "{plan}");
+    // Of monitoring no package is at hand, or the one that it has: told, and left.
+    assert!(plan.stderr.contains("stays as it is: prometheus: looked for"), "{plan}");
     let mut child = scene.operator.begin(&upgrade).unwrap();
     assert!(
         wait_until(Duration::from_secs(180), || workers() != old[3..]),
@@ -72,26 +81,80 @@ fn a_version_comes_and_goes_with_its_files_whoever_takes_it_back() {
     assert_eq!((scene.running_hashes(), scripts()), (old.clone(), by_hand.clone()));
     assert!(meta().contains("dm_version: v8.1.0"), "{}", meta());
 
-    // One that works. What reads DM's rules and dashboards starts again, the rest of monitoring does not.
+    // One that works, with monitoring: a Prometheus that does not start, an Alertmanager that is down, and an exporter
+    // whose unit is somebody else's.
     release(Component::DmWorker, &next);
-    let pid = |unit: &str| {
-        scene.hosts.run_on(4, &["systemctl", "show", "-p", "MainPID", "--value", unit]).unwrap()
+    for component in [
+        Component::Grafana,
+        Component::Alertmanager,
+        Component::NodeExporter,
+        Component::BlackboxExporter,
+    ] {
+        release(component, &next);
+    }
+    let bad = Path::new("/usr/bin/promtool");
+    official.package_with(Component::Prometheus, "v8.5.0", bad).unwrap();
+    scene.hosts.run_on(4, &["sed", "-i", "$ a # by hand", RULES]).unwrap();
+    let rules = || scene.hosts.run_on(4, &["cat", RULES]).unwrap();
+    let rules_by_hand = rules();
+    scene.hosts.run_on(4, &["systemctl", "stop", "alertmanager-9093.service"]).unwrap();
+    let theirs = format!("/etc/systemd/system/{BLACKBOX}");
+    let second = scene.hosts.host(2).unwrap();
+    second
+        .put(theirs.as_str().into(), b"[Service]\nExecStart=/bin/sleep infinity\n", "644")
+        .unwrap();
+    second.must_run(&["systemctl", "daemon-reload"]).unwrap();
+    // Prometheus, Grafana, Alertmanager; then the exporters of each host.
+    let beside = || -> Vec<Option<String>> {
+        let monitoring =
+            ["prometheus-9090.service", "grafana-3000.service", "alertmanager-9093.service"];
+        let mut units: Vec<(u8, &str)> = monitoring.map(|unit| (4, unit)).to_vec();
+        units.extend((1..=4).flat_map(|host| [(host, NODE), (host, BLACKBOX)]));
+        let hash = |(host, unit)| scene.running_hash(scene.hosts.host(host).unwrap(), unit);
+        units.into_iter().map(hash).collect()
     };
-    let monitoring = || ["prometheus-9090.service", "grafana-3000.service"].map(pid);
-    let (reads, others) = (monitoring(), pid("alertmanager-9093.service"));
-    scene.dmup(&upgrade).well();
+    let before = beside();
+    assert_eq!((before.len(), &before[2]), (11, &None));
+    let plan = scene.dmup(&["upgrade", CLUSTER, "v8.5.0", "--plan"]).well();
+    let heading = "Upgrade of prod from v8.1.0 to v8.5.0, 16 node(s)";
+    assert!(plan.stdout.contains(heading), "{plan}");
+    assert!(plan.stdout.contains("send the package of node_exporter to"), "{plan}");
+    assert!(plan.stdout.contains(":9093 (alertmanager) is down"), "{plan}");
+    assert!(plan.stderr.contains("it is not of this cluster (it starts `/bin/sleep"), "{plan}");
+    // A pause after Grafana: whoever resumes has the rest of monitoring before them, and what has failed behind.
+    let paused = scene.dmup(&[&upgrade[..], &["--pause-after", "7"]].concat()).well();
+    assert!(paused.stderr.contains("Paused after 7 node(s)"), "{paused}");
+    assert!(meta().contains("dm_version: v8.5.0"), "DM has it: {paused}");
+    let resumed = scene.dmup(&["resume", CLUSTER]).with_code(6);
+    assert!(resumed.stderr.contains(":9090 was not healthy and was put back"), "{resumed}");
     assert_eq!(scripts(), rendered);
     assert!(meta().contains("dm_version: v8.5.0") && !meta().contains("patched"), "{}", meta());
     let new = scene.running_hashes();
     assert!(new.iter().zip(&old).all(|(new, old)| new.1 != old.1 && new.1 != "down"), "{new:?}");
-    assert!(monitoring().iter().zip(&reads).all(|(now, then)| now != then));
-    assert_eq!(pid("alertmanager-9093.service"), others);
-    let runs = scene.dmup(&["runs", CLUSTER]).well();
-    assert_eq!(runs.stdout.matches("upgrade").count(), 2, "one run each: {runs}");
+    let now = beside();
+    let same: Vec<usize> = (0..now.len()).filter(|at| now[*at] == before[*at]).collect();
+    assert_eq!(same, [0, 6], "Prometheus is back, and so is what is not ours: {now:?}");
+    assert!(now.iter().all(Option::is_some), "{now:?}");
+    assert_eq!(rules(), rules_by_hand, "with its files");
+
+    // The same once more, with a Prometheus that starts.
+    release(Component::Prometheus, &next);
+    let said = scene.dmup(&upgrade).well();
+    assert!(said.stderr.contains("Done: 1 node(s)"), "{said}");
+    assert_ne!(beside()[0], before[0]);
+    assert_eq!((beside()[1..].to_vec(), scene.running_hashes()), (now[1..].to_vec(), new));
+    assert_ne!(rules(), rules_by_hand);
+    assert!(scene.dmup(&upgrade).well().stderr.contains("runs v8.5.0 already"));
 
     // A week later.
     let back = scene.dmup(&["rollback", CLUSTER, "--yes", "--soak", "0"]).well();
     assert_eq!((scene.running_hashes(), scripts()), (old, by_hand), "{back}");
+    assert_eq!(rules(), rules_by_hand);
+    let (mut then, mut now) = (before, beside());
+    // It was down, and came up with the run.
+    assert!(now[2].is_some());
+    (then[2], now[2]) = (None, None);
+    assert_eq!(now, then, "{back}");
     assert!(meta().contains("dm_version: v8.1.0"), "{}", meta());
     scene.dm.wait_running(TASK, 2, Duration::from_secs(60)).unwrap();
     let flow = scene.flow().expect("rows flow");

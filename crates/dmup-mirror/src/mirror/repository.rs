@@ -31,6 +31,8 @@ pub enum Version {
     Exact(DmVersion),
     /// The newest of those at hand; if there is none, the newest that the mirror has.
     Newest,
+    /// The newest of those at hand and of those that the mirror has. If that does not say, of those at hand, with a warning.
+    Latest,
 }
 
 /// A package that is wanted.
@@ -109,16 +111,17 @@ impl Repository {
         wanted: &Wanted,
         received: &mut (dyn FnMut(&FileName, u64, u64) + Send),
     ) -> Result<Obtained, Arc<MirrorError>> {
-        let version = match &wanted.version {
-            Version::Exact(version) => version.clone(),
-            Version::Newest => match self.newest_at_hand(wanted) {
-                Some(version) => version,
-                None => {
-                    let component = self.component(&wanted.component).await?;
-                    component
-                        .newest(&wanted.os, &wanted.arch)
-                        .map_err(|source| self.not_believed(source))?
-                        .version
+        let mut warnings = Vec::new();
+        let version = match (&wanted.version, self.newest_at_hand(wanted)) {
+            (Version::Exact(version), _) => version.clone(),
+            (Version::Newest, Some(at_hand)) => at_hand,
+            (Version::Newest | Version::Latest, None) => self.newest_listed(wanted).await?,
+            (Version::Latest, Some(at_hand)) => match self.newest_listed(wanted).await {
+                Ok(listed) if listed.numbers() > at_hand.numbers() => listed,
+                Ok(_) => at_hand,
+                Err(error) => {
+                    warnings.push(format!("is the newest at hand; of the mirror: {error}"));
+                    at_hand
                 }
             },
         };
@@ -129,7 +132,6 @@ impl Repository {
             &wanted.os,
             &wanted.arch,
         );
-        let mut warnings = Vec::new();
         if path.exists() {
             if self.is_right(wanted, &version, &path, &mut warnings).await? {
                 return Ok(Obtained { path, fetched_bytes: 0, warnings });
@@ -190,6 +192,12 @@ impl Repository {
                 Ok(true)
             }
         }
+    }
+
+    async fn newest_listed(&mut self, wanted: &Wanted) -> Result<DmVersion, Arc<MirrorError>> {
+        let component = self.component(&wanted.component).await?;
+        let newest = component.newest(&wanted.os, &wanted.arch);
+        Ok(newest.map_err(|source| self.not_believed(source))?.version)
     }
 
     fn newest_at_hand(&self, wanted: &Wanted) -> Option<DmVersion> {

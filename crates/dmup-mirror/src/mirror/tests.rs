@@ -71,6 +71,7 @@ impl Desk {
         let packages = self.home.join("storage/dm/packages");
         let version = match version {
             "" => Version::Newest,
+            "latest" => Version::Latest,
             exact => Version::Exact(exact.parse().unwrap()),
         };
         let wanted = Wanted {
@@ -150,6 +151,24 @@ async fn tiup_finds_what_was_believed_where_it_keeps_it() {
         let kept = std::fs::read(desk.home.join("manifests").join(kept)).unwrap();
         assert_eq!(kept, std::fs::read(desk.mirror.join(at_mirror)).unwrap(), "{at_mirror}");
     }
+}
+
+#[tokio::test]
+async fn the_latest_is_the_mirrors_whatever_is_at_hand_unless_it_does_not_say() {
+    let desk = Desk::new();
+    desk.obtain("alertmanager", "").await.unwrap();
+    desk.publish(&edition(2).with("alertmanager", "v0.27.0", "linux/amd64", b"twenty-seven"));
+    let latest = desk.obtain("alertmanager", "latest").await.unwrap();
+    assert_eq!(latest.path, desk.package("alertmanager-v0.27.0-linux-amd64.tar.gz"));
+    // Somebody's own is newer.
+    let own = "alertmanager-v0.28.0-linux-amd64.tar.gz";
+    desk.put(own, b"twenty-eight");
+    assert_eq!(desk.obtain("alertmanager", "latest").await.unwrap().path, desk.package(own));
+    desk.take_mirror_away();
+    let at_hand = desk.obtain("alertmanager", "latest").await.unwrap();
+    assert_eq!(at_hand.path, desk.package(own));
+    let told = at_hand.warnings.iter().any(|it| it.starts_with("is the newest at hand"));
+    assert!(told, "{:?}", at_hand.warnings);
 }
 
 #[tokio::test]

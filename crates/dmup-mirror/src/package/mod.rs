@@ -31,8 +31,8 @@ mod tests;
 
 pub use make::{Made, MakeError, Making, Replaced};
 pub use open::{
-    ComponentPackage, Package, PackagedComponent, Release, Wanted, component_package,
-    component_package_path, open, release,
+    ComponentPackage, Package, PackagedComponent, Wanted, component_package,
+    component_package_path, open,
 };
 pub use parcel::Parcel;
 pub use refusal::{PackageError, Refusal};

@@ -67,15 +67,6 @@ pub struct ComponentPackage {
     pub parcel: Parcel,
 }
 
-/// What several component packages of a mirror bring, packed for hosts as one: another version.
-#[derive(Debug)]
-pub struct Release {
-    /// By component and architecture (TiUP's word). Files go to `bin` under the names that they have.
-    pub parts: BTreeMap<(Role, String), PackagedComponent>,
-    /// All of them, each below a folder of its own.
-    pub parcel: Parcel,
-}
-
 /// Opens a hotfix package.
 ///
 /// `scratch` is an existing folder with room for the unpacked package and its
@@ -200,35 +191,6 @@ fn component_tree(
     let arches = BTreeSet::from([arch.to_owned()]);
     let checked = check(&tree, component, found, Some(&arches))?;
     Ok((tree, digest, checked))
-}
-
-/// Opens the component packages of a version, with the same checks as for deploying, and packs them as one.
-///
-/// # Errors
-///
-/// [`PackageError`] with the first package that breaks a rule, and which.
-pub fn release(
-    packages: &BTreeMap<(Role, String), Utf8PathBuf>,
-    scratch: &Utf8Path,
-) -> Result<Release, PackageError> {
-    let (mut rooms, mut all, mut parts) = (Vec::new(), Tree::new(), BTreeMap::new());
-    for ((role, arch), path) in packages {
-        let of_it = |refusal| PackageError { package: path.clone(), refusal };
-        let room = room(scratch).map_err(of_it)?;
-        let below = as_utf8(room.path()).map_err(of_it)?;
-        let (tree, _, mut checked) = component_tree(path, *role, arch, below).map_err(of_it)?;
-        let folder = Utf8PathBuf::from(format!("{role}-{arch}"));
-        checked.replace = tree.keys().map(|entry| (folder.join(entry), entry.clone())).collect();
-        all.extend(tree.into_iter().map(|(entry, file)| (folder.join(entry), file)));
-        parts.insert((*role, arch.clone()), checked);
-        rooms.push(room);
-    }
-    let files = all.iter().map(|(entry, file)| (entry.as_path(), file));
-    let parcel = pack(files, scratch).map_err(|error| PackageError {
-        package: scratch.to_owned(),
-        refusal: Refusal::Scratch(error),
-    })?;
-    Ok(Release { parts, parcel })
 }
 
 fn texts_of(tree: &Tree) -> BTreeMap<Utf8PathBuf, String> {

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::{
     MakeError, Making, Package, PackageError, Parcel, Refusal, Wanted, component_package,
-    component_package_path, open, release,
+    component_package_path, open,
 };
 
 struct Room {
@@ -686,43 +686,6 @@ fn a_component_package_keeps_its_names_and_must_have_its_executable() {
     assert!(matches!(other.refusal, Refusal::NotInside { .. }));
     let arm = component_package(&path, Role::DmMaster, "arm64", &room.scratch).unwrap_err();
     assert!(matches!(arm.refusal, Refusal::OtherArchitecture { .. }));
-}
-
-#[test]
-fn the_packages_of_a_version_are_one_parcel_in_which_no_two_files_meet() {
-    let room = Room::new();
-    let put = |role: Role, arch: &str, machine: u16| {
-        let binary = elf(machine, format!("{role} {arch}").as_bytes());
-        let tar = tar_of(&[
-            (role.binary(), 0o755, &binary[..]),
-            (&format!("{role}/conf/{role}.toml"), 0o644, b"text"),
-        ]);
-        let path = room.put(&format!("{role}-{arch}"), &gz(&tar));
-        (((role, arch.to_owned()), path), binary)
-    };
-    let all = [
-        put(Role::DmMaster, "amd64", X86_64),
-        put(Role::DmWorker, "amd64", X86_64),
-        put(Role::DmWorker, "arm64", AARCH64),
-    ];
-    let mut packages: BTreeMap<_, _> = all.iter().map(|(package, _)| package.clone()).collect();
-    let opened = release(&packages, &room.scratch).unwrap();
-    let inside = inside(&opened.parcel);
-    for (((role, arch), _), binary) in &all {
-        let part = &opened.parts[&(*role, arch.clone())];
-        assert_eq!((&part.binary, &part.arch), (&Digest::of(binary), arch));
-        assert_eq!(part.replace.len(), 2);
-        let of_it = part.replace.iter().find(|(_, to)| to == role.binary());
-        let (from, _) = of_it.unwrap();
-        let content = inside.iter().find(|(name, ..)| *name == *from).map(|(.., it)| it);
-        assert_eq!(content, Some(binary), "{from}");
-    }
-    // One that does not fit is named.
-    let wrong = packages[&(Role::DmMaster, "amd64".to_owned())].clone();
-    packages.insert((Role::DmWorker, "amd64".to_owned()), wrong.clone());
-    let refused = release(&packages, &room.scratch).unwrap_err();
-    assert_eq!(refused.package, wrong);
-    assert!(matches!(refused.refusal, Refusal::NotInside { .. }), "{refused}");
 }
 
 #[test]

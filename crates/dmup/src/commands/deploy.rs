@@ -15,6 +15,7 @@ use dmup_state::Cluster;
 use dmup_wire::message::UnitAction;
 
 use super::laying_out::{self, Hotfixes, Obstacles, Site};
+use super::obtaining::Obtaining;
 use super::{exporters, units};
 use crate::args::DeployArgs;
 use crate::context::{Context, checked_name, checked_user, state_failure};
@@ -69,7 +70,7 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
         &version,
         scratch.path(),
         &progress,
-        context,
+        Obtaining::new(context),
         &mut obstacles,
     )
     .await;

@@ -29,6 +29,25 @@ pub(crate) fn reached(topology: &Topology, selected: &[Instance], reach: Reach) 
     pairs
 }
 
+/// Those of them that are ours, for a run that takes them along as any other instance. Of the others the operator is told.
+pub(crate) async fn as_instances(
+    fleet: &Fleet,
+    pairs: &[Exporters],
+    context: &Context,
+) -> Vec<Instance> {
+    let looks = pairs.iter().map(|pair| async move { (pair, ours(fleet, pair, context).await) });
+    let mut instances = Vec::new();
+    for (pair, look) in join_all(looks).await {
+        match look {
+            Ok(ours) => instances.extend(ours.into_iter().map(|it| it.instance.clone())),
+            Err(why) => context
+                .printer
+                .talk(format_args!("note: the exporters on {} stay as they are: {why}", pair.host)),
+        }
+    }
+    instances
+}
+
 /// Starts them and waits until somebody listens on their ports.
 pub(crate) async fn bring_up(
     fleet: &Fleet,

@@ -59,6 +59,11 @@ impl Obstacles {
         self.found.extend(found);
     }
 
+    /// All of them, for whoever can do without what they are about.
+    pub(crate) fn into_found(self) -> Vec<String> {
+        self.found
+    }
+
     /// Tells what should be known, and keeps what is in the way.
     pub(crate) fn add_findings(&mut self, findings: Vec<Finding>, context: &Context) {
         for finding in findings {
@@ -196,7 +201,7 @@ pub(crate) async fn open_packages(
     version: &DmVersion,
     scratch: &Utf8Path,
     progress: &Progress,
-    context: &Context,
+    mut obtaining: Obtaining<'_>,
     obstacles: &mut Obstacles,
 ) -> Packages {
     let mut needed: BTreeMap<(Role, String, String), (Version, BTreeSet<&HostId>)> =
@@ -226,7 +231,6 @@ pub(crate) async fn open_packages(
             needed.entry(package).or_insert_with(wanted).1.insert(&pair.host);
         }
     }
-    let mut obtaining = Obtaining::new(context);
     let mut packages = Packages::new();
     for ((component, os, arch), (version, hosts)) in needed {
         let path = match obtaining.package(component, version, &os, &arch, progress).await {
@@ -254,7 +258,7 @@ pub(crate) async fn open_packages(
         if obtaining.is_short_of_files {
             obstacles.hints.insert(format!(
                 "put official packages into {}, named <component>-<version>-<os>-<arch>.tar.gz",
-                context.profile.root().join("packages")
+                obtaining.context.profile.root().join("packages")
             ));
         }
     }

@@ -23,6 +23,7 @@ pub(crate) mod replay;
 pub(crate) mod restart;
 pub(crate) mod resume;
 pub(crate) mod rollback;
+mod rolling;
 pub(crate) mod rotate_ssh;
 pub(crate) mod run;
 pub(crate) mod runs;

@@ -13,7 +13,9 @@ use crate::progress::Progress;
 
 /// Obtains packages one after the other.
 pub(crate) struct Obtaining<'a> {
-    context: &'a Context,
+    pub(crate) context: &'a Context,
+    /// Which one is taken where no version is named.
+    newest: Version,
     repository: Repository,
     /// Files by what is to be said of them, for it is often the same.
     warnings: BTreeMap<String, Vec<String>>,
@@ -34,11 +36,17 @@ impl<'a> Obtaining<'a> {
         );
         Self {
             context,
+            newest: Version::Newest,
             repository,
             warnings: BTreeMap::new(),
             hints: BTreeSet::new(),
             is_short_of_files: false,
         }
+    }
+
+    /// For whoever wants what is new: the mirror is asked, whatever is at hand.
+    pub(crate) fn latest(context: &'a Context) -> Self {
+        Self { newest: Version::Latest, ..Self::new(context) }
     }
 
     /// Of Alertmanager the newest is taken unless there is one of that very version (TiUP's rule).
@@ -59,11 +67,11 @@ impl<'a> Obtaining<'a> {
             Version::Exact(exact) if !takes_newest || path_of(exact.as_str()).exists() => {
                 Version::Exact(exact)
             }
-            Version::Exact(_) | Version::Newest => Version::Newest,
+            Version::Exact(_) | Version::Newest | Version::Latest => self.newest.clone(),
         };
         let looked_for = match &version {
             Version::Exact(exact) => path_of(exact.as_str()),
-            Version::Newest => path_of("<version>"),
+            Version::Newest | Version::Latest => path_of("<version>"),
         };
         let wanted = Wanted {
             component: ComponentId::new(component.as_str()).map_err(|error| error.to_string())?,

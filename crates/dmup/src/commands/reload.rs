@@ -1,13 +1,14 @@
 //! `reload`: units, run scripts and configurations as the topology has them, and a restart, node by node.
 //!
-//! What is rendered is compared with what lies on the hosts. Files of DM are written in the node's own window, between
-//! stop and start, and go back with it; those of monitoring, which nothing depends on, before the first turn.
+//! What is rendered is compared with what lies on the hosts. Files are written in the node's own window, between
+//! stop and start, and go back with it.
 
 use std::collections::BTreeMap;
 
 use dmup_core::ids::InstanceId;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::layout::Deployment;
+use dmup_core::plan::{RestartRequest, plan_restart};
 use dmup_core::selection::select;
 use dmup_core::texts::{Text, Texts, TextsChange};
 use dmup_core::version::DmVersion;
@@ -19,8 +20,8 @@ use futures::future::join_all;
 
 use super::laying_out::{self, Packages};
 use super::obtaining::Obtaining;
-use super::patch;
-use super::restart::{Again, write};
+use super::rolling::{self, RollOut};
+use super::restart;
 use crate::args::ReloadArgs;
 use crate::ask;
 use crate::context::{Context, Known, bad_selection};
@@ -37,39 +38,49 @@ pub(crate) async fn run(args: &ReloadArgs, context: &Context) -> Result<(), Fail
         known.refuse_unfinished_runs()?;
     }
     let _lock = if args.plan { None } else { Some(known.lock("reload")?) };
+    let fleet = known.fleet(context, &all)?;
     let scratch = context.scratch()?;
-    let version = &known.meta.version;
+    let packages = texts_of_dm(&known.meta.version, &selected, scratch.path(), context).await;
     let Compared { differing, silent } =
-        compare_all(&known, &selected, version, scratch.path(), context).await?;
+        compare_all(&known, &selected, &packages, &fleet, context).await?;
     if !silent.is_empty() {
         return Err(Failure::refused(format_args!("compare the files of {}", known.name))
             .because(silent.into_values())
             .hint("leave these nodes out with -N, or bring their hosts up"));
     }
     if args.skip_restart {
-        return only_write(&known, &all, differing, context).await;
+        return only_write(&known, &fleet, differing, context).await;
     }
-    let mut again = Again {
-        is_reload: true,
-        selected: &selected,
-        changes: BTreeMap::new(),
-        texts: Vec::new(),
-        before: Vec::new(),
-        plan_only: args.plan,
-        policy: patch::policy_of(&args.rolling, args.on_failure, context),
-        rolling: &args.rolling,
-    };
+    let (mut changes, mut texts) = (BTreeMap::new(), Vec::new());
     for it in differing {
-        if it.instance.role.is_dm() {
-            let (change, texts) = it.change();
-            again.changes.insert(it.instance.id.clone(), change);
-            again.texts.extend(texts);
-        } else {
-            it.say(context);
-            again.before.push((it.instance.host, it.after));
-        }
+        let (change, both) = it.change();
+        changes.insert(it.instance.id, change);
+        texts.extend(both);
     }
-    again.roll(&known, context).await
+    let request = RestartRequest {
+        cluster: known.name.clone(),
+        version: known.meta.version.clone(),
+        targets: selected.iter().map(|it| (it.id.clone(), changes.remove(&it.id))).collect(),
+        instances: all.clone(),
+        is_reload: true,
+        allow: rolling::allowances_of(&args.rolling),
+    };
+    let policy = rolling::policy_of(&args.rolling, args.on_failure, context);
+    let roll_out = RollOut {
+        what: "reload",
+        question: &|plan| restart::question("reload", plan, &known),
+        all: &all,
+        with_dm: selected.iter().any(|it| it.role.is_dm()),
+        rolling: &args.rolling,
+        parcels: &[],
+        texts: &texts,
+        owed: None,
+        plan_only: args.plan,
+        apply_plan: None,
+    };
+    let decide = |inventory: &_| Ok(plan_restart(&request, inventory, &policy));
+    let rolled = roll_out.roll(decide, &known, &fleet, context).await?;
+    restart::end(&rolled, &known, context)
 }
 
 /// Files of an instance that are not as they should be.
@@ -78,7 +89,7 @@ pub(crate) struct Differing {
     /// As they lie there; those that are missing are not among them.
     before: Vec<PutFile>,
     /// As they should be.
-    pub(crate) after: Vec<PutFile>,
+    after: Vec<PutFile>,
 }
 
 impl Differing {
@@ -92,12 +103,6 @@ impl Differing {
         };
         (change, [before, after])
     }
-
-    pub(crate) fn say(&self, context: &Context) {
-        for file in &self.after {
-            context.printer.talk(format_args!("  {}: {} differs", self.instance.id, file.path));
-        }
-    }
 }
 
 /// What came of a comparison.
@@ -108,30 +113,23 @@ pub(crate) struct Compared {
     pub(crate) silent: BTreeMap<InstanceId, String>,
 }
 
-/// What lies there for each selected instance, compared with what should with this version. Changes nothing.
+/// What lies there for each selected instance, compared with what should. The packages are for alert rules and dashboards.
+/// Changes nothing.
 pub(crate) async fn compare_all(
     known: &Known,
     selected: &[Instance],
-    version: &DmVersion,
-    scratch: &camino::Utf8Path,
+    packages: &Packages,
+    fleet: &Fleet,
     context: &Context,
 ) -> Result<Compared, Failure> {
     let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
     let deployment = Deployment::new(&known.name, &known.meta.topology);
     let mut laid = laying_out::render(&deployment, selected, &[])?;
-    if let Some(monitoring) = selected.iter().find(|it| !it.role.is_dm()) {
-        match texts_of_dm(version, monitoring, scratch, &progress, context).await {
-            Ok(packages) => laying_out::add_monitoring(&mut laid, &packages, &known.name),
-            Err(why) => context
-                .printer
-                .talk(format_args!("note: alert rules and dashboards stay as they are: {why}")),
-        }
-    }
+    laying_out::add_monitoring(&mut laid, packages, &known.name);
     progress.under_way("compare the files on the hosts");
-    let fleet = known.fleet(context, selected)?;
     let of_instances = laid.iter().filter_map(|part| Some((part.instance()?, part.files())));
     let looks = join_all(of_instances.map(|(instance, files)| async {
-        (instance.id.clone(), compare(&fleet, instance, files).await)
+        (instance.id.clone(), compare(fleet, instance, files).await)
     }))
     .await;
     progress.end();
@@ -148,22 +146,34 @@ pub(crate) async fn compare_all(
     Ok(compared)
 }
 
-/// DM's own package, which brings alert rules and dashboards.
+/// DM's own package, which brings alert rules and dashboards, if one of these shows them. Without it they stay, which is told.
 async fn texts_of_dm(
     version: &DmVersion,
-    monitoring: &Instance,
+    selected: &[Instance],
     scratch: &camino::Utf8Path,
-    progress: &Progress,
     context: &Context,
-) -> Result<Packages, String> {
-    let mut obtaining = Obtaining::new(context);
+) -> Packages {
+    let shows = |it: &&Instance| matches!(it.role, Role::Prometheus | Role::Grafana);
+    let Some(monitoring) = selected.iter().find(shows) else { return Packages::new() };
+    let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
     let (os, arch) = (monitoring.os.as_str(), monitoring.arch.as_str());
-    let master = Role::DmMaster;
     let version = Version::Exact(version.clone());
-    let path = obtaining.package(master, version, os, arch, progress).await?;
-    progress.under_way(&format!("open {path}"));
-    let package = component_package(&path, master, arch, scratch).map_err(|it| chain(&it))?;
-    Ok(Packages::from([((master, arch.to_owned()), package)]))
+    let obtained =
+        Obtaining::new(context).package(Role::DmMaster, version, os, arch, &progress).await;
+    let opened = obtained.and_then(|path| {
+        progress.under_way(&format!("open {path}"));
+        component_package(&path, Role::DmMaster, arch, scratch).map_err(|it| chain(&it))
+    });
+    progress.end();
+    match opened {
+        Ok(package) => Packages::from([((Role::DmMaster, arch.to_owned()), package)]),
+        Err(why) => {
+            context
+                .printer
+                .talk(format_args!("note: alert rules and dashboards stay as they are: {why}"));
+            Packages::new()
+        }
+    }
 }
 
 /// Compares files of an instance with what lies there.
@@ -199,7 +209,7 @@ fn texts_of(files: &[PutFile]) -> Texts {
 /// `--skip-restart`.
 async fn only_write(
     known: &Known,
-    all: &[Instance],
+    fleet: &Fleet,
     differing: Vec<Differing>,
     context: &Context,
 ) -> Result<(), Failure> {
@@ -215,9 +225,21 @@ async fn only_write(
     if !context.global.yes {
         ask::confirm(&format!("Will write these files of {} and restart nothing.", known.name))?;
     }
-    let fleet = known.fleet(context, all)?;
-    let files: Vec<_> = differing.into_iter().map(|it| (it.instance.host, it.after)).collect();
-    context.with_lease(&known.name, "reload", &fleet, write(&fleet, &files)).await?;
+    let work = async {
+        let puts = differing.into_iter().map(|it| async move {
+            fleet.put(&it.instance.host, it.after).await.map_err(|error| error.to_string())
+        });
+        let failed: Vec<String> =
+            join_all(puts).await.into_iter().filter_map(Result::err).collect();
+        if failed.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::failed("write the files")
+            .because(failed)
+            .now("nothing was restarted; some files may be new, and count from the next start on")
+            .hint("give the same command again after the cause is gone"))
+    };
+    context.with_lease(&known.name, "reload", fleet, work).await?;
     context.printer.talk(format_args!(
         "Wrote the files of {}; they count from the next start on: `dmup restart {}`",
         known.name, known.name

@@ -7,7 +7,7 @@ use dmup_core::builds::{Before, RecordedBuild};
 use dmup_core::ids::InstanceId;
 use dmup_core::instance::Instance;
 use dmup_core::plan::{
-    Allowances, Blocker, Decision, Kind, RollbackRequest, RollbackTarget, plan_rollback,
+    Allowances, Blocker, Decision, Kind, RollbackRequest, RollbackTarget, Warning, plan_rollback,
 };
 use dmup_core::policy::Policy;
 use dmup_core::report::Report;
@@ -21,7 +21,7 @@ use dmup_remote::hosts::put_file;
 use dmup_wire::message::PutFile;
 
 use super::run::{Begun, Keeps, Onward};
-use super::{patch, reload, run};
+use super::{exporters, reload, rolling, run};
 use crate::args::RollbackArgs;
 use crate::ask;
 use crate::context::{Context, Known, PastRun, bad_selection};
@@ -29,14 +29,15 @@ use crate::failure::{Failure, chain};
 
 pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Failure> {
     let known = context.cluster(&args.cluster)?;
-    let all = known.meta.instances();
-    let meant = select(&all, &args.selection.nodes, &args.selection.roles)
+    let mut all = known.meta.instances();
+    let mut meant = select(&all, &args.selection.nodes, &args.selection.roles)
         .map_err(|bad| bad_selection(&bad))?;
     let named = !args.selection.nodes.is_empty();
+    let is_whole = !named && args.selection.roles.is_empty();
     if let Some(unfinished) = known.unfinished_runs()?.pop()
         && !args.plan
     {
-        if named || !args.selection.roles.is_empty() {
+        if !is_whole {
             return Err(Failure::refused(format_args!(
                 "run {} of {} has not ended: only all of it can be taken back",
                 unfinished.id, known.name
@@ -48,6 +49,12 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
     let lock = if args.plan { None } else { Some(known.lock("rollback")?) };
     let fleet = known.fleet(context, &all)?;
     let dm = known.dm(&all)?;
+    if is_whole {
+        let pairs = known.meta.topology.exporters();
+        let beside = exporters::as_instances(&fleet, &pairs, context).await;
+        all.extend(beside.clone());
+        meant.extend(beside);
+    }
     let policy =
         Policy { concurrency: context.concurrency(), soak_s: args.soak, ..Policy::default() };
     let wanted = Wanted { known: &known, all: &all, meant: &meant, named, policy: &policy };
@@ -58,8 +65,8 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
                 return Err(run::blocked("roll back", &known, &blockers));
             }
             Decision::Go(plan) => {
-                run::refuse_without_sudo(&fleet, &meant).await?;
-                patch::show(&plan, context);
+                run::refuse_without_sudo(&plan, &fleet).await?;
+                rolling::show(&plan, context);
             }
         }
         return Ok(());
@@ -110,7 +117,7 @@ impl Wanted<'_> {
         dm: &DmClient,
         context: &Context,
     ) -> Result<Begun<Option<(Report, Kind)>>, Failure> {
-        let Wanted { known, meant, .. } = self;
+        let known = self.known;
         let found = RefCell::new(Found::default());
         let decide = || self.decide(fleet, dm, context, &found);
         let decision =
@@ -120,7 +127,12 @@ impl Wanted<'_> {
             Decision::Blocked(blockers) => return Err(run::blocked("roll back", known, &blockers)),
             Decision::Go(plan) => plan,
         };
-        run::refuse_without_sudo(fleet, meant).await?;
+        run::refuse_without_sudo(&plan, fleet).await?;
+        for warning in &plan.warnings {
+            if let Warning::MonitoringLeft { .. } | Warning::MonitoringDown { .. } = warning {
+                context.printer.talk(format_args!("note: {warning}"));
+            }
+        }
         for node in self.born_with_a_hotfix(|id| plan.turns.iter().any(|it| it.instance == *id)) {
             context.printer.talk(format_args!("note: {node}"));
         }

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::{ClusterName, HostId, InstanceId};
-use dmup_core::instance::Instance;
 use dmup_core::journal::{Away, fold};
-use dmup_core::plan::{Blocker, Decision, Kind as RunKind, Plan, Warning};
+use dmup_core::plan::{Blocker, Decision, Kind as RunKind, ParcelSpec, Plan, Warning};
 use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
 use dmup_core::texts::Texts;
 use dmup_exec::ports::Clock;
@@ -28,11 +27,10 @@ use crate::kept::{self, Owed};
 use crate::progress::{Progress, span};
 
 /// Windows need root: a host that refuses it must be known before the first node is touched.
-pub(crate) async fn refuse_without_sudo(
-    fleet: &Fleet,
-    selected: &[Instance],
-) -> Result<(), Failure> {
-    let hosts: BTreeSet<&HostId> = selected.iter().map(|it| &it.host).collect();
+pub(crate) async fn refuse_without_sudo(plan: &Plan, fleet: &Fleet) -> Result<(), Failure> {
+    let counts = plan.turns.iter().filter(|turn| !plan.tolerates(&turn.instance));
+    let hosts: BTreeSet<&HostId> =
+        counts.filter_map(|turn| Some(&plan.instance(&turn.instance)?.host)).collect();
     let answers = join_all(hosts.into_iter().map(|host| fleet.check_sudo(host))).await;
     let refused: Vec<String> =
         answers.into_iter().filter_map(|it| it.err().map(|error| error.to_string())).collect();
@@ -44,10 +42,14 @@ pub(crate) async fn refuse_without_sudo(
         .hint("the deploy user needs `NOPASSWD` in /etc/sudoers.d, as `deploy` writes it"))
 }
 
-/// After a good run its parcel is in every `bin`, and the way back lies beside it: the copy in the hosts' stores
+/// After a good run its parcels are in every `bin`, and the way back lies beside it: the copy in the hosts' stores
 /// is not needed any more. Best effort: what cannot be removed is only in nobody's way.
 pub(crate) async fn clean_stores(plan: &Plan, fleet: &Fleet) {
-    let Some(parcel) = &plan.parcel else { return };
+    let parcels: Vec<&ParcelSpec> = plan.parcel.iter().chain(&plan.parcels).collect();
+    if parcels.is_empty() {
+        return;
+    }
+    let parcels = &parcels;
     let hosts: BTreeSet<&HostId> = plan
         .turns
         .iter()
@@ -56,9 +58,11 @@ pub(crate) async fn clean_stores(plan: &Plan, fleet: &Fleet) {
         .collect();
     join_all(hosts.into_iter().map(|host| async move {
         if let Ok(hello) = fleet.hello(host).await {
-            let folder = store(&hello.home).join(parcel.digest.as_str());
-            let manifest = Utf8PathBuf::from(format!("{folder}.json"));
-            drop(fleet.remove(host, vec![manifest, folder]).await);
+            let paths = parcels.iter().flat_map(|parcel| {
+                let folder = store(&hello.home).join(parcel.digest.as_str());
+                [Utf8PathBuf::from(format!("{folder}.json")), folder]
+            });
+            drop(fleet.remove(host, paths.collect()).await);
         }
     }))
     .await;

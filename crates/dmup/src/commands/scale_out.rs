@@ -21,6 +21,7 @@ use dmup_remote::ssh::Reach;
 use dmup_wire::message::UnitAction;
 
 use super::laying_out::{self, Obstacles, Site};
+use super::obtaining::Obtaining;
 use super::refreshing::{POLL, refresh};
 use super::{exporters, units};
 use crate::args::ScaleOutArgs;
@@ -74,7 +75,7 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
         version,
         scratch.path(),
         &progress,
-        context,
+        Obtaining::new(context),
         &mut obstacles,
     )
     .await;

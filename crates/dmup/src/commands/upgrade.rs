@@ -2,29 +2,34 @@
 //! back of `patch`.
 //!
 //! dm-master first, as TiUP has it: a master of the new version knows how to talk to workers of the old one, and
-//! brings what etcd has up to date. Unit, run script and configuration of a node of DM go with its build, in its own
-//! window. Alert rules and dashboards, which nothing depends on, are written before the first turn, and what reads them
-//! starts again after DM. The version stands in `meta.yaml` once every node of DM has it; a run that ended
-//! before goes on with the same command: what has its build and its files already is left alone.
+//! brings what etcd has up to date. Unit, run script and configuration of a node go with its build, in its own
+//! window. Monitoring and exporters come after DM, each where its package has another executable than lies there, or a file
+//! differs; what is in their way, or goes wrong with them, is told, and DM does not wait for it. The version stands in
+//! `meta.yaml` once every node of DM has it; a run that ended before goes on with the same command: what has its
+//! build and its files already is left alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::exporters::Exporters;
 use dmup_core::ids::InstanceId;
 use dmup_core::instance::{Instance, Role};
+use dmup_core::inventory::Inventory;
 use dmup_core::journal::TurnEnd;
-use dmup_core::plan::{Purpose, TargetBuild, Warning};
+use dmup_core::plan::{Allowances, HotfixRequest, Purpose, TargetBuild, plan_hotfix};
+use dmup_core::report::RunEnd;
 use dmup_core::version::DmVersion;
-use dmup_mirror::mirror::Version;
-use dmup_mirror::package::{Release, release};
+use dmup_mirror::package::Parcel;
 
+use super::exporters;
+use super::laying_out::{Obstacles, Packages, open_packages};
 use super::obtaining::Obtaining;
-use super::patch::{Order, Rolled, roll_out, target_of};
+use super::patch::{policy_of, spec_of};
 use super::reload::{Compared, compare_all};
-use super::run;
+use super::rolling::{self, RollOut, Rolled};
 use crate::args::UpgradeArgs;
 use crate::context::{Context, Known, state_failure};
-use crate::failure::{Failure, Kind, chain};
+use crate::failure::{Failure, Kind};
 use crate::progress::Progress;
 
 pub(crate) async fn run(args: &UpgradeArgs, context: &Context) -> Result<(), Failure> {
@@ -43,16 +48,18 @@ pub(crate) async fn run(args: &UpgradeArgs, context: &Context) -> Result<(), Fai
     }
     let _lock = if args.plan { None } else { Some(known.lock("upgrade")?) };
 
-    let all = known.meta.instances();
+    let mut all = known.meta.instances();
+    let fleet = known.fleet(context, &all)?;
+    let pairs = known.meta.topology.exporters();
+    all.extend(exporters::as_instances(&fleet, &pairs, context).await);
     let scratch = context.scratch()?;
-    let release = obtain(&all, &to, scratch.path(), context).await?;
-    let (targets, exceptions) = targets_of(&release, &all);
+    let packages = obtain(&all, &pairs, &to, scratch.path(), context).await?;
     let Compared { differing, silent } =
-        compare_all(&known, &all, &to, scratch.path(), context).await?;
+        compare_all(&known, &all, &packages, &fleet, context).await?;
     let (mut of_dm, mut of_monitoring) = (Vec::new(), Vec::new());
     for (instance, why) in all.iter().filter_map(|it| Some((it, silent.get(&it.id)?))) {
         let list = if instance.role.is_dm() { &mut of_dm } else { &mut of_monitoring };
-        list.push(format!("{}: {why}", instance.id));
+        list.push(format!("{} ({}): {why}", instance.id, instance.role));
     }
     if !of_dm.is_empty() {
         return Err(Failure::refused(format_args!("compare the files of {}", known.name))
@@ -62,137 +69,156 @@ pub(crate) async fn run(args: &UpgradeArgs, context: &Context) -> Result<(), Fai
     for why in of_monitoring {
         context.printer.talk(format_args!("note: monitoring that stays as it is: {why}"));
     }
-    let (mut changes, mut texts, mut before) = (BTreeMap::new(), Vec::new(), Vec::new());
-    let mut selected: BTreeSet<InstanceId> = all
-        .iter()
-        .filter(|it| it.role.is_dm() || reads_dm(it, args.offline || to == *from))
-        .filter(|it| !silent.contains_key(&it.id))
-        .map(|it| it.id.clone())
-        .collect();
+    let (mut changes, mut texts) = (BTreeMap::new(), Vec::new());
     for it in differing {
-        if it.instance.role.is_dm() {
-            let (change, both) = it.change();
-            changes.insert(it.instance.id.clone(), change);
-            texts.extend(both);
-        } else {
-            it.say(context);
-            if !args.offline {
-                selected.insert(it.instance.id);
-            }
-            before.push((it.instance.host, it.after));
-        }
+        let (change, both) = it.change();
+        changes.insert(it.instance.id, change);
+        texts.extend(both);
     }
     for line in dropped_hotfixes(&known)? {
         context.printer.talk(line);
     }
-    let selected: Vec<Instance> = all.into_iter().filter(|it| selected.contains(&it.id)).collect();
-    let order = Order {
-        what: "upgrade",
-        with: to.as_str(),
-        parcel: &release.parcel,
+    let parcels: Vec<&Parcel> = packages.values().map(|package| &package.parcel).collect();
+    let (targets, exceptions) = targets_of(&packages, &all);
+    let request = HotfixRequest {
+        cluster: known.name.clone(),
+        version: from.clone(),
+        instances: all.clone(),
+        selected: all
+            .iter()
+            .map(|it| it.id.clone())
+            .filter(|id| !silent.contains_key(id))
+            .collect(),
+        purpose: Purpose::Upgrade { to: to.clone(), texts: changes },
+        parcel: None,
+        parcels: parcels.iter().map(|parcel| spec_of(parcel)).collect(),
         targets,
         exceptions,
-        purpose: Purpose::Upgrade { to: to.clone(), texts: changes },
-        texts: &texts,
-        before: &before,
-        selected: &selected,
         offline: args.offline,
+        allow: Allowances {
+            force_build: args.rollout.force_build,
+            ..rolling::allowances_of(&args.rollout.rolling)
+        },
+        known_bad: known.bad_builds()?,
+        ways_back: BTreeMap::new(),
+    };
+    let policy = policy_of(&args.rollout, context);
+    let decide = |inventory: &Inventory| {
+        let ways_back = known.ways_back(&all, inventory)?;
+        Ok(plan_hotfix(&HotfixRequest { ways_back, ..request.clone() }, inventory, &policy))
+    };
+    let roll_out = RollOut {
+        what: "upgrade",
+        question: &|plan| {
+            let nodes = plan.turns.len();
+            format!(
+                "Will upgrade {nodes} node(s) of {} from {from} to {to}, one after the other",
+                known.name
+            )
+        },
+        all: &all,
+        with_dm: !args.offline,
+        rolling: &args.rollout.rolling,
+        parcels: &parcels,
+        texts: &texts,
         owed: None,
         plan_only: args.plan,
         apply_plan: None,
-        rollout: &args.rollout,
-        asks: !context.global.yes,
     };
-    match roll_out(&order, &known, context).await? {
+    match roll_out.roll(decide, &known, &fleet, context).await? {
         Rolled::Shown => return Ok(()),
-        Rolled::NothingToDo { .. } if args.plan => {
+        Rolled::NothingToDo if args.plan => {
             context.printer.talk(format_args!("Nothing to do: every node of DM runs {to} already"));
             return Ok(());
         }
-        Rolled::NothingToDo { .. } => {
+        Rolled::NothingToDo => {
             context.printer.talk(format_args!("every node of DM runs {to} already"));
             known.record_version(&to, true)?;
         }
-        Rolled::Ran { report, plan, .. } => {
-            let ended = run::end(&report, plan.kind, &known, context);
-            for warning in &plan.warnings {
-                if let Warning::Deferred { .. } = warning {
-                    context.printer.talk(format_args!("note: {warning}"));
-                }
-            }
+        Rolled::Ran { report, plan } => {
+            let ended = rolling::end(&report, &plan, &known, context);
+            let again = format!("`dmup upgrade {} {to}`", known.name);
             if known.cluster.meta().map_err(state_failure)?.version != to {
                 context.printer.talk(format_args!(
-                    "Not every node runs {to} yet, so {from} stays recorded: `dmup upgrade {} {to}` goes on",
-                    known.name
+                    "Not every node runs {to} yet, so {from} stays recorded: {again} goes on"
                 ));
                 return ended;
             }
-            ended?;
+            if report.end == RunEnd::Paused {
+                return ended;
+            }
+            ended.map_err(|failure| match failure.kind {
+                Kind::Failed | Kind::RolledBack | Kind::Mixed => failure
+                    .hint(format_args!("DM itself has {to}; {again} tries its monitoring again")),
+                Kind::Usage | Kind::Refused | Kind::Unknown | Kind::Interrupted => failure,
+            })?;
         }
     }
     context.printer.talk(format_args!("Upgraded cluster `{}` successfully", known.name));
     Ok(())
 }
 
-/// Whether an instance reads what DM's package brings for monitoring, so that it starts again with another version.
-fn reads_dm(instance: &Instance, stays: bool) -> bool {
-    match instance.role {
-        Role::Prometheus | Role::Grafana => !stays,
-        Role::DmMaster
-        | Role::DmWorker
-        | Role::Alertmanager
-        | Role::NodeExporter
-        | Role::BlackboxExporter => false,
-    }
-}
-
-/// All packages of DM that the cluster needs, as one.
+/// All packages that the cluster needs. DM's must be there; what is missing of monitoring is told, and stays as it is.
 async fn obtain(
     all: &[Instance],
+    pairs: &[Exporters],
     to: &DmVersion,
-    scratch: &camino::Utf8Path,
+    scratch: &Utf8Path,
     context: &Context,
-) -> Result<Release, Failure> {
-    let needed: BTreeSet<(Role, &str, &str)> = all
-        .iter()
-        .filter(|it| it.role.is_dm())
-        .map(|it| (it.role, it.os.as_str(), it.arch.as_str()))
-        .collect();
+) -> Result<Packages, Failure> {
     let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
-    let mut obtaining = Obtaining::new(context);
-    let mut packages: BTreeMap<(Role, String), Utf8PathBuf> = BTreeMap::new();
-    let mut missing = Vec::new();
-    for (role, os, arch) in needed {
-        let version = Version::Exact(to.clone());
-        match obtaining.package(role, version, os, arch, &progress).await {
-            Ok(path) => {
-                packages.insert((role, arch.to_owned()), path);
-            }
-            Err(why) => missing.push(why),
-        }
-    }
-    obtaining.say_warnings();
-    if !missing.is_empty() {
+    let of = |wanted: fn(Role) -> bool| -> Vec<Instance> {
+        all.iter().filter(|it| wanted(it.role)).cloned().collect()
+    };
+    let (dm, monitoring) = (of(Role::is_dm), of(|role| !role.is_dm() && !role.is_exporter()));
+    let is_there = |pair: &&Exporters| {
+        pair.both.iter().any(|ours| all.iter().any(|it| it.id == ours.instance.id))
+    };
+    let pairs: Vec<Exporters> = pairs.iter().filter(is_there).cloned().collect();
+    let mut missing = Obstacles::default();
+    let mut packages =
+        open_packages(&dm, &[], to, scratch, &progress, Obtaining::new(context), &mut missing)
+            .await;
+    if let Err(failure) = missing.refuse(|_| format!("not every package of {to} is there")) {
         progress.end();
-        let failure =
-            Failure::refused(format_args!("not every package of {to} is there")).because(missing);
-        return Err(obtaining.hints.into_iter().fold(failure, Failure::hint));
+        return Err(failure);
     }
-    progress.under_way(&format!("open the packages of {to}"));
-    let opened = release(&packages, scratch).map_err(|error| Failure::refused(chain(&error)));
+    let mut missing = Obstacles::default();
+    let beside = open_packages(
+        &monitoring,
+        &pairs,
+        to,
+        scratch,
+        &progress,
+        Obtaining::latest(context),
+        &mut missing,
+    )
+    .await;
+    packages.extend(beside);
     progress.end();
-    opened
+    for why in missing.into_found() {
+        context.printer.talk(format_args!("note: monitoring that stays as it is: {why}"));
+    }
+    Ok(packages)
 }
 
-/// What a release brings: per role, and for instances of another architecture than the first of their role.
+/// What the packages bring: per role, and for instances of another architecture than the first of their role.
 fn targets_of(
-    release: &Release,
+    packages: &Packages,
     all: &[Instance],
 ) -> (BTreeMap<Role, TargetBuild>, BTreeMap<InstanceId, TargetBuild>) {
     let (mut targets, mut exceptions) = (BTreeMap::new(), BTreeMap::new());
     for instance in all {
-        let part = release.parts.get(&(instance.role, instance.arch.clone()));
-        let Some(target) = part.map(target_of) else { continue };
+        let package = packages.get(&(instance.role, instance.arch.clone()));
+        let Some(package) = package else { continue };
+        let place = |(from, to): &(Utf8PathBuf, Utf8PathBuf)| {
+            (from.clone(), instance.in_tree(to).to_owned())
+        };
+        let target = TargetBuild {
+            digest: package.binary.clone(),
+            replace: package.files.iter().map(place).collect(),
+            parcel: Some(package.parcel.digest.clone()),
+        };
         let usual = targets.entry(instance.role).or_insert_with(|| target.clone());
         if *usual != target {
             exceptions.insert(instance.id.clone(), target);
