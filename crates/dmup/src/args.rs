@@ -596,8 +596,8 @@ Examples:
   dmup restart prod -R prometheus,grafana
 
 With the order, the checks and the journal of `patch`: masters that follow, the leader, free workers, bound workers,
-monitoring. A node that does not come back ends the run. `dmup resume` goes on with a run that was interrupted.
-Exporters are restarted by --fast only.")]
+monitoring, and the exporters of hosts of which everything is restarted. A node that does not come back ends the run; of
+monitoring and exporters that is told in the end. `dmup resume` goes on with a run that was interrupted.")]
 pub struct RestartArgs {
     /// Which cluster
     #[arg(value_name = "CLUSTER")]
@@ -625,8 +625,8 @@ Examples:
   dmup reload prod --skip-restart           files only; they count from the next start on
   dmup reload prod -N 10.0.1.11:8262
 
-Units, run scripts and configurations as the topology has them, and a restart, node by node, as `restart` does it. A node
-that is not healthy with them gets its files from before.")]
+Units, run scripts and configurations as the topology has them, and a restart, node by node, as `restart` does it; last come
+the exporters of all hosts of these nodes. A node that is not healthy with them gets its files from before.")]
 pub struct ReloadArgs {
     /// Which cluster
     #[arg(value_name = "CLUSTER")]
@@ -677,10 +677,11 @@ Examples:
   dmup upgrade prod v8.1.0 --batch 1,50% --batch-soak 300
 
 The official packages of that version replace the binaries of dm-master, then of dm-worker, in one run as `patch` does;
-units, run scripts and configurations go with them. Hotfixes are dropped. Prometheus and Grafana get the alert rules and
-dashboards of that version and start again after DM; the programs of monitoring and exporters stay. The version is
-recorded once every node of DM has it. `resume`, or the same command again, goes on; `rollback` takes all of it back but
-rules and dashboards.")]
+units, run scripts and configurations go with them. Hotfixes are dropped. Prometheus, Grafana, Alertmanager and the
+exporters come last, each where its package brings another executable than lies there, or a file differs (alert rules and
+dashboards are DM's). What is in their way is told, and DM does not wait for them: one that does not start is put back,
+and the command ends with 6. The version is recorded once every node of DM has it. `resume`, or the same command again,
+goes on; `rollback` takes all of it back.")]
 pub struct UpgradeArgs {
     /// Which cluster
     #[arg(value_name = "CLUSTER")]

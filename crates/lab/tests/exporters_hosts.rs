@@ -116,6 +116,41 @@ fn exporters_run_and_come_and_go_with_their_hosts() {
     scene.dmup(&["enable", CLUSTER, "-R", "alertmanager"]).well();
     assert_eq!(both_are(second, "is-enabled"), [true; 2]);
 
+    // What somebody changed in a script is written anew by a reload, and both start again; with all that runs on a host they
+    // are restarted, with a part of it they are not.
+    let script = format!("{FOLDER}/scripts/run_node_exporter.sh");
+    let read = || scene.hosts.run_on(1, &["cat", &script]).unwrap();
+    let pids = || {
+        [NODE, BLACKBOX].map(|unit| {
+            let words = ["systemctl", "show", "-p", "MainPID", "--value", unit];
+            scene.hosts.run_on(1, &words).unwrap()
+        })
+    };
+    let (rendered, mut then) = (read(), pids());
+    let mut is_restarted = || {
+        let now = pids();
+        let all = now.iter().zip(&then).all(|(now, then)| now != then && now.trim() != "0");
+        let none = now == then;
+        assert!(all || none, "{now:?} {then:?}");
+        then = now;
+        all
+    };
+    scene.hosts.run_on(1, &["sed", "-i", "$ a # by hand", &script]).unwrap();
+    let plan = scene.dmup(&["reload", CLUSTER, "-R", "dm-worker", "--plan"]).well();
+    assert!(plan.stdout.contains(&format!("differs: {script}")), "{plan}");
+    let quick = ["--yes", "--soak", "0"];
+    scene.dmup(&[&["reload", CLUSTER, "-R", "dm-worker"], &quick[..]].concat()).well();
+    assert_eq!(read(), rendered);
+    assert!(is_restarted());
+    scene.dmup(&[&["restart", CLUSTER, "-R", "dm-worker"], &quick[..]].concat()).well();
+    assert!(!is_restarted());
+    let said = scene.dmup(&[&["restart", CLUSTER], &quick[..]].concat()).well();
+    assert!(is_restarted(), "{said}");
+    assert_eq!(
+        (both_are(first, "is-active"), both_are(second, "is-active")),
+        ([true; 2], [true; 2])
+    );
+
     // The recorded words once more.
     let audit = scene.dmup(&["audit"]).well();
     let id = audit.stdout.lines().find(|line| line.contains(" disable ")).unwrap();

@@ -1,10 +1,11 @@
 //! `reload`: units, run scripts and configurations as the topology has them, and a restart, node by node.
 //!
 //! What is rendered is compared with what lies on the hosts. Files are written in the node's own window, between
-//! stop and start, and go back with it.
+//! stop and start, and go back with it; those of exporters, too.
 
 use std::collections::BTreeMap;
 
+use dmup_core::exporters::Reach;
 use dmup_core::ids::InstanceId;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::layout::Deployment;
@@ -21,7 +22,7 @@ use futures::future::join_all;
 use super::laying_out::{self, Packages};
 use super::obtaining::Obtaining;
 use super::rolling::{self, RollOut};
-use super::restart;
+use super::{exporters, restart};
 use crate::args::ReloadArgs;
 use crate::ask;
 use crate::context::{Context, Known, bad_selection};
@@ -31,14 +32,19 @@ use crate::progress::Progress;
 pub(crate) async fn run(args: &ReloadArgs, context: &Context) -> Result<(), Failure> {
     let known = context.cluster(&args.cluster)?;
     known.refuse_unfinished_scale_out(false)?;
-    let all = known.meta.instances();
-    let selected = select(&all, &args.selection.nodes, &args.selection.roles)
+    let mut all = known.meta.instances();
+    let mut selected = select(&all, &args.selection.nodes, &args.selection.roles)
         .map_err(|bad| bad_selection(&bad))?;
     if !args.plan {
         known.refuse_unfinished_runs()?;
     }
     let _lock = if args.plan { None } else { Some(known.lock("reload")?) };
     let fleet = known.fleet(context, &all)?;
+    // As TiUP: exporters of every host that something of is reloaded.
+    let pairs = exporters::reached(&known.meta.topology, &selected, Reach::Any);
+    let beside = exporters::as_instances(&fleet, &pairs, context).await;
+    all.extend(beside.clone());
+    selected.extend(beside);
     let scratch = context.scratch()?;
     let packages = texts_of_dm(&known.meta.version, &selected, scratch.path(), context).await;
     let Compared { differing, silent } =

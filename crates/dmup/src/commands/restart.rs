@@ -1,10 +1,11 @@
 //! `restart`: node by node, with the order, the checks, the journal and the gates of `patch`; `--fast` as TiUP does it.
 
+use dmup_core::exporters::Reach;
 use dmup_core::plan::{Plan, RestartRequest, plan_restart};
 use dmup_core::selection::select;
 
 use super::rolling::{self, RollOut, Rolled};
-use super::units;
+use super::{exporters, units};
 use crate::args::{OnFailureArg, RestartArgs};
 use crate::context::{Context, Known, bad_selection};
 use crate::failure::{Failure, Kind};
@@ -12,8 +13,8 @@ use crate::manner::Manner;
 
 pub(crate) async fn run(args: &RestartArgs, context: &Context) -> Result<(), Failure> {
     let known = context.cluster(&args.cluster)?;
-    let all = known.meta.instances();
-    let selected = select(&all, &args.selection.nodes, &args.selection.roles)
+    let mut all = known.meta.instances();
+    let mut selected = select(&all, &args.selection.nodes, &args.selection.roles)
         .map_err(|bad| bad_selection(&bad))?;
     known.refuse_unfinished_scale_out(false)?;
     // A script for TiUP expects a cluster that is down to be up afterwards, too.
@@ -25,6 +26,11 @@ pub(crate) async fn run(args: &RestartArgs, context: &Context) -> Result<(), Fai
     }
     let _lock = if args.plan { None } else { Some(known.lock("restart")?) };
     let fleet = known.fleet(context, &all)?;
+    // As TiUP: exporters are stopped with all that runs on their host.
+    let pairs = exporters::reached(&known.meta.topology, &selected, Reach::Whole);
+    let beside = exporters::as_instances(&fleet, &pairs, context).await;
+    all.extend(beside.clone());
+    selected.extend(beside);
     let request = RestartRequest {
         cluster: known.name.clone(),
         version: known.meta.version.clone(),
