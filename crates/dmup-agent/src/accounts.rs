@@ -107,7 +107,8 @@ fn lookup(key: &str, fits: impl Fn(&Account) -> bool) -> Option<Account> {
     ran.stdout.lines().filter_map(Account::parse).find(|account| fits(account))
 }
 
-/// Makes the user, its group, its login key and its sudo rule, each only if missing. Needs root.
+/// Makes the user, its group, its login key, its sudo rule, and lets it linger, each only if missing. Needs root, but for a
+/// login key of one's own.
 pub(crate) fn ensure_user(order: &EnsureUser) -> Reply {
     let key = one_line(&order.public_key)?;
     let account = match Account::named(&order.user) {
@@ -117,6 +118,11 @@ pub(crate) fn ensure_user(order: &EnsureUser) -> Reply {
     add_key(&account, key)?;
     if order.sudo {
         allow_sudo(&order.user)?;
+    }
+    if order.linger {
+        tool("loginctl", &["enable-linger", order.user.as_str()])?;
+        // That only orders it; whoever comes next needs it to run.
+        tool("systemctl", &["start", &format!("user@{}.service", account.uid)])?;
     }
     Ok(Outcome::Done)
 }
@@ -129,7 +135,7 @@ fn one_line(key: &str) -> Result<&str, Refusal> {
     Ok(key)
 }
 
-/// Takes a login key away from a user; one that is not there is fine. Needs root.
+/// Takes a login key away from a user; one that is not there is fine. Needs root, but for one's own.
 pub(crate) fn forget_key(order: &ForgetKey) -> Reply {
     let key = one_line(&order.public_key)?;
     // `ssh-ed25519 AAAA… comment`: the second word is the key itself.
@@ -330,6 +336,7 @@ mod tests {
             group: UserName::new("tidb").unwrap(),
             public_key: "ssh-ed25519 A\nssh-ed25519 B".into(),
             sudo: false,
+            linger: false,
         };
         assert_eq!(ensure_user(&order).unwrap_err().kind, RefusalKind::BadRequest);
     }

@@ -8,30 +8,32 @@
 //! | lease, leave | the agent's user, always |
 //! | put, make, remove, get, probe, journal | the agent's user; root where asked for, for other owners, and where permission is denied |
 //!
-//! On a playground ([`crate::services::supervised`]), and if the agent is root anyway, it does everything itself.
+//! On a playground ([`crate::services::supervised`]), and if the agent is root anyway, it does everything itself. So does one
+//! for clusters that their user's systemd runs ([`SystemdMode::User`]): nothing of theirs is root's, and only a shell that is to
+//! be root's is.
 
 use std::io::{Read, empty};
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::{InstanceId, UserName};
+use dmup_core::systemd::SystemdMode;
 use dmup_wire::message::{
-    Guard, MakeDir, Outcome, PutFile, Refusal, RefusalKind, Request, Switch, UnitDone, UnitOrder,
-    Unpack,
+    Guard, MakeDir, Outcome, PutFile, Refusal, RefusalKind, Request, Switch, UnitAction, UnitDone,
+    UnitOrder, Unpack,
 };
 
 use crate::accounts::{Account, ensure_user, forget_key, owner_named};
 use crate::fence::Session;
 use crate::files::{self, check_absolute};
 use crate::hash::Hashes;
-use crate::host::{Places, clock_ms};
+use crate::host::{Places, Runner, clock_ms};
 use crate::lease::Leases;
 use crate::prepare::prepare;
 use crate::privileged::Privileged;
 use crate::probe::probe;
 use crate::refuse::{Reply, bad, refuse};
 use crate::services::supervised::Supervised;
-use crate::services::systemd::Systemd;
 use crate::services::{Services, verb};
 use crate::shell::shell;
 use crate::switch::switch;
@@ -51,26 +53,39 @@ pub(crate) struct Agent {
     pub(crate) hashes: Hashes,
     session: Session,
     leases: Leases,
-    /// None: this process does it itself.
-    pub(crate) root: Option<Privileged>,
+    /// None: this process is root, or takes its place on a playground.
+    pub(crate) sudo: Option<Privileged>,
 }
 
 impl Agent {
     pub(crate) fn new(mode: &Mode) -> Self {
         let me = Account::own();
         let alone = mode.privileged || mode.supervised.is_some() || me.uid == 0;
-        let (places, services): (Places, Box<dyn Services>) = match &mode.supervised {
+        let places = match &mode.supervised {
             Some(dir) => {
                 // Where unit files go; who cannot make it learns so at the first put.
                 fs_err::create_dir_all(Supervised::units(dir)).ok();
-                (Places::supervised(dir), Box::new(Supervised::new(dir)))
+                Places::supervised(mode.systemd, dir)
             }
-            None => (Places::system(), Box::new(Systemd)),
+            None => Places::of_systemd(mode.systemd, &me),
+        };
+        let services: Box<dyn Services> = match &places.runner {
+            Runner::Systemd(systemd) => Box::new(systemd.clone()),
+            Runner::Supervised(dir) => Box::new(Supervised::new(dir)),
         };
         let session = mode.since_ms.map_or_else(Session::now, Session::since);
-        let root = (!alone).then(|| Privileged::by_sudo(session.since_ms()));
-        let leases = Leases::at(places.leases(&me.home));
-        Self { me, places, services, hashes: Hashes::default(), session, leases, root }
+        let sudo = (!alone).then(|| Privileged::by_sudo(session.since_ms()));
+        let leases = Leases::at(places.leases.clone());
+        Self { me, places, services, hashes: Hashes::default(), session, leases, sudo }
+    }
+
+    /// Whoever does what the agent's user may not; none if that is nobody else. A user's systemd takes orders from that
+    /// user alone, and all files of such a cluster are that user's.
+    fn root(&self) -> Option<&Privileged> {
+        match self.places.mode {
+            SystemdMode::System => self.sudo.as_ref(),
+            SystemdMode::User => None,
+        }
     }
 
     /// Does what is asked. `stream` is read only by requests that take one.
@@ -80,7 +95,7 @@ impl Agent {
         let _admitted = self.leases.admit(&request)?;
         match &request {
             Request::Probe(order) => self.or_root(&request, || probe(self, order)),
-            Request::CheckSudo => self.by_root(&request, || Ok(Outcome::Done)),
+            Request::CheckRights => self.by_root(&request, || self.check_rights()),
             Request::Stage(order) => stage::stage(order, stream),
             Request::Unpack(order) => self.unpack(order, &request, stream),
             Request::Prepare(order) => self.or_root(&request, || prepare(order)),
@@ -112,17 +127,28 @@ impl Agent {
             Request::MakeDirs { dirs } => self.each(dirs, |dir| self.make_dir(dir)),
             Request::Remove { paths } => self.each(paths, |path| {
                 let request = Request::Remove { paths: vec![path.clone()] };
-                self.or_root(&request, || {
-                    files::remove(&self.places.real(path)).map(|()| Outcome::Done)
-                })
+                let path = self.places.real(path);
+                let removed =
+                    self.or_root(&request, || files::remove(&path).map(|()| Outcome::Done));
+                match removed {
+                    // Made by root for the deploy user, it is theirs to take away.
+                    Err(refusal)
+                        if refusal.kind == RefusalKind::Permission
+                            && self.places.mode == SystemdMode::User
+                            && files::is_empty_folder(&path) =>
+                    {
+                        Ok(Outcome::Done)
+                    }
+                    other => other,
+                }
             }),
             Request::EnsureUser(order) => self.by_root(&request, || ensure_user(order)),
             Request::ForgetKey(order) => self.by_root(&request, || forget_key(order)),
             Request::Leave(order) => self.leases.leave(&order.cluster, &order.folder),
-            Request::Shell(order) if order.root => {
-                self.by_root(&request, || shell(order, &self.me))
-            }
-            Request::Shell(order) => shell(order, &self.me),
+            Request::Shell(order) => match self.sudo.as_ref().filter(|_| order.root) {
+                Some(root) => root.ask(&request, &mut empty()),
+                None => shell(order, &self.me),
+            },
             Request::JournalTail { unit, lines } => {
                 let here = || {
                     let seen = self.services.look_at(unit)?;
@@ -157,6 +183,24 @@ impl Agent {
         }
     }
 
+    fn check_rights(&self) -> Reply {
+        match &self.places.runner {
+            Runner::Systemd(systemd) => systemd.check_lasting()?,
+            Runner::Supervised(_) => {}
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// What is started must not end with the login that we came by.
+    fn check_that_it_lasts(&self, action: UnitAction) -> Result<(), Refusal> {
+        match action {
+            UnitAction::Start | UnitAction::Restart | UnitAction::Enable => {
+                self.check_rights().map(drop)
+            }
+            UnitAction::Stop | UnitAction::Disable => Ok(()),
+        }
+    }
+
     /// Refuses an order for an instance's window or guard that has come late.
     fn in_turn(&self, instance: &InstanceId) -> Result<(), Refusal> {
         self.session.pass(&self.places.guards, instance)
@@ -167,7 +211,7 @@ impl Agent {
         match request {
             Request::Stage(_) | Request::Unpack(_) => true,
             Request::Probe(_)
-            | Request::CheckSudo
+            | Request::CheckRights
             | Request::Prepare(_)
             | Request::Switch(_)
             | Request::Unit(_)
@@ -189,7 +233,7 @@ impl Agent {
 
     /// Lets the privileged part do it, if there is one.
     fn by_root(&self, request: &Request, here: impl FnOnce() -> Reply) -> Reply {
-        match &self.root {
+        match self.root() {
             Some(root) => root.ask(request, &mut empty()),
             None => here(),
         }
@@ -197,7 +241,7 @@ impl Agent {
 
     /// Tries it as the agent's user, and again by the privileged part if permission is denied.
     fn or_root(&self, request: &Request, here: impl FnOnce() -> Reply) -> Reply {
-        match (here(), &self.root) {
+        match (here(), self.root()) {
             (Err(refusal), Some(root)) if refusal.kind == RefusalKind::Permission => {
                 root.ask(request, &mut empty())
             }
@@ -229,7 +273,7 @@ impl Agent {
 
     fn put(&self, file: &PutFile) -> Reply {
         let path = self.places.real(&file.path);
-        if self.root.is_some() && (file.root || self.is_foreign(file.owner.as_ref())) {
+        if self.root().is_some() && (file.root || self.is_foreign(file.owner.as_ref())) {
             return self.by_root(&Request::Put { files: vec![file.clone()] }, || Ok(Outcome::Done));
         }
         let owner = file.owner.clone().or_else(|| if file.root { None } else { self.own_name() });
@@ -257,7 +301,7 @@ impl Agent {
     fn make_dir(&self, dir: &MakeDir) -> Reply {
         let owner = dir.owner.clone().or_else(|| self.own_name());
         let request = Request::MakeDirs { dirs: vec![MakeDir { owner, ..dir.clone() }] };
-        if self.root.is_some() && self.is_foreign(dir.owner.as_ref()) {
+        if self.root().is_some() && self.is_foreign(dir.owner.as_ref()) {
             return self.by_root(&request, || Ok(Outcome::Done));
         }
         self.or_root(&request, || {
@@ -267,7 +311,7 @@ impl Agent {
     }
 
     fn unpack(&self, order: &Unpack, request: &Request, stream: &mut dyn Read) -> Reply {
-        match &self.root {
+        match self.root() {
             Some(root) if self.is_foreign(order.owner.as_ref()) => root.ask(request, stream),
             _ => {
                 let owner = order
@@ -287,8 +331,10 @@ impl Agent {
             .iter()
             .map(|unit| {
                 let began = Instant::now();
-                let acted =
-                    self.services.act(unit, order.action, Duration::from_millis(order.within_ms));
+                let within = Duration::from_millis(order.within_ms);
+                let acted = self
+                    .check_that_it_lasts(order.action)
+                    .and_then(|()| self.services.act(unit, order.action, within));
                 UnitDone {
                     unit: unit.clone(),
                     failed: acted.err().map(|refusal| {
@@ -409,7 +455,7 @@ fn check(request: &Request) -> Result<(), Refusal> {
         }
         Request::RenewGuard { after_s, .. } => check_guard_time(*after_s),
         Request::Shell(order) => within_a_day("the command", order.within_ms),
-        Request::CheckSudo
+        Request::CheckRights
         | Request::EnsureUser(_)
         | Request::ForgetKey(_)
         | Request::DisarmGuard { .. }
@@ -456,7 +502,7 @@ fn deep_enough(path: &Utf8PathBuf) -> Result<(), Refusal> {
 #[cfg(test)]
 pub(crate) mod tests {
     use dmup_core::ids::{InstanceId, UnitName};
-    use dmup_wire::message::{PathKind, Probe, ProbeInstance, Switch};
+    use dmup_wire::message::{PathKind, Probe, ProbeInstance, Shell, Switch};
 
     use super::*;
     use crate::switch::tests::{Fake, trees};
@@ -465,12 +511,12 @@ pub(crate) mod tests {
     pub(crate) fn agent(dir: &Utf8Path) -> Agent {
         Agent {
             me: Account::own(),
-            places: Places::supervised(&dir.join("playground")),
+            places: Places::supervised(SystemdMode::System, &dir.join("playground")),
             services: Box::new(Fake::default()),
             hashes: Hashes::default(),
             session: Session::now(),
             leases: Leases::at(Some(dir.join("playground/leases"))),
-            root: None,
+            sudo: None,
         }
     }
 
@@ -538,23 +584,56 @@ pub(crate) mod tests {
 
     #[test]
     fn unit_files_of_a_playground_stay_inside_it() {
+        for mode in [SystemdMode::System, SystemdMode::User] {
+            let (_keep, dir) = folder();
+            let places = Places::supervised(mode, &dir.join("playground"));
+            let agent = Agent { places, ..agent(&dir) };
+            let user = UserName::new("no-such-user").unwrap();
+            let own = MakeDir { path: mode.unit_dir(&user), mode: 0o755, owner: None };
+            ask(&agent, Request::MakeDirs { dirs: vec![own] }).unwrap();
+            let path = mode.unit_path(&user, &UnitName::new("dm-worker-1.service").unwrap());
+            let file = PutFile {
+                path: path.clone(),
+                mode: 0o644,
+                root: mode == SystemdMode::System,
+                owner: None,
+                content: "x".into(),
+            };
+            ask(&agent, Request::Put { files: vec![file] }).unwrap();
+            assert!(dir.join("playground/units/dm-worker-1.service").exists() && !path.exists());
+            let got = ask(&agent, Request::Get { path: path.clone(), max_bytes: 10 }).unwrap();
+            assert_eq!(got, Outcome::Got { content: Some("x".into()) });
+            ask(&agent, Request::Remove { paths: vec![path] }).unwrap();
+            assert!(!dir.join("playground/units/dm-worker-1.service").exists());
+        }
+    }
+
+    #[test]
+    fn for_the_systemd_of_a_user_nobody_is_asked_for_root_but_for_a_shell_of_root() {
         let (_keep, dir) = folder();
-        let agent = agent(&dir);
-        fs_err::create_dir_all(dir.join("playground/units")).unwrap();
-        let path = Utf8PathBuf::from("/etc/systemd/system/dm-worker-1.service");
-        let file = PutFile {
-            path: path.clone(),
-            mode: 0o644,
-            root: true,
-            owner: None,
-            content: "x".into(),
+        let of = |mode| {
+            let sudo = Some(Privileged::new(vec!["/no/such/sudo".into()]));
+            let places = Places::supervised(mode, &dir.join("playground"));
+            Agent { places, sudo, ..agent(&dir) }
         };
-        ask(&agent, Request::Put { files: vec![file] }).unwrap();
-        assert!(dir.join("playground/units/dm-worker-1.service").exists() && !path.exists());
-        let got = ask(&agent, Request::Get { path: path.clone(), max_bytes: 10 }).unwrap();
-        assert_eq!(got, Outcome::Got { content: Some("x".into()) });
-        ask(&agent, Request::Remove { paths: vec![path] }).unwrap();
-        assert!(!dir.join("playground/units/dm-worker-1.service").exists());
+        let refused_without_sudo = |mode, request| match ask(&of(mode), request) {
+            Ok(_) => false,
+            Err(refusal) => {
+                assert_eq!(refusal.kind, RefusalKind::Permission, "{refusal}");
+                true
+            }
+        };
+        let units = vec![UnitName::new("dm-worker-1.service").unwrap()];
+        let order = UnitOrder { units, action: UnitAction::Start, within_ms: 1000 };
+        let shell = Shell { command: "true".to_owned(), root: true, within_ms: 20_000 };
+        for (request, by_user) in [
+            (Request::CheckRights, false),
+            (Request::Unit(order), false),
+            (Request::Shell(shell), true),
+        ] {
+            assert_eq!(refused_without_sudo(SystemdMode::User, request.clone()), by_user);
+            assert!(refused_without_sudo(SystemdMode::System, request));
+        }
     }
 
     #[test]

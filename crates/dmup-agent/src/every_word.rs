@@ -8,6 +8,7 @@ use std::time::Duration;
 use camino::Utf8Path;
 use dmup_core::digest::Digest;
 use dmup_core::ids::{ClusterName, InstanceId};
+use dmup_core::systemd::SystemdMode;
 use dmup_wire::lease::{Holder, LeaseAsk, LeaseOrder};
 use fs_err as fs;
 
@@ -39,7 +40,7 @@ pub fn read_as_every_word(bytes: &[u8]) {
 /// Also if a lease that somebody takes from another has no higher token than before: the one before would not be out.
 pub fn read_as_every_record(bytes: &[u8], folder: &Utf8Path) {
     read_as_lease(bytes, &folder.join("leases"));
-    let places = Places::supervised(folder);
+    let places = Places::supervised(SystemdMode::System, folder);
     let instance = InstanceId::new("198.18.0.11:8261").expect("a good id");
     let name = guard::file_name(&instance);
     for ending in ["json", "fired", "session"] {

@@ -220,6 +220,11 @@ pub(crate) fn remove(path: &Utf8Path) -> Result<(), Refusal> {
     }
 }
 
+/// Not of one that cannot be read: there may be anything in it.
+pub(crate) fn is_empty_folder(path: &Utf8Path) -> bool {
+    path.read_dir_utf8().is_ok_and(|mut entries| entries.next().is_none())
+}
+
 #[cfg(test)]
 mod tests {
     use camino::Utf8PathBuf;

@@ -9,6 +9,9 @@
 //! /etc/systemd/system/dmup-guard-<unit>-boot.service   acts at the next boot, before the unit starts
 //! ```
 //!
+//! Where a user's systemd runs the services it is the same in that user's home, by that user: `~/.dmup` and
+//! `~/.config/systemd/user`. The next boot is then the next start of that systemd, whether the machine booted or not.
+//!
 //! Who renames `.json` away has decided: disarming and firing cannot both happen. A guard that
 //! is cut off while it acts is run again at the next boot, because its boot service goes last.
 //!
@@ -33,6 +36,7 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::{InstanceId, UnitName};
 use dmup_core::inventory::UnitActive;
+use dmup_wire::agent_arguments;
 use dmup_wire::message::{
     Guard, Leftover, LeftoverKind, Outcome, ProbeInstance, Refusal, RefusalKind, UnitAction,
 };
@@ -42,9 +46,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::{check_absolute, check_relative, sync_folder, write_atomically};
 use crate::hash::Hashes;
-use crate::host::{Places, boot_id, clock_ms};
+use crate::host::{Places, Runner, clock_ms};
 use crate::refuse::{Reply, When, refuse};
-use crate::services::{Services, supervised, systemd};
+use crate::services::systemd::Systemd;
+use crate::services::{Services, supervised};
 use crate::switch::{switch, undo};
 use crate::trees;
 
@@ -67,8 +72,6 @@ const PAUSE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
 struct Record {
     guard: Guard,
-    /// Of the boot in which it was armed: after a reboot the unit has not been started yet.
-    boot_id: String,
     /// When it was armed; tells a guard that was armed again from the one before.
     armed_ms: i64,
     /// When it was put off last.
@@ -76,6 +79,24 @@ struct Record {
     renewed_ms: Option<i64>,
     /// What it did; none while it has not acted to its end.
     did: Option<String>,
+}
+
+/// When a guard acts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Moment {
+    /// Nobody has confirmed in time.
+    TimeIsUp,
+    /// systemd begins to start services, and waits with the unit for the guard.
+    AtBoot,
+}
+
+impl Moment {
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::TimeIsUp => &[],
+            Self::AtBoot => &[crate::AT_BOOT],
+        }
+    }
 }
 
 /// File names of one guard.
@@ -121,7 +142,7 @@ fn unit_names(unit: &UnitName) -> [String; 3] {
     ]
 }
 
-/// Arms a guard; one that is armed already starts over. Needs root on a host with systemd.
+/// Arms a guard; one that is armed already starts over. Needs whoever gives orders to the unit's systemd.
 pub(crate) fn arm(places: &Places, guard: &Guard) -> Reply {
     let attempted = || format!("arm the guard of {}", guard.instance);
     for path in [&guard.live, &guard.staged] {
@@ -130,16 +151,10 @@ pub(crate) fn arm(places: &Places, guard: &Guard) -> Reply {
     check_relative(&guard.binary)?;
     let files = Files::of(places, &guard.instance);
     fs::create_dir_all(&places.guards).when(attempted)?;
-    let record = Record {
-        guard: guard.clone(),
-        boot_id: boot_id(),
-        armed_ms: clock_ms(),
-        renewed_ms: None,
-        did: None,
-    };
+    let record = Record { guard: guard.clone(), armed_ms: clock_ms(), renewed_ms: None, did: None };
     fs::remove_file(&files.fired).ok();
-    match &places.supervised {
-        Some(dir) => {
+    match &places.runner {
+        Runner::Supervised(dir) => {
             write(&files.armed, &record).when(attempted)?;
             let own = own_executable().when(attempted)?;
             let mut command = Command::new(own);
@@ -152,45 +167,51 @@ pub(crate) fn arm(places: &Places, guard: &Guard) -> Reply {
             ]);
             supervised::detach(command, &places.guards.join("log")).when(attempted)?;
         }
-        None => arm_systemd(places, &record, &files.armed).inspect_err(|_| {
-            fs::remove_file(&files.armed).ok();
-            remove_units(places, &guard.unit, Ending::Disarmed).ok();
-        })?,
+        Runner::Systemd(systemd) => arm_systemd(systemd, places, &record, &files.armed)
+            .inspect_err(|_| {
+                fs::remove_file(&files.armed).ok();
+                remove_units(places, &guard.unit, Ending::Disarmed).ok();
+            })?,
     }
     Ok(Outcome::Done)
 }
 
-fn arm_systemd(places: &Places, record: &Record, armed: &Utf8Path) -> Result<(), Refusal> {
+fn arm_systemd(
+    systemd: &Systemd,
+    places: &Places,
+    record: &Record,
+    armed: &Utf8Path,
+) -> Result<(), Refusal> {
     let guard = &record.guard;
     let attempted = || format!("arm the guard of {}", guard.instance);
     let agent = copy_agent(places).when(attempted)?;
     let names = unit_names(&guard.unit);
-    let texts = unit_texts(guard, &agent, armed);
+    let texts = unit_texts(places, guard, &agent, armed);
     for (name, text) in names.iter().zip(&texts) {
         write_atomically(&places.units.join(name), text.as_bytes(), 0o644, None).when(attempted)?;
     }
     let [timer, _, boot] = &names;
     // A timer of an earlier guard would go on with its old time.
-    systemd::act_on_guard("stop", timer).ok();
-    systemd::reload()?;
+    systemd.act_on_guard("stop", timer).ok();
+    systemd.reload()?;
     if !armed.exists() {
         // Without a record it finds nothing to do. That systemd can run it at all (noexec,
         // SELinux) is better known now than when it should act.
-        systemd::act_on_guard("start", boot).map_err(|refusal| unable(refusal, boot))?;
+        systemd.act_on_guard("start", boot).map_err(|refusal| unable(systemd, refusal, boot))?;
     }
     write(armed, record).when(attempted)?;
-    systemd::act_on_guard("enable", boot)?;
-    for folder in [places.units.clone(), places.units.join("multi-user.target.wants")] {
+    systemd.act_on_guard("enable", boot)?;
+    for folder in [places.units.clone(), places.wanted_at_boot()] {
         sync_folder(&folder).when(attempted)?;
     }
-    systemd::act_on_guard("start", timer)
+    systemd.act_on_guard("start", timer)
 }
 
 /// systemctl only points to the journal; the reason stands there.
-fn unable(refusal: Refusal, boot: &str) -> Refusal {
+fn unable(systemd: &Systemd, refusal: Refusal, boot: &str) -> Refusal {
     let said = UnitName::new(boot)
         .ok()
-        .and_then(|boot| systemd::Systemd.journal(&boot, 5).ok())
+        .and_then(|boot| systemd.journal(&boot, 5).ok())
         .unwrap_or_default()
         .join("\n");
     refuse(
@@ -201,23 +222,28 @@ fn unable(refusal: Refusal, boot: &str) -> Refusal {
 }
 
 /// Timer, service, boot service. Checked on systemd 252.
-fn unit_texts(guard: &Guard, agent: &Utf8Path, armed: &Utf8Path) -> [String; 3] {
+fn unit_texts(places: &Places, guard: &Guard, agent: &Utf8Path, armed: &Utf8Path) -> [String; 3] {
     let unit = &guard.unit;
     // It is put off by starting its timer anew, up to once a second; systemd would give it up after five times in ten
     // seconds, and nothing would go back any more.
     let about = format!(
         "# Written by dmup; it removes itself.\n[Unit]\nDescription=dmup guard of {unit}\nStartLimitIntervalSec=0\n"
     );
-    let run = format!("ExecStart={agent} agent --fire-guard {armed}\n");
+    let run = |moment: Moment| {
+        let words = [&["agent"], agent_arguments(places.mode), moment.arguments()].concat();
+        format!("ExecStart={agent} {} --fire-guard {armed}\n", words.join(" "))
+    };
     let [_, service, _] = unit_names(unit);
     [
         format!(
             "{about}\n[Timer]\nOnActiveSec={}s\nAccuracySec=100ms\nUnit={service}\n",
             guard.after_s
         ),
-        format!("{about}\n[Service]\nType=simple\n{run}"),
+        format!("{about}\n[Service]\nType=simple\n{}", run(Moment::TimeIsUp)),
         format!(
-            "{about}After=local-fs.target remote-fs.target\nBefore={unit}\n\n[Service]\nType=oneshot\nTimeoutStartSec=300\n{run}\n[Install]\nWantedBy=multi-user.target\n"
+            "{about}After=local-fs.target remote-fs.target\nBefore={unit}\n\n[Service]\nType=oneshot\nTimeoutStartSec=300\n{}\n[Install]\nWantedBy={}\n",
+            run(Moment::AtBoot),
+            places.mode.boot_target()
         ),
     ]
 }
@@ -226,7 +252,7 @@ fn own_executable() -> io::Result<std::path::PathBuf> {
     fs::read_link("/proc/self/exe")
 }
 
-/// Copies this program to a place that only root can write, named by content.
+/// Copies this program to a place that only whoever runs guards can write, named by content.
 fn copy_agent(places: &Places) -> io::Result<Utf8PathBuf> {
     let own = fs::read(Path::new("/proc/self/exe"))?;
     let digest = dmup_core::digest::Digest::of(&own);
@@ -263,22 +289,22 @@ pub(crate) fn renew(places: &Places, instance: &InstanceId, after_s: u32) -> Rep
     let Some(mut record) = read(&files.armed) else { return Err(not_armed(&files, attempted())) };
     let is_other_span = record.guard.after_s != after_s;
     record.guard.after_s = after_s;
-    match &places.supervised {
-        Some(_) => {
+    match &places.runner {
+        Runner::Supervised(_) => {
             record.renewed_ms = Some(clock_ms());
             write_over(&files.armed, &record).when(attempted)?;
         }
-        None => {
+        Runner::Systemd(systemd) => {
             let [timer, ..] = unit_names(&record.guard.unit);
             if is_other_span {
                 let agent = copy_agent(places).when(attempted)?;
-                let [text, ..] = unit_texts(&record.guard, &agent, &files.armed);
+                let [text, ..] = unit_texts(places, &record.guard, &agent, &files.armed);
                 write_atomically(&places.units.join(&timer), text.as_bytes(), 0o644, None)
                     .when(attempted)?;
                 write_over(&files.armed, &record).when(attempted)?;
-                systemd::reload()?;
+                systemd.reload()?;
             }
-            systemd::act_on_guard("restart", &timer)?;
+            systemd.act_on_guard("restart", &timer)?;
         }
     }
     // It may have begun to act in between: then nothing was put off.
@@ -333,31 +359,32 @@ enum Ending {
 }
 
 fn remove_units(places: &Places, unit: &UnitName, ending: Ending) -> Result<(), Refusal> {
-    if places.supervised.is_some() {
+    let Runner::Systemd(systemd) = &places.runner else {
         return Ok(()); // the sleeper finds nothing to do and ends
-    }
+    };
     let names = unit_names(unit);
     if ending == Ending::Disarmed {
-        systemd::act_on_guard("stop", &names[0])?;
+        systemd.act_on_guard("stop", &names[0])?;
     }
     // The link first: what is enabled must exist.
-    let link = places.units.join("multi-user.target.wants").join(&names[2]);
+    let link = places.wanted_at_boot().join(&names[2]);
     crate::files::remove(&link)?;
     for name in &names {
         crate::files::remove(&places.units.join(name))?;
     }
     match ending {
-        Ending::Disarmed => systemd::reload(),
+        Ending::Disarmed => systemd.reload(),
         // In the middle of a boot systemd has better things to do; it reads them anew at the next reload.
         Ending::Fired => Ok(()),
     }
 }
 
-/// Acts for a guard file whose time is up. Run by the guard's own service, as root.
+/// Acts for a guard file whose time is up. Run by the guard's own service.
 pub(crate) fn fire(
     places: &Places,
     services: &dyn Services,
     armed: &Utf8Path,
+    moment: Moment,
 ) -> Result<(), Refusal> {
     let attempted = || format!("fire the guard {armed}");
     let fired = armed.with_extension("fired");
@@ -370,16 +397,16 @@ pub(crate) fn fire(
     let Some(mut record) = read(&fired).filter(|record| record.did.is_none()) else {
         return Ok(());
     };
-    let did = undo_window(services, &record);
+    let did = undo_window(services, &record, moment);
     record.did = Some(did);
     write(&fired, &record).when(attempted)?;
     remove_units(places, &record.guard.unit, Ending::Fired)
 }
 
 /// Returns what was done, in words.
-fn undo_window(services: &dyn Services, record: &Record) -> String {
+fn undo_window(services: &dyn Services, record: &Record, moment: Moment) -> String {
     let guard = &record.guard;
-    let boots = record.boot_id != boot_id();
+    let boots = moment == Moment::AtBoot;
     let down = services.look_at(&guard.unit).is_ok_and(|unit| unit.is_down());
     let hashes = Hashes::default();
     let mut last = String::new();
@@ -394,7 +421,10 @@ fn undo_window(services: &dyn Services, record: &Record) -> String {
                     // Ordered before the unit: its start must not be waited for.
                     services.start_later(&guard.unit).ok();
                 }
-                let when = if boots { "after a reboot" } else { "nobody confirmed in time" };
+                let when = match moment {
+                    Moment::AtBoot => "when systemd started again",
+                    Moment::TimeIsUp => "nobody confirmed in time",
+                };
                 return if done.already {
                     format!("{when}: {} had build {} already", guard.instance, guard.from)
                 } else {
@@ -439,7 +469,7 @@ pub(crate) fn sleep_and_fire(
         // By the monotonic clock from when it was seen first: never longer than ordered, even if the clock was set back.
         let left = span.saturating_sub(since.elapsed()).saturating_sub(late_ms);
         if left.is_zero() {
-            return fire(places, services, armed);
+            return fire(places, services, armed, Moment::TimeIsUp);
         }
         thread::sleep(left.min(GLANCE));
         match read(armed) {
@@ -528,13 +558,15 @@ fn write(path: &Utf8Path, record: &Record) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use dmup_core::systemd::SystemdMode;
     use dmup_wire::message::{PutFile, Switch};
 
     use super::*;
+    use crate::accounts::Account;
     use crate::switch::tests::{Fake, live, trees, with_file};
 
     fn places(dir: &Utf8Path) -> Places {
-        Places::supervised(&dir.join("playground"))
+        Places::supervised(SystemdMode::System, &dir.join("playground"))
     }
 
     fn guard(order: &Switch) -> Guard {
@@ -552,11 +584,10 @@ mod tests {
     }
 
     /// As armed, without the process that sleeps.
-    fn armed(places: &Places, guard: &Guard, boot_id: String) -> Utf8PathBuf {
+    fn armed(places: &Places, guard: &Guard) -> Utf8PathBuf {
         fs::create_dir_all(&places.guards).unwrap();
         let files = Files::of(places, &guard.instance);
-        let record =
-            Record { guard: guard.clone(), boot_id, armed_ms: 1, renewed_ms: None, did: None };
+        let record = Record { guard: guard.clone(), armed_ms: 1, renewed_ms: None, did: None };
         write(&files.armed, &record).unwrap();
         files.armed
     }
@@ -577,10 +608,10 @@ mod tests {
         let places = places(order.live.parent().unwrap());
         let services = Fake::default();
         switch(&services, &Hashes::default(), &order).unwrap();
-        let armed = armed(&places, &guard(&order), boot_id());
+        let armed = armed(&places, &guard(&order));
         assert_eq!(kinds(&places, &order), [LeftoverKind::ArmedGuard]);
         for _ in 0..2 {
-            fire(&places, &services, &armed).unwrap();
+            fire(&places, &services, &armed, Moment::TimeIsUp).unwrap();
             assert_eq!(live(&order), "old");
         }
         assert_eq!(kinds(&places, &order), [LeftoverKind::FiredGuard]);
@@ -596,11 +627,11 @@ mod tests {
         let places = places(order.live.parent().unwrap());
         let services = Fake::default();
         switch(&services, &Hashes::default(), &order).unwrap();
-        let armed = armed(&places, &guard(&order), boot_id());
+        let armed = armed(&places, &guard(&order));
         for _ in 0..2 {
             assert_eq!(disarm(&places, &order.instance), Ok(Outcome::Done));
         }
-        fire(&places, &services, &armed).unwrap();
+        fire(&places, &services, &armed, Moment::TimeIsUp).unwrap();
         assert_eq!(live(&order), "new");
         assert!(kinds(&places, &order).is_empty());
     }
@@ -610,9 +641,9 @@ mod tests {
         let (_keep, order) = trees();
         let places = places(order.live.parent().unwrap());
         crate::switch::exchange(&order.live, &order.staged).unwrap();
-        let armed = armed(&places, &guard(&order), "an earlier boot".into());
+        let armed = armed(&places, &guard(&order));
         let services = Fake::default();
-        fire(&places, &services, &armed).unwrap();
+        fire(&places, &services, &armed, Moment::AtBoot).unwrap();
         assert_eq!(
             (live(&order).as_str(), services.orders()),
             ("old", vec!["start later".to_owned()])
@@ -624,9 +655,9 @@ mod tests {
         let (_keep, order) = trees();
         let places = places(order.live.parent().unwrap());
         crate::switch::exchange(&order.live, &order.staged).unwrap();
-        let armed = armed(&places, &guard(&order), "an earlier boot".into());
+        let armed = armed(&places, &guard(&order));
         fs::rename(&armed, armed.with_extension("fired")).unwrap();
-        fire(&places, &Fake::default(), &armed).unwrap();
+        fire(&places, &Fake::default(), &armed, Moment::AtBoot).unwrap();
         assert_eq!(live(&order), "old");
     }
 
@@ -635,9 +666,9 @@ mod tests {
         let (_keep, order) = trees();
         let places = places(order.live.parent().unwrap());
         fs::write(order.live.join(&order.binary), "something else").unwrap();
-        let armed = armed(&places, &guard(&order), boot_id());
+        let armed = armed(&places, &guard(&order));
         let services = Fake::default();
-        fire(&places, &services, &armed).unwrap();
+        fire(&places, &services, &armed, Moment::TimeIsUp).unwrap();
         assert_eq!(services.orders(), ["start"]);
         let fired = read(&armed.with_extension("fired")).unwrap();
         assert!(fired.did.unwrap().starts_with("could not go back"));
@@ -650,7 +681,7 @@ mod tests {
         let mut guard = guard(&order);
         guard.after_s = 0;
         switch(&Fake::default(), &Hashes::default(), &order).unwrap();
-        let armed = armed(&places, &guard, boot_id());
+        let armed = armed(&places, &guard);
         sleep_and_fire(&places, &Fake::default(), &armed).unwrap();
         assert_eq!(live(&order), "old");
     }
@@ -662,7 +693,7 @@ mod tests {
         let none = renew(&places, &order.instance, 30).unwrap_err();
         assert!(none.observed.contains("none is armed"), "{none}");
         switch(&Fake::default(), &Hashes::default(), &order).unwrap();
-        let armed = armed(&places, &guard(&order), boot_id());
+        let armed = armed(&places, &guard(&order));
         assert_eq!(renew(&places, &order.instance, 20), Ok(Outcome::Done));
         let record = read(&armed).unwrap();
         assert_eq!((record.guard.after_s, record.armed_ms), (20, 1));
@@ -679,7 +710,7 @@ mod tests {
 
     #[test]
     fn a_guard_writes_the_files_from_before_with_the_build_from_before() {
-        for boots in [false, true] {
+        for moment in [Moment::TimeIsUp, Moment::AtBoot] {
             let (keep, order) = trees();
             let dir = Utf8Path::from_path(keep.path()).unwrap();
             let order = with_file(&order);
@@ -691,12 +722,11 @@ mod tests {
             );
             let old = PutFile { content: "old".to_owned(), ..order.texts[0].clone() };
             let guard = Guard { texts: vec![old], ..guard(&order) };
-            let boot = if boots { "an earlier boot".to_owned() } else { boot_id() };
             let places = places(dir);
-            let armed = armed(&places, &guard, boot);
+            let armed = armed(&places, &guard);
             let mode = fs::metadata(&armed).unwrap().permissions().mode();
             assert_eq!(mode & 0o077, 0, "there may be a password in the files");
-            fire(&places, &Fake::default(), &armed).unwrap();
+            fire(&places, &Fake::default(), &armed, moment).unwrap();
             assert_eq!(
                 (live(&order), fs::read_to_string(path).unwrap()),
                 ("old".into(), "old".into())
@@ -714,22 +744,26 @@ mod tests {
     #[test]
     fn what_happens_at_boot_is_ordered_before_the_unit_and_the_timer_runs_the_other_service() {
         let (_keep, order) = trees();
-        let [timer, service, boot] = unit_texts(
-            &guard(&order),
-            "/var/lib/dmup/agent-1".into(),
-            "/var/lib/dmup/guards/h.json".into(),
-        );
-        assert!(
-            timer.contains("StartLimitIntervalSec=0\n\n[Timer]\nOnActiveSec=3600s")
-                && timer.contains("Unit=dmup-guard-dm-worker-1.service")
-        );
-        assert!(
-            boot.contains("Before=dm-worker-1.service")
-                && boot.contains("WantedBy=multi-user.target")
-        );
-        assert!(
-            !service.contains("Before=")
-                && service.contains("agent --fire-guard /var/lib/dmup/guards/h.json")
-        );
+        for (mode, target, words) in [
+            (SystemdMode::System, "multi-user.target", ""),
+            (SystemdMode::User, "default.target", " --systemd-mode user"),
+        ] {
+            let me = Account { name: "tidb".into(), uid: 1000, gid: 1000, home: "/h".into() };
+            let places = Places::of_systemd(mode, &me);
+            let record = places.guards.join("h.json");
+            let [timer, service, boot] =
+                unit_texts(&places, &guard(&order), &places.agents.join("agent-1"), &record);
+            assert!(
+                timer.contains("StartLimitIntervalSec=0\n\n[Timer]\nOnActiveSec=3600s"),
+                "{timer}"
+            );
+            assert!(timer.contains("Unit=dmup-guard-dm-worker-1.service"), "{timer}");
+            assert!(boot.contains("Before=dm-worker-1.service"), "{boot}");
+            assert!(boot.contains(&format!("WantedBy={target}")), "{boot}");
+            let at_boot = format!("agent{words} --at-boot --fire-guard {record}\n");
+            assert!(boot.contains(&at_boot), "{boot}");
+            let later = format!("agent{words} --fire-guard {record}\n");
+            assert!(!service.contains("Before=") && service.contains(&later), "{service}");
+        }
     }
 }

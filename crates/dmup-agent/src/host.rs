@@ -3,6 +3,7 @@
 //! Every fact may be missing (an empty chroot has none of the files): then it is empty, never an error.
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::systemd::{OF_SYSTEM, OF_USER, SystemdMode};
 use dmup_wire::PROTOCOL;
 use dmup_wire::message::Hello;
 use fs_err as fs;
@@ -10,59 +11,79 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::accounts::Account;
 use crate::services::supervised::Supervised;
-use crate::services::systemd;
+use crate::services::systemd::{self, Systemd};
 
-/// Where unit files of a real host lie, as TiUP puts them.
-const UNITS: &str = "/etc/systemd/system";
+/// What is ours in a home folder.
+const OURS: &str = ".dmup";
 
-/// Where our own things lie on a host.
+/// Who runs units, and where they and our own things lie on a host.
 #[derive(Clone, Debug)]
 pub(crate) struct Places {
+    /// Who starts, stops, and wakes guards up.
+    pub(crate) runner: Runner,
+    /// What the controller takes for the folder of unit files.
+    pub(crate) mode: SystemdMode,
     /// Unit files.
     pub(crate) units: Utf8PathBuf,
     /// Records of guards.
     pub(crate) guards: Utf8PathBuf,
     /// Copies of this program for guards.
     pub(crate) agents: Utf8PathBuf,
-    /// The playground, if units are plain processes.
-    pub(crate) supervised: Option<Utf8PathBuf>,
+    /// Records of leases: with the deploy user, so that they need no root and outlive every program. None without a home.
+    pub(crate) leases: Option<Utf8PathBuf>,
+}
+
+/// Who runs units.
+#[derive(Clone, Debug)]
+pub(crate) enum Runner {
+    /// One of the host's instances of systemd.
+    Systemd(Systemd),
+    /// Nobody but us: plain processes below this folder, as on a playground.
+    Supervised(Utf8PathBuf),
 }
 
 impl Places {
-    /// Of a host with systemd.
-    pub(crate) fn system() -> Self {
+    /// Of a host with systemd, for an agent that runs as this user.
+    pub(crate) fn of_systemd(mode: SystemdMode, me: &Account) -> Self {
+        let home = (me.home.is_absolute() && me.home != "/").then_some(&me.home);
+        let (units, agents) = match mode {
+            SystemdMode::System => (OF_SYSTEM.into(), Utf8PathBuf::from("/var/lib/dmup")),
+            SystemdMode::User => (me.home.join(OF_USER), me.home.join(OURS)),
+        };
         Self {
-            units: UNITS.into(),
-            guards: "/var/lib/dmup/guards".into(),
-            agents: "/var/lib/dmup".into(),
-            supervised: None,
+            runner: Runner::Systemd(Systemd::of(mode, me)),
+            mode,
+            units,
+            guards: agents.join("guards"),
+            agents,
+            leases: home.map(|home| home.join(OURS).join("leases")),
         }
     }
 
     /// Of a playground.
-    pub(crate) fn supervised(dir: &Utf8Path) -> Self {
+    pub(crate) fn supervised(mode: SystemdMode, dir: &Utf8Path) -> Self {
         Self {
+            runner: Runner::Supervised(dir.to_owned()),
+            mode,
             units: Supervised::units(dir),
             guards: dir.join("guards"),
             agents: dir.to_owned(),
-            supervised: Some(dir.to_owned()),
+            leases: Some(dir.join("leases")),
         }
     }
 
-    /// Where leases lie: with the deploy user, so that they need no root and outlive every program. None without a home.
-    pub(crate) fn leases(&self, home: &Utf8Path) -> Option<Utf8PathBuf> {
-        match &self.supervised {
-            Some(dir) => Some(dir.join("leases")),
-            None => (home.is_absolute() && home != "/").then(|| home.join(".dmup/leases")),
-        }
-    }
-
-    /// Where a path really lies: unit files of a playground are not those of the machine.
+    /// Where a path really lies: unit files of a playground are not those of the machine, and not all homes are below `/home`.
     pub(crate) fn real(&self, path: &Utf8Path) -> Utf8PathBuf {
-        match (&self.supervised, path.strip_prefix(UNITS)) {
-            (Some(_), Ok(below)) => self.units.join(below),
-            (_, _) => path.to_owned(),
+        match self.mode.below_unit_dir(path) {
+            None => path.to_owned(),
+            Some(below) if below == "" => self.units.clone(),
+            Some(below) => self.units.join(below),
         }
+    }
+
+    /// The folder of links to what is started at boot.
+    pub(crate) fn wanted_at_boot(&self) -> Utf8PathBuf {
+        self.units.join(format!("{}.wants", self.mode.boot_target()))
     }
 }
 
@@ -94,7 +115,11 @@ pub(crate) fn hello(me: &Account, places: &Places) -> Hello {
         clock_ms: clock_ms(),
         arch: text(uname.machine()),
         os: text(uname.sysname()).to_lowercase(),
-        systemd: if places.supervised.is_some() { None } else { systemd::version() },
+        systemd: match &places.runner {
+            Runner::Supervised(_) => None,
+            Runner::Systemd(_) => systemd::version(),
+        },
+        systemd_mode: places.mode,
         user: me.name.clone(),
         home: me.home.clone(),
     }

@@ -37,6 +37,9 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use camino::Utf8PathBuf;
+use dmup_core::systemd::SystemdMode;
+
+use guard::Moment;
 
 #[doc(hidden)]
 pub use every_word::{read_as_every_record, read_as_every_word, read_as_parcel};
@@ -49,18 +52,24 @@ pub struct Mode {
     pub privileged: bool,
     /// When the conversation began that it is part of: milliseconds since boot. None: now.
     pub since_ms: Option<u64>,
+    /// Whose systemd runs the units that it is asked about.
+    pub systemd: SystemdMode,
     /// Units are plain processes below this folder, as on a playground without systemd.
     pub supervised: Option<Utf8PathBuf>,
 }
+
+/// A guard fires because the unit's systemd starts, not because its time is up.
+const AT_BOOT: &str = "--at-boot";
 
 /// What `dmup agent …` is called for.
 #[derive(Clone, Debug, Eq, PartialEq)]
 enum Call {
     Serve(Mode),
-    Fire { supervised: Option<Utf8PathBuf>, armed: Utf8PathBuf },
+    Fire { mode: Mode, armed: Utf8PathBuf, moment: Moment },
 }
 
-/// `dmup agent [--privileged] [--since MS] [--supervised DIR] [--fire-guard FILE]`; `arguments` is what follows `agent`.
+/// `dmup agent [--privileged] [--since MS] [--systemd-mode MODE] [--supervised DIR] [--fire-guard FILE [--at-boot]]`;
+/// `arguments` is what follows `agent`.
 ///
 /// Ends with 0, with 1 if the conversation broke or the guard could not act, with 2 for arguments that it does not know.
 pub fn main_of_agent(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -74,12 +83,11 @@ pub fn main_of_agent(arguments: impl IntoIterator<Item = OsString>) -> ExitCode 
             Ok(()) => ExitCode::SUCCESS,
             Err(broken) => failed(&broken, 1),
         },
-        Ok(Call::Fire { supervised, armed }) => {
-            let mode = Mode { privileged: true, since_ms: None, supervised };
+        Ok(Call::Fire { mode, armed, moment }) => {
             let agent = agent::Agent::new(&mode);
             let fired = match &mode.supervised {
                 Some(_) => guard::sleep_and_fire(&agent.places, &*agent.services, &armed),
-                None => guard::fire(&agent.places, &*agent.services, &armed),
+                None => guard::fire(&agent.places, &*agent.services, &armed, moment),
             };
             match fired {
                 Ok(()) => ExitCode::SUCCESS,
@@ -95,12 +103,17 @@ fn say(words: &dyn std::fmt::Display) {
 }
 
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call, String> {
-    let (mut mode, mut armed) = (Mode::default(), None);
+    let (mut mode, mut armed, mut moment) = (Mode::default(), None, Moment::TimeIsUp);
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         if argument == "--since" {
             let given = arguments.next().and_then(|word| word.to_str()?.parse().ok());
             mode.since_ms = Some(given.ok_or("--since needs a number of milliseconds")?);
+            continue;
+        }
+        if argument == "--systemd-mode" {
+            let given = arguments.next().and_then(|word| word.into_string().ok());
+            mode.systemd = given.ok_or("--systemd-mode needs a word")?.parse()?;
             continue;
         }
         let mut path = || {
@@ -114,11 +127,12 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Call, String> 
             Some("--privileged") => mode.privileged = true,
             Some("--supervised") => mode.supervised = Some(path()?),
             Some("--fire-guard") => armed = Some(path()?),
+            Some(AT_BOOT) => moment = Moment::AtBoot,
             _ => return Err(format!("unknown argument `{}`", argument.to_string_lossy())),
         }
     }
     Ok(match armed {
-        Some(armed) => Call::Fire { supervised: mode.supervised, armed },
+        Some(armed) => Call::Fire { mode: Mode { privileged: true, ..mode }, armed, moment },
         None => Call::Serve(mode),
     })
 }
@@ -140,16 +154,23 @@ mod tests {
         );
         assert_eq!(
             parsed(&["--privileged", "--since", "12"]),
-            Ok(Call::Serve(Mode { privileged: true, since_ms: Some(12), supervised: None }))
+            Ok(Call::Serve(Mode { privileged: true, since_ms: Some(12), ..Mode::default() }))
         );
-        let fire = Call::Fire { supervised: Some("/p".into()), armed: "/g.json".into() };
+        let mode = Mode { privileged: true, supervised: Some("/p".into()), ..Mode::default() };
+        let fire = Call::Fire { mode, armed: "/g.json".into(), moment: Moment::TimeIsUp };
         assert_eq!(parsed(&["--supervised", "/p", "--fire-guard", "/g.json"]), Ok(fire));
+        let mode = Mode { privileged: true, systemd: SystemdMode::User, ..Mode::default() };
+        let fire = Call::Fire { mode, armed: "/g.json".into(), moment: Moment::AtBoot };
+        let words = ["--systemd-mode", "user", "--at-boot", "--fire-guard", "/g.json"];
+        assert_eq!(parsed(&words), Ok(fire));
         for bad in [
             &["--supervised"][..],
             &["--supervised", "p"],
             &["x"],
             &["--fire-guard"],
             &["--since", "-1"],
+            &["--systemd-mode"],
+            &["--systemd-mode", "both"],
         ] {
             assert!(parsed(bad).is_err(), "{bad:?}");
         }

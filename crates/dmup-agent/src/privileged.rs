@@ -323,7 +323,7 @@ mod tests {
     fn a_refusal_of_sudo_is_passed_on_in_its_own_words() {
         let part = part(&["/bin/sh", "-c", "echo 'sudo: a password is required' >&2; exit 1"]);
         for _ in 0..2 {
-            let refusal = part.ask(&Request::CheckSudo, &mut std::io::empty()).unwrap_err();
+            let refusal = part.ask(&Request::CheckRights, &mut std::io::empty()).unwrap_err();
             assert_eq!(refusal.kind, RefusalKind::Permission);
             assert_eq!(refusal.observed, "sudo: a password is required");
         }
@@ -334,7 +334,8 @@ mod tests {
         for words in
             [&["/no/such/sudo"][..], &["/bin/echo", "We trust you have received the usual lecture"]]
         {
-            let refusal = part(words).ask(&Request::CheckSudo, &mut std::io::empty()).unwrap_err();
+            let refusal =
+                part(words).ask(&Request::CheckRights, &mut std::io::empty()).unwrap_err();
             assert_eq!(refusal.kind, RefusalKind::Permission, "{refusal}");
         }
     }

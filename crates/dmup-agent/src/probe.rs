@@ -12,7 +12,7 @@ use crate::accounts::{Account, name_of};
 use crate::agent::Agent;
 use crate::refuse::{Reply, When};
 use crate::services::UnitSeen;
-use crate::{guard, host, processes, stage};
+use crate::{files, guard, host, processes, stage};
 
 /// Looks.
 pub(crate) fn probe(agent: &Agent, order: &Probe) -> Reply {
@@ -53,10 +53,8 @@ pub(crate) fn probe(agent: &Agent, order: &Probe) -> Reply {
 fn path_seen(agent: &Agent, path: &Utf8Path) -> Option<PathSeen> {
     let real = agent.places.real(path);
     let meta = std::fs::metadata(&real).or_else(|_| std::fs::symlink_metadata(&real)).ok()?;
-    // A folder that cannot be read may have anything in it.
-    let is_empty = || real.read_dir_utf8().is_ok_and(|mut entries| entries.next().is_none());
     let kind = match meta.is_dir() {
-        true if is_empty() => PathKind::EmptyFolder,
+        true if files::is_empty_folder(&real) => PathKind::EmptyFolder,
         true => PathKind::Folder,
         false => PathKind::Other,
     };

@@ -58,8 +58,8 @@ pub enum Broken {
 pub fn serve(input: impl Read, output: impl Write + Send, mode: &Mode) -> Result<(), Broken> {
     let agent = Agent::new(mode);
     let ended = converse(input, output, &agent);
-    if let Some(root) = &agent.root {
-        root.close();
+    if let Some(sudo) = &agent.sudo {
+        sudo.close();
     }
     ended
 }
@@ -510,7 +510,7 @@ mod tests {
             (b"Last login: today".to_vec(), "not the protocol"),
             (frame(Kind::Answer, 1, "{}"), "does not belong"),
             (frame(Kind::Hello, 0, "{}"), "does not belong"),
-            (request(1, &Request::CheckSudo)[..12].to_vec(), "middle of a frame"),
+            (request(1, &Request::CheckRights)[..12].to_vec(), "middle of a frame"),
         ] {
             let broken = conversation(&agent, &input).0.unwrap_err();
             assert!(broken.to_string().contains(words), "{broken}");

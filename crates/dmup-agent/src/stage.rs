@@ -13,7 +13,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
 use dmup_wire::message::{DiskSeen, Outcome, Refusal, RefusalKind, Stage, StagedFile, Unpack};
 use fs_err as fs;
-use rustix::fs::{FlockOperation, StatVfsMountFlags, flock};
+use rustix::fs::{Access, FlockOperation, StatVfsMountFlags, flock};
 
 use crate::archive::{Expected, unpack};
 use crate::files::{Owner, draft_beside, sync_folder, write_atomically};
@@ -163,6 +163,8 @@ pub(crate) fn disk(path: &Utf8Path) -> io::Result<DiskSeen> {
         device: fs::metadata(existing)?.dev(),
         no_exec: stat.f_flag.contains(StatVfsMountFlags::NOEXEC),
         read_only: stat.f_flag.contains(StatVfsMountFlags::RDONLY),
+        is_closed: rustix::fs::access(existing.as_str(), Access::WRITE_OK | Access::EXEC_OK)
+            .is_err(),
     })
 }
 

@@ -403,7 +403,7 @@ fn without_sudo_what_needs_root_is_refused_and_the_rest_is_done() {
     assert_eq!(talk.done(&Request::Put { files: vec![file("theirs/f")] }), Outcome::Done);
     let foreign = PutFile { root: true, ..file("theirs/g") };
     for request in [
-        Request::CheckSudo,
+        Request::CheckRights,
         Request::Put { files: vec![file("f")] },
         Request::Put { files: vec![foreign] },
         Request::Remove { paths: vec![dir.join("dmup")] },

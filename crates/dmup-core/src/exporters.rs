@@ -37,6 +37,8 @@ pub struct Exporters {
 pub struct Exporter {
     /// What a unit and a window make of it. Its id is host and port, as every instance's.
     pub instance: Instance,
+    /// Its service's file.
+    pub unit_file: Utf8PathBuf,
     /// `monitored.…_version`; empty for the newest.
     pub version: String,
 }
@@ -150,7 +152,9 @@ impl Topology {
         let os = if machine.os.is_empty() { &self.global.os } else { machine.os };
         let exporter = |role: Role, port: u16, version: &str| {
             let id = host_port(machine.host, port);
+            let unit = UnitName::new(format!("{role}-{port}.service"))?;
             Ok::<_, BadName>(Exporter {
+                unit_file: self.unit_path(&unit),
                 instance: Instance {
                     id: InstanceId::new(&*id)?,
                     role,
@@ -163,7 +167,7 @@ impl Topology {
                     deploy_dir: deploy_dir.clone(),
                     data_dirs: data_dirs.clone(),
                     log_dir: log_dir.clone(),
-                    unit: UnitName::new(format!("{role}-{port}.service"))?,
+                    unit,
                     os: os.to_owned(),
                     arch: machine.arch.to_owned(),
                     patched: false,

@@ -22,6 +22,7 @@ pub mod policy;
 pub mod preflight;
 pub mod report;
 pub mod selection;
+pub mod systemd;
 pub mod texts;
 pub mod topology;
 pub mod unfinished;

@@ -11,6 +11,7 @@ use crate::exporters::Exporters;
 use crate::ids::{HostId, InstanceId, UnitName, UserName};
 use crate::instance::{Instance, Role};
 use crate::inventory::{ProcessSeen, UnitActive};
+use crate::systemd::SystemdMode;
 
 /// Less free space than this, and an instance with its logs is refused.
 const SPARE_BYTES: u64 = 64 << 20;
@@ -61,6 +62,8 @@ pub struct DiskSeen {
     pub no_exec: bool,
     /// Mounted so that nothing can be written.
     pub read_only: bool,
+    /// The agent's user may make nothing there.
+    pub is_closed: bool,
 }
 
 /// What a host says of itself.
@@ -86,6 +89,8 @@ pub struct Found<'a> {
     pub units: &'a [(InstanceId, ProcessSeen)],
     /// Whether the deploy user exists.
     pub has_user: bool,
+    /// Whether whoever looked can do what only root may.
+    pub has_root: bool,
 }
 
 /// Something that is to be laid out.
@@ -119,9 +124,9 @@ impl<'a> Planned<'a> {
     }
 
     /// Where it is laid out, and its unit files: what is asked about in a look.
-    pub fn paths(&self) -> Vec<Utf8PathBuf> {
+    pub fn paths(&self, owner: Owner<'_>) -> Vec<Utf8PathBuf> {
         let mut paths = vec![self.deploy_dir().to_owned(), self.bin_dir()];
-        paths.extend(self.units().into_iter().map(unit_path));
+        paths.extend(self.units(owner).into_iter().map(|(_, file)| file));
         paths.extend(self.data_dirs().iter().cloned());
         if let Self::Instance { instance, .. } = self
             && instance.role == Role::DmMaster
@@ -170,10 +175,14 @@ impl<'a> Planned<'a> {
         }
     }
 
-    fn units(&self) -> Vec<&'a UnitName> {
+    fn units(&self, owner: Owner<'_>) -> Vec<(&'a UnitName, Utf8PathBuf)> {
         match self {
-            Self::Instance { instance, .. } => vec![&instance.unit],
-            Self::Exporters { pair, .. } => pair.both.iter().map(|it| &it.instance.unit).collect(),
+            Self::Instance { instance, .. } => {
+                vec![(&instance.unit, owner.systemd.unit_path(owner.user, &instance.unit))]
+            }
+            Self::Exporters { pair, .. } => {
+                pair.both.iter().map(|it| (&it.instance.unit, it.unit_file.clone())).collect()
+            }
         }
     }
 
@@ -204,23 +213,27 @@ pub struct Finding {
     pub text: String,
 }
 
-/// The file of a unit.
-pub fn unit_path(unit: &UnitName) -> Utf8PathBuf {
-    Utf8PathBuf::from(format!("/etc/systemd/system/{unit}"))
+/// Whose the instances will be.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner<'a> {
+    /// The deploy user.
+    pub user: &'a UserName,
+    /// Whose systemd runs them.
+    pub systemd: SystemdMode,
 }
 
 /// Judges one host.
-pub fn judge(found: &Found<'_>, planned: &[Planned<'_>], user: &UserName) -> Vec<Finding> {
+pub fn judge(found: &Found<'_>, planned: &[Planned<'_>], owner: Owner<'_>) -> Vec<Finding> {
     let host = found.host;
     let mut findings = Vec::new();
     let mut add = |weight, text: String| {
         findings.push(Finding { weight, text: format!("{host}: {text}") });
     };
-    for (weight, text) in of_system(found, user) {
+    for (weight, text) in of_system(found, owner.user) {
         add(weight, text);
     }
     for plan in planned {
-        for (weight, text) in of_planned(found, plan, user) {
+        for (weight, text) in of_planned(found, plan, owner) {
             add(weight, text);
         }
     }
@@ -269,7 +282,8 @@ fn of_system(found: &Found<'_>, user: &UserName) -> Vec<(Weight, String)> {
     said
 }
 
-fn of_planned(found: &Found<'_>, plan: &Planned<'_>, user: &UserName) -> Vec<(Weight, String)> {
+fn of_planned(found: &Found<'_>, plan: &Planned<'_>, owner: Owner<'_>) -> Vec<(Weight, String)> {
+    let user = owner.user;
     let name = plan.name();
     let mut said = Vec::new();
     let at = |path: &Utf8Path| found.paths.iter().find(|it| it.path == path);
@@ -281,8 +295,7 @@ fn of_planned(found: &Found<'_>, plan: &Planned<'_>, user: &UserName) -> Vec<(We
             ),
         ));
     }
-    for unit in plan.units() {
-        let file = unit_path(unit);
+    for (unit, file) in plan.units(owner) {
         let text = match plan {
             Planned::Instance { instance, .. } => {
                 let known = found.units.iter().find(|(of, _)| *of == instance.id).map(|(_, it)| it);
@@ -325,8 +338,12 @@ fn of_planned(found: &Found<'_>, plan: &Planned<'_>, user: &UserName) -> Vec<(We
     let data_dirs = plan.data_dirs().iter().map(Utf8PathBuf::as_path);
     for folder in std::iter::once(plan.deploy_dir()).chain(data_dirs) {
         let Some(seen) = at(folder) else { continue };
-        // Root makes mount points, and belongs to nobody.
-        let is_foreign = seen.owner != 0 && seen.owner_name != user.as_str();
+        let is_foreign = match owner.systemd {
+            // Root makes mount points, and belongs to nobody.
+            SystemdMode::System => seen.owner != 0 && seen.owner_name != user.as_str(),
+            // There is nobody to give them away.
+            SystemdMode::User => seen.owner_name != user.as_str(),
+        };
         match seen.kind {
             PathKind::Other => said.push((
                 Weight::InTheWay,
@@ -388,6 +405,12 @@ fn of_disks(found: &Found<'_>, planned: &[Planned<'_>]) -> Vec<String> {
                     "{path} of {name} is on a file system that is mounted noexec, no program can run from there: mount it with exec, or give another deploy_dir"
                 ));
             }
+            let is_there = found.paths.iter().any(|it| it.path == path);
+            if disk.is_closed && !found.has_root && !is_there && !disk.read_only {
+                said.push(format!(
+                    "{path} of {name} cannot be made without root: make it and give it to the deploy user, or give another folder"
+                ));
+            }
             // Data come later, and nobody knows how many: no room at all is too little.
             let bytes = match is_deploy {
                 true => plan.package_bytes() + SPARE_BYTES,
@@ -419,8 +442,17 @@ mod tests {
     use crate::topology::Topology;
 
     fn findings(change: impl FnOnce(&mut Found<'_>), paths: &[PathSeen], joins: bool) -> String {
-        let text = "global:\n  user: tidb\nmonitored: {}\nmaster_servers:\n  - host: h1\n    deploy_dir: /d/m\n    data_dir: /e/m\nworker_servers:\n  - host: h1\n    deploy_dir: /d/w\n";
-        let mut topology = Topology::parse(text).unwrap();
+        findings_of("systemd_mode: system", change, paths, joins)
+    }
+
+    fn findings_of(
+        mode: &str,
+        change: impl FnOnce(&mut Found<'_>),
+        paths: &[PathSeen],
+        joins: bool,
+    ) -> String {
+        let text = "global:\n  user: tidb\n  MODE\nmonitored: {}\nmaster_servers:\n  - host: h1\n    deploy_dir: /d/m\n    data_dir: /e/m\nworker_servers:\n  - host: h1\n    deploy_dir: /d/w\n";
+        let mut topology = Topology::parse(&text.replace("MODE", mode)).unwrap();
         topology.expand_dirs();
         let (instances, pairs) = (topology.instances(), topology.exporters());
         let host = instances[0].host.clone();
@@ -443,6 +475,7 @@ mod tests {
             disks: &disks,
             units: &[],
             has_user: true,
+            has_root: true,
         };
         change(&mut found);
         let planned: Vec<Planned<'_>> = instances
@@ -451,7 +484,8 @@ mod tests {
             .chain(pairs.iter().map(|pair| Planned::Exporters { pair, package_bytes: 20 << 20 }))
             .collect();
         let user = UserName::new("tidb").unwrap();
-        let lines = judge(&found, &planned, &user);
+        let owner = Owner { user: &user, systemd: topology.systemd_mode() };
+        let lines = judge(&found, &planned, owner);
         let lines = lines.into_iter().map(|it| format!("{:?} {}", it.weight, it.text));
         lines.collect::<Vec<_>>().join("\n")
     }
@@ -463,7 +497,14 @@ mod tests {
 
     fn disk(path: &str, free_mib: u64, device: u64) -> DiskSeen {
         let free_bytes = free_mib << 20;
-        DiskSeen { path: path.into(), free_bytes, device, no_exec: false, read_only: false }
+        DiskSeen {
+            path: path.into(),
+            free_bytes,
+            device,
+            no_exec: false,
+            read_only: false,
+            is_closed: false,
+        }
     }
 
     #[test]
@@ -588,6 +629,23 @@ mod tests {
         ] {
             assert!(said.contains(text), "{said}");
         }
+    }
+
+    #[test]
+    fn without_root_folders_must_be_the_users_own_or_in_one_that_is() {
+        let mut disks = ["/d/m", "/d/w", "/e/m"].map(|path| disk(path, 1024, 1));
+        disks.iter_mut().for_each(|it| it.is_closed = true);
+        let disks: &[DiskSeen] = Vec::from(disks).leak();
+        let look =
+            |has_root: bool| move |it: &mut Found<'_>| (it.disks, it.has_root) = (disks, has_root);
+        let own = [path("/d/w", PathKind::EmptyFolder, "tidb")];
+        assert_eq!(findings(look(true), &own, false), "");
+        let said = findings(look(false), &own, false);
+        assert_eq!(said.matches("cannot be made without root").count(), 2, "{said}");
+        assert!(said.contains("/d/m of h1:8261") && said.contains("/e/m of h1:8261"), "{said}");
+        let of_root = [path("/d/w", PathKind::EmptyFolder, "root")];
+        let said = findings_of("systemd_mode: user", |_| {}, &of_root, false);
+        assert!(said.contains("/d/w belongs to root") && said.lines().count() == 1, "{said}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use dmup_core::layout::{
     Deployment, PlacedFile, directories, exporter_directories, exporter_tls_files, files,
     host_directories, sudoers,
 };
-use dmup_core::topology::{Meta, Topology};
+use dmup_core::topology::{Meta, Monitored, Topology};
 
 const META: &str = include_str!("fixtures/tiup-1.16.5/meta.yaml");
 const HOST_TREE: &str = include_str!("fixtures/tiup-1.16.5/host_tree.txt");
@@ -96,6 +96,31 @@ fn units_are_those_of_tiup() {
     let unit = content(&rendered(&topology, "198.18.0.11:8262"), ".service");
     assert_eq!(unit.len(), 320);
     insta::assert_snapshot!(content(&rendered(&full(), "172.19.0.101:8261"), ".service"));
+}
+
+#[test]
+fn units_of_a_users_systemd_are_that_users_files_and_start_with_it() {
+    let mut topology = Meta::parse(META).unwrap().topology;
+    topology.global.systemd_mode = "user".to_owned();
+    topology.monitored = Some(Monitored::default());
+    let folder = "/home/tidb/.config/systemd/user";
+    let (cluster, all) = (cluster(), topology.exporters());
+    let deployment = Deployment::new(&cluster, &topology);
+    let mut files = rendered(&topology, "198.18.0.11:8261");
+    files.extend(exporter_files(&deployment, &all[0]));
+    let units: Vec<&PlacedFile> =
+        files.iter().filter(|file| file.path.extension() == Some("service")).collect();
+    assert_eq!(units.len(), 3);
+    for unit in units {
+        assert_eq!((unit.path.parent().unwrap().as_str(), unit.root), (folder, false));
+        assert!(unit.content.ends_with("[Install]\nWantedBy=default.target\n"), "{unit:?}");
+        for of_root in ["User=", "AmbientCapabilities="] {
+            assert!(!unit.content.contains(of_root), "{}", unit.content);
+        }
+    }
+    let made = directories(&deployment, &topology.instances()[0]);
+    assert!(made.iter().any(|dir| dir.path == folder && dir.owner.as_str() == "tidb"));
+    assert!(exporter_directories(&deployment, &all[0]).iter().any(|dir| dir.path == folder));
 }
 
 #[test]

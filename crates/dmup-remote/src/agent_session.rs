@@ -478,6 +478,7 @@ impl Complaints {
 
 #[cfg(test)]
 mod tests {
+    use dmup_core::systemd::SystemdMode;
     use dmup_wire::message::RefusalKind;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
@@ -527,6 +528,7 @@ mod tests {
             arch: "x86_64".to_owned(),
             os: "linux".to_owned(),
             systemd: None,
+            systemd_mode: SystemdMode::System,
             user: "tidb".to_owned(),
             home: "/home/tidb".into(),
         })
@@ -580,7 +582,7 @@ mod tests {
             state: None,
         };
         let body = serde_json::to_vec(&Answer::Refused(refusal.clone())).unwrap();
-        let (result, ()) = tokio::join!(session.request(&Request::CheckSudo, SOON), async {
+        let (result, ()) = tokio::join!(session.request(&Request::CheckRights, SOON), async {
             let id = peer.next().await.unwrap().id;
             peer.send(Kind::Answer, id, body).await;
         });
@@ -591,8 +593,8 @@ mod tests {
     async fn a_broken_stream_makes_pending_requests_unknown_and_later_ones_not_sent() {
         let (session, mut peer) = session().await;
         let (one, two, ()) = tokio::join!(
-            session.request(&Request::CheckSudo, SOON),
-            session.request(&Request::CheckSudo, SOON),
+            session.request(&Request::CheckRights, SOON),
+            session.request(&Request::CheckRights, SOON),
             async {
                 peer.next().await.unwrap();
                 peer.next().await.unwrap();
@@ -601,7 +603,7 @@ mod tests {
         );
         assert!(matches!(one, Err(SessionError::Unknown(_))), "{one:?}");
         assert!(matches!(two, Err(SessionError::Unknown(_))), "{two:?}");
-        let later = session.request(&Request::CheckSudo, SOON).await;
+        let later = session.request(&Request::CheckRights, SOON).await;
         assert!(matches!(later, Err(SessionError::NotSent(_))), "{later:?}");
         assert!(session.why_broken().is_some());
     }
@@ -609,7 +611,7 @@ mod tests {
     #[tokio::test]
     async fn garbage_in_mid_conversation_breaks_it() {
         let (session, mut peer) = session().await;
-        let (result, ()) = tokio::join!(session.request(&Request::CheckSudo, SOON), async {
+        let (result, ()) = tokio::join!(session.request(&Request::CheckRights, SOON), async {
             peer.next().await.unwrap();
             peer.stream.write_all(b"Segmentation fault\n").await.unwrap();
         });
@@ -644,7 +646,7 @@ mod tests {
             got
         };
         let (result, got) =
-            tokio::join!(session.request_with_stream(&Request::CheckSudo, &path, SOON), agent);
+            tokio::join!(session.request_with_stream(&Request::CheckRights, &path, SOON), agent);
         assert_eq!(result.unwrap(), (Outcome::Done, 777_777));
         assert!(got == fs_err::read(&path).unwrap());
     }
@@ -653,7 +655,7 @@ mod tests {
     async fn an_agent_that_has_the_content_is_sent_nothing() {
         let (session, mut peer) = session().await;
         let (result, ()) = tokio::join!(
-            session.request_with_stream(&Request::CheckSudo, "/does/not/exist".into(), SOON),
+            session.request_with_stream(&Request::CheckRights, "/does/not/exist".into(), SOON),
             async {
                 let id = peer.next().await.unwrap().id;
                 peer.answer(id, Outcome::Done).await;
@@ -667,7 +669,7 @@ mod tests {
         let (_dir, path) = parcel(500_000);
         let (session, mut peer) = session().await;
         let (result, ()) =
-            tokio::join!(session.request_with_stream(&Request::CheckSudo, &path, SOON), async {
+            tokio::join!(session.request_with_stream(&Request::CheckRights, &path, SOON), async {
                 let id = peer.next().await.unwrap().id;
                 peer.send(Kind::Credit, id, 10_000_u32.to_be_bytes().to_vec()).await;
                 peer.next().await.unwrap();
@@ -681,7 +683,7 @@ mod tests {
         let (_dir, path) = parcel(500_000);
         let (session, mut peer) = session().await;
         let (result, ()) =
-            tokio::join!(session.request_with_stream(&Request::CheckSudo, &path, SOON), async {
+            tokio::join!(session.request_with_stream(&Request::CheckRights, &path, SOON), async {
                 let id = peer.next().await.unwrap().id;
                 peer.send(Kind::Credit, id, 10_000_u32.to_be_bytes().to_vec()).await;
                 peer.next().await.unwrap();
@@ -693,10 +695,10 @@ mod tests {
     #[tokio::test]
     async fn an_agent_that_does_not_answer_in_time_leaves_it_unknown_and_the_session_usable() {
         let (session, mut peer) = session().await;
-        let late = session.request(&Request::CheckSudo, Duration::from_millis(50)).await;
+        let late = session.request(&Request::CheckRights, Duration::from_millis(50)).await;
         assert!(matches!(late, Err(SessionError::Unknown(_))), "{late:?}");
         let late_id = peer.next().await.unwrap().id;
-        let (result, ()) = tokio::join!(session.request(&Request::CheckSudo, SOON), async {
+        let (result, ()) = tokio::join!(session.request(&Request::CheckRights, SOON), async {
             let id = peer.next().await.unwrap().id;
             peer.answer(late_id, Outcome::Got { content: None }).await;
             peer.answer(id, Outcome::Done).await;

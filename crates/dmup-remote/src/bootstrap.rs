@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
+use dmup_core::systemd::SystemdMode;
+use dmup_wire::agent_arguments;
 
 use crate::agent_session::Complaints;
 use crate::quote::quote;
@@ -31,10 +33,10 @@ const ARCHITECTURES: [&str; 2] = ["x86_64", "aarch64"];
 /// Bytes of the agent sent at once.
 const PIECE: usize = 256 << 10;
 
-/// Runs as `sh -c … dmup PLACE…`; `@CASES@` maps `uname -m` to a digest.
+/// Runs as `sh -c … dmup PLACE…`; `@CASES@` maps `uname -m` to a digest, `@ARGUMENTS@` are the agent's.
 /// `[ -O` (is it ours) is not in POSIX but in dash, bash, ksh and busybox; without it no place is found. An empty file with the x bit runs as an empty script
 /// wherever files may be executed at all.
-const LOOK: &str = r#"PATH=$PATH:/usr/local/bin:/usr/bin:/bin; export PATH; umask 077; m=$(uname -m); case $m in @CASES@ *) d=;; esac; if [ -z "$d" ]; then echo; echo "dmup-bootstrap: arch $m"; exit 0; fi; for b in "$HOME" "$@"; do f=$b/.dmup/agent/$d; if [ -f "$f" ] && [ -O "$f" ] && [ -x "$f" ]; then s=$(sha256sum < "$f"); case $s in "$d "*) echo; echo "dmup-bootstrap: run"; exec "$f" agent;; esac; rm -f "$f"; fi; done; for b in "$HOME" "$@"; do a=$b/.dmup/agent; t=$a/.try.$$; if [ -d "$b" ] && mkdir -p "$a" && [ -O "$a" ] && : > "$t" && chmod 700 "$t" && "$t"; then rm -f "$t"; echo; echo "dmup-bootstrap: send $m $a"; exit 0; fi; rm -f "$t"; done; echo; echo "dmup-bootstrap: noplace""#;
+const LOOK: &str = r#"PATH=$PATH:/usr/local/bin:/usr/bin:/bin; export PATH; umask 077; m=$(uname -m); case $m in @CASES@ *) d=;; esac; if [ -z "$d" ]; then echo; echo "dmup-bootstrap: arch $m"; exit 0; fi; for b in "$HOME" "$@"; do f=$b/.dmup/agent/$d; if [ -f "$f" ] && [ -O "$f" ] && [ -x "$f" ]; then s=$(sha256sum < "$f"); case $s in "$d "*) echo; echo "dmup-bootstrap: run"; exec "$f" agent @ARGUMENTS@;; esac; rm -f "$f"; fi; done; for b in "$HOME" "$@"; do a=$b/.dmup/agent; t=$a/.try.$$; if [ -d "$b" ] && mkdir -p "$a" && [ -O "$a" ] && : > "$t" && chmod 700 "$t" && "$t"; then rm -f "$t"; echo; echo "dmup-bootstrap: send $m $a"; exit 0; fi; rm -f "$t"; done; echo; echo "dmup-bootstrap: noplace""#;
 
 /// Runs as `sh -c … dmup PLACE DIGEST` with the file as input. Agents not brought within 30 days go.
 const SEND: &str = r#"PATH=$PATH:/usr/local/bin:/usr/bin:/bin; export PATH; umask 077; t=$1/.part-$2.$$; if cat > "$t"; then s=$(sha256sum < "$t"); case $s in "$2 "*) if chmod 700 "$t" && mv -f "$t" "$1/$2"; then echo; echo "dmup-bootstrap: stored"; find "$1" -maxdepth 1 -type f -mtime +30 -exec rm -f {} + ; exit 0; fi;; *) echo; echo "dmup-bootstrap: damaged";; esac; fi; rm -f "$t"; exit 1"#;
@@ -80,10 +82,11 @@ impl Agents {
         self.of.iter().find(|agent| agent.arch == arch)
     }
 
-    fn look_line(&self, places: &[Utf8PathBuf]) -> Result<String, String> {
+    fn look_line(&self, places: &[Utf8PathBuf], arguments: &[&str]) -> Result<String, String> {
         let cases: Vec<String> =
             self.of.iter().map(|a| format!("{}) d={};;", a.arch, a.digest.as_str())).collect();
-        let script = LOOK.replace("@CASES@", &cases.join(" "));
+        let script =
+            LOOK.replace("@CASES@", &cases.join(" ")).replace("@ARGUMENTS@", &arguments.join(" "));
         line(&script, places.iter().map(|place| place.as_str()))
     }
 }
@@ -102,7 +105,7 @@ fn line<'a>(script: &str, words: impl Iterator<Item = &'a str>) -> Result<String
     Ok(line)
 }
 
-/// Starts the agent, sending it first if it is not there. The stream begins with its `Hello`.
+/// Starts the agent for clusters of that mode, sending it first if it is not there. The stream begins with its `Hello`.
 ///
 /// # Errors
 ///
@@ -110,14 +113,16 @@ fn line<'a>(script: &str, words: impl Iterator<Item = &'a str>) -> Result<String
 pub async fn start_agent(
     connection: &Connection,
     agents: &Agents,
+    systemd: SystemdMode,
     places: &[Utf8PathBuf],
     limits: &ReachLimits,
 ) -> Result<ByteStream, ReachError> {
+    let arguments = agent_arguments(systemd);
     if connection.is_local() {
-        return connection.run_agent_locally(&agents.program);
+        return connection.run_agent_locally(&agents.program, arguments);
     }
     let failed = |observed: String| bootstrap_error(connection, observed);
-    let look = agents.look_line(places).map_err(failed)?;
+    let look = agents.look_line(places, arguments).map_err(failed)?;
     for sent_before in [false, true] {
         let mut stream = connection.run_line(&look).await?;
         let said = within(limits.bootstrap, connection, read_mark(&mut stream.reader)).await?;
@@ -319,7 +324,7 @@ mod tests {
     fn an_absent_agent_is_asked_for_stored_and_then_run() {
         let (_dir, home) = folder();
         let agents = agents("#!/bin/sh\necho greeting $1\n");
-        let look = agents.look_line(&[]).unwrap();
+        let look = agents.look_line(&[], &[]).unwrap();
         let place = home.join(".dmup/agent");
         let (asked, _) = said(&shell(&look, &home, b""));
         assert_eq!(asked, format!("send {} {place}", std::env::consts::ARCH));
@@ -343,7 +348,7 @@ mod tests {
         let bad = place.join(agents.of[0].digest.as_str());
         fs_err::write(&bad, "#!/bin/sh\necho evil\n").unwrap();
         std::process::Command::new("chmod").args(["700", bad.as_str()]).status().unwrap();
-        let (asked, rest) = said(&shell(&agents.look_line(&[]).unwrap(), &home, b""));
+        let (asked, rest) = said(&shell(&agents.look_line(&[], &[]).unwrap(), &home, b""));
         assert!(asked.starts_with("send "), "{asked}");
         assert!(!rest.contains("evil"));
         assert!(!bad.exists());
@@ -364,10 +369,11 @@ mod tests {
         let deploy = root.join("dm deploy $(touch x)");
         fs_err::create_dir(&deploy).unwrap();
         let agents = agents("#!/bin/sh\n");
-        let look = agents.look_line(std::slice::from_ref(&deploy)).unwrap();
+        let look = agents.look_line(std::slice::from_ref(&deploy), &[]).unwrap();
         let (asked, _) = said(&shell(&look, "/dev/null".into(), b""));
         assert!(asked.ends_with(&format!(" {deploy}/.dmup/agent")), "{asked}");
-        let (asked, _) = said(&shell(&agents.look_line(&[]).unwrap(), "/dev/null".into(), b""));
+        let (asked, _) =
+            said(&shell(&agents.look_line(&[], &[]).unwrap(), "/dev/null".into(), b""));
         assert_eq!(asked, "noplace");
     }
 
@@ -375,7 +381,7 @@ mod tests {
     fn a_host_of_another_kind_says_so() {
         let (_dir, home) = folder();
         let none = Agents { program: "/opt/dmup".into(), of: Vec::new() };
-        let (asked, _) = said(&shell(&none.look_line(&[]).unwrap(), &home, b""));
+        let (asked, _) = said(&shell(&none.look_line(&[], &[]).unwrap(), &home, b""));
         assert_eq!(asked, format!("arch {}", std::env::consts::ARCH));
     }
 

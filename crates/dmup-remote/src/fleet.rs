@@ -12,6 +12,7 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::{HostId, UnitName};
 use dmup_core::instance::Instance;
+use dmup_core::systemd::SystemdMode;
 use dmup_exec::ports::{Certainty, EffectError, Parcel};
 use dmup_wire::message::{
     EnsureUser, ForgetKey, Hello, MakeDir, Outcome, Probe, Probed, PutFile, Ran, RefusalKind,
@@ -46,6 +47,8 @@ pub struct FleetSettings {
     pub concurrency: usize,
     /// The program that is sent as agent: dmup's own file.
     pub agent: Utf8PathBuf,
+    /// Whose systemd runs the services.
+    pub systemd: SystemdMode,
 }
 
 /// A host and how to reach it.
@@ -282,11 +285,20 @@ impl Fleet {
         let connection = self.open(&target).await?;
         let session = {
             let _permit = self.permits.acquire().await.expect("never closed");
-            let limits = &self.settings.limits;
-            let stream = start_agent(&connection, agents, &address.places, limits).await?;
-            AgentSession::start(stream, limits.bootstrap).await.map_err(|error| {
-                ReachError::Bootstrap { address: target.address(), observed: error.observed }
-            })?
+            let FleetSettings { limits, systemd, .. } = &self.settings;
+            let failed = |observed| ReachError::Bootstrap { address: target.address(), observed };
+            let stream =
+                start_agent(&connection, agents, *systemd, &address.places, limits).await?;
+            let session = AgentSession::start(stream, limits.bootstrap)
+                .await
+                .map_err(|error| failed(error.observed))?;
+            let mode = session.hello().systemd_mode;
+            if mode != *systemd {
+                return Err(failed(format!(
+                    "it gives orders to systemd of the {mode}, not {systemd}"
+                )));
+            }
+            session
         };
         self.take_on_new(host, &session).await?;
         Ok(Arc::new(session))
@@ -360,13 +372,22 @@ impl Fleet {
         Ok(probed)
     }
 
-    /// Whether `sudo -n` works.
+    /// Whose systemd runs the services.
+    pub fn systemd_mode(&self) -> SystemdMode {
+        self.settings.systemd
+    }
+
+    /// Whether the host lets us do what windows and guards need: `sudo -n`, or a lasting systemd of the deploy user.
     ///
     /// # Errors
     ///
-    /// [`EffectError`] with sudo's words.
-    pub async fn check_sudo(&self, host: &HostId) -> Result<(), EffectError> {
-        self.done(host, "use sudo", Request::CheckSudo, SMALL).await
+    /// [`EffectError`] with sudo's words, or with what is missing.
+    pub async fn check_rights(&self, host: &HostId) -> Result<(), EffectError> {
+        let attempted = match self.settings.systemd {
+            SystemdMode::System => "use sudo",
+            SystemdMode::User => "run services without root",
+        };
+        self.done(host, attempted, Request::CheckRights, SMALL).await
     }
 
     /// Writes small files, each atomically.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
 use dmup_core::ids::{HostId, UserName};
+use dmup_core::systemd::SystemdMode;
 use dmup_exec::ports::{Certainty, Hosts as _, Parcel};
 use dmup_remote::ssh::{ConnectFailure, HostKeys, Reach, ReachError, ReachLimits, UnknownHostKeys};
 use dmup_remote::{AuthMethod, Fleet, FleetSettings, HostAddress, Login, Secret};
@@ -90,7 +91,7 @@ async fn scenarios(say: &dyn Fn(&str)) {
     say(&format!("started again where it lies, in {:?}", began.elapsed()));
     let began = Instant::now();
     for _ in 0..100 {
-        fleet.check_sudo(&host).await.unwrap();
+        fleet.check_rights(&host).await.unwrap();
     }
     say(&format!("100 requests in {:?}", began.elapsed()));
 
@@ -151,14 +152,14 @@ async fn scenarios(say: &dyn Fn(&str)) {
     let dying = fleet.remove(&host, vec!["/a/b".into()]).await.unwrap_err();
     assert_eq!(dying.certainty, Certainty::Unknown, "{dying}");
     assert!(dying.observed.contains("last words"), "{dying}");
-    fleet.check_sudo(&host).await.unwrap();
+    fleet.check_rights(&host).await.unwrap();
     say(&format!("an agent that dies leaves it unknown, the next request connects anew: {dying}"));
 
     // The cable: the whole connection is stopped, then the keepalive gives up.
     let session = sshd.newest_session();
     signal(session, "-STOP");
     let began = Instant::now();
-    let cut = fleet.check_sudo(&host).await.unwrap_err();
+    let cut = fleet.check_rights(&host).await.unwrap_err();
     assert_eq!(cut.certainty, Certainty::Unknown, "{cut}");
     assert!(began.elapsed() < Duration::from_secs(30));
     signal(session, "-KILL");
@@ -179,7 +180,7 @@ async fn scenarios(say: &dyn Fn(&str)) {
 
     let fleet =
         place.fleet(Reach::Local { playground: None }, Vec::new(), UnknownHostKeys::Refuse, 1);
-    fleet.check_sudo(&host).await.unwrap();
+    fleet.check_rights(&host).await.unwrap();
     say("no ssh at all");
 
     let port = sshd.port;
@@ -359,6 +360,7 @@ impl Place {
             limits: ReachLimits { keepalive: Duration::from_secs(1), ..ReachLimits::default() },
             concurrency: 5,
             agent: Utf8PathBuf::from_path_buf(std::env::current_exe().unwrap()).unwrap(),
+            systemd: SystemdMode::System,
         };
         let address = HostAddress {
             id: host.clone(),
@@ -507,6 +509,7 @@ fn act_as_agent() {
         arch: std::env::consts::ARCH.to_owned(),
         os: "linux".to_owned(),
         systemd: None,
+        systemd_mode: SystemdMode::System,
         user: whoami(),
         home: "/home/test".into(),
     };
@@ -525,7 +528,7 @@ fn act_as_agent() {
                     Request::Probe(_) => {
                         Answer::Held { outcome: Outcome::Probed(Probed::default()) }
                     }
-                    Request::CheckSudo => Answer::Held { outcome: Outcome::Done },
+                    Request::CheckRights => Answer::Held { outcome: Outcome::Done },
                     Request::Remove { .. } => {
                         eprintln!("last words");
                         return;

@@ -19,9 +19,21 @@ pub mod frame;
 pub mod lease;
 pub mod message;
 
+use dmup_core::systemd::SystemdMode;
+
 /// Both sides must have the same one; it rises with every change of a message.
 ///
 /// 1: first. 2: leases; login keys are taken away; commands of the operator's run. 3: windows that
 /// write files, and those that exchange nothing; how file systems are mounted. 4: trees that stay.
 /// 5: a cluster leaves a host. 6: guards write files back. 7: what a window exchanges need not be called `bin`.
-pub const PROTOCOL: u32 = 7;
+/// 8: services of a user's systemd.
+pub const PROTOCOL: u32 = 8;
+
+/// What follows `agent` when it is started for clusters of that mode. All of a conversation is about one: that is
+/// said once, before it begins, and [`message::Hello`] says it back.
+pub fn agent_arguments(systemd: SystemdMode) -> &'static [&'static str] {
+    match systemd {
+        SystemdMode::System => &[],
+        SystemdMode::User => &["--systemd-mode", "user"],
+    }
+}

@@ -11,6 +11,7 @@ use dmup_core::ids::{ClusterName, InstanceId, UnitName, UserName};
 use dmup_core::inventory::ProcessSeen;
 pub use dmup_core::inventory::{Leftover, LeftoverKind};
 pub use dmup_core::preflight::{DiskSeen, PathKind, PathSeen};
+use dmup_core::systemd::SystemdMode;
 use serde::{Deserialize, Serialize};
 
 use crate::lease::{LeaseOrder, LeaseSeen};
@@ -36,6 +37,8 @@ pub struct Hello {
     pub os: String,
     /// The number that `systemctl --version` begins with; none without systemd.
     pub systemd: Option<u32>,
+    /// Whose systemd it gives orders to.
+    pub systemd_mode: SystemdMode,
     /// Who the agent runs as.
     pub user: String,
     /// Its home folder.
@@ -50,8 +53,9 @@ pub struct Hello {
 pub enum Request {
     /// Looks at units, processes, files, ports and disks. Answer: [`Outcome::Probed`].
     Probe(Probe),
-    /// Whether `sudo -n` works (at once true for root). Answer: [`Outcome::Done`], or refused with sudo's words.
-    CheckSudo,
+    /// Whether the agent has what it needs for windows and guards: `sudo -n` (root has it at once), or a systemd of its user
+    /// that runs and goes on without a login. Answer: [`Outcome::Done`], or refused with sudo's words or what is missing.
+    CheckRights,
     /// Takes a zstd-compressed tar stream into the store, by digest. Takes a stream unless it has it. Answer: [`Outcome::Staged`].
     Stage(Stage),
     /// Takes a zstd-compressed tar stream and unpacks it into a folder (deploy). Takes a stream. Answer: [`Outcome::Done`].
@@ -305,6 +309,8 @@ pub struct EnsureUser {
     pub public_key: String,
     /// Write `/etc/sudoers.d/<user>` with NOPASSWD (checked with visudo first).
     pub sudo: bool,
+    /// Let its systemd run without a login (`loginctl enable-linger`).
+    pub linger: bool,
 }
 
 /// A login key that must not be let in any more.

@@ -17,6 +17,7 @@ use dmup_core::journal::{Folded, RunState, TurnEnd, fold};
 use dmup_core::plan::{Kind as PlanKind, Plan, TargetBuild};
 use dmup_core::report::{Report, RunEnd};
 use dmup_core::selection::BadSelection;
+use dmup_core::systemd::SystemdMode;
 use dmup_core::texts::Texts;
 use dmup_core::topology::Meta;
 use dmup_core::version::DmVersion;
@@ -71,11 +72,12 @@ impl Context {
         Scratch::new(&self.profile.root().join("dmup-scratch"))
     }
 
-    /// How hosts are reached with this login; keys that are met for the first time go to `cluster_keys`.
+    /// How hosts are reached with this login, and whose systemd is meant there; keys that are met for the first time go to `cluster_keys`.
     pub(crate) fn fleet(
         &self,
         login: Login,
         ssh: Reach,
+        systemd: SystemdMode,
         cluster_keys: &Utf8Path,
         hosts: Vec<HostAddress>,
     ) -> Fleet {
@@ -106,6 +108,7 @@ impl Context {
             },
             concurrency: self.concurrency(),
             agent: self.surroundings.executable.clone(),
+            systemd,
         };
         Fleet::new(settings, hosts)
     }
@@ -261,7 +264,8 @@ impl Known {
             auth: keys.iter().map(AuthMethod::key_file).collect(),
         };
         let hosts = HostAddress::of_instances(instances);
-        Ok(context.fleet(login, reach, &self.host_keys(), hosts))
+        let systemd = self.meta.topology.systemd_mode();
+        Ok(context.fleet(login, reach, systemd, &self.host_keys(), hosts))
     }
 
     /// Host keys that were accepted for this cluster.

@@ -3,13 +3,14 @@
 use camino::Utf8PathBuf;
 
 use super::{Deployment, PlacedDir};
-use crate::ids::UserName;
 use crate::instance::{Instance, Role};
+use crate::systemd::SystemdMode;
 
 /// Folders of an instance, parents before children; all belong to the deploy user.
 pub fn directories(deployment: &Deployment<'_>, instance: &Instance) -> Vec<PlacedDir> {
     let deploy = &instance.deploy_dir;
     let mut paths = vec![deploy.clone(), instance.log_dir.clone()];
+    paths.extend(own_unit_dir(deployment));
     paths.extend(["bin", "conf", "scripts"].map(|name| deploy.join(name)));
     if deployment.topology.global.enable_tls {
         paths.push(deploy.join("tls"));
@@ -55,14 +56,19 @@ pub fn host_directories(deployment: &Deployment<'_>) -> Vec<PlacedDir> {
     if !global.log_dir.is_empty() {
         paths.push(absolute(&global.log_dir));
     }
-    if deployment.user_mode() {
-        paths.push(super::unit::unit_dir(deployment));
-    }
+    paths.extend(own_unit_dir(deployment));
     owned(deployment, paths)
 }
 
+/// The folder of unit files, where it is the deploy user's own and may be missing.
+pub(super) fn own_unit_dir(deployment: &Deployment<'_>) -> Option<Utf8PathBuf> {
+    match deployment.systemd_mode() {
+        SystemdMode::System => None,
+        SystemdMode::User => Some(SystemdMode::User.unit_dir(&deployment.topology.user())),
+    }
+}
+
 pub(super) fn owned(deployment: &Deployment<'_>, paths: Vec<Utf8PathBuf>) -> Vec<PlacedDir> {
-    let owner = UserName::new(&*deployment.topology.global.user)
-        .expect("names are checked when a topology is read");
+    let owner = deployment.topology.user();
     paths.into_iter().map(|path| PlacedDir { path, mode: 0o755, owner: owner.clone() }).collect()
 }

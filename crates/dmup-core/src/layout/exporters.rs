@@ -1,8 +1,8 @@
 //! node_exporter and blackbox_exporter: what lies on a machine that has them.
 
-use super::dirs::owned;
+use super::dirs::{own_unit_dir, owned};
 use super::script::{exec, tee};
-use super::unit::{text, unit_dir};
+use super::unit::text;
 use super::{Deployment, PlacedDir, PlacedFile, script};
 use crate::exporters::Exporters;
 use crate::instance::{Instance, Role};
@@ -68,6 +68,7 @@ pub(super) fn files(deployment: &Deployment<'_>, exporter: &Instance) -> Vec<Pla
 pub fn exporter_directories(deployment: &Deployment<'_>, pair: &Exporters) -> Vec<PlacedDir> {
     let deploy = &pair.deploy_dir;
     let mut paths = vec![deploy.clone(), pair.log_dir.clone()];
+    paths.extend(own_unit_dir(deployment));
     paths.extend(["bin", "conf", "scripts"].map(|name| deploy.join(name)));
     if deployment.topology.global.enable_tls {
         paths.push(deploy.join("tls"));
@@ -95,16 +96,16 @@ fn unit(deployment: &Deployment<'_>, exporter: &Instance) -> PlacedFile {
     let own = topology.monitored.as_ref().map(|it| it.resource_control.clone()).unwrap_or_default();
     let limits = own.or(&topology.global.resource_control);
     let role = exporter.role;
-    // It sends pings.
-    let rights = if role == Role::BlackboxExporter && !deployment.user_mode() {
+    // It sends pings. A user's systemd has no such right to give.
+    let rights = if role == Role::BlackboxExporter && deployment.are_units_of_root() {
         "AmbientCapabilities=CAP_NET_RAW\n"
     } else {
         ""
     };
     PlacedFile {
-        path: unit_dir(deployment).join(exporter.unit.as_str()),
+        path: topology.unit_path(&exporter.unit),
         mode: 0o644,
-        root: !deployment.user_mode(),
+        root: deployment.are_units_of_root(),
         content: text(deployment, role.as_str(), exporter.deploy_dir.as_str(), &limits, rights, ""),
         cache_name: format!("{role}-{}-{}.service", exporter.ssh_host, exporter.port),
     }

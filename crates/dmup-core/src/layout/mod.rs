@@ -24,6 +24,7 @@ use camino::Utf8PathBuf;
 
 use crate::ids::{ClusterName, UserName};
 use crate::instance::{Instance, Role};
+use crate::systemd::SystemdMode;
 use crate::topology::Topology;
 
 pub use configs::{dashboard_for, rules_for};
@@ -102,8 +103,13 @@ impl<'a> Deployment<'a> {
         }
     }
 
-    fn user_mode(&self) -> bool {
-        self.topology.global.systemd_mode == "user"
+    fn systemd_mode(&self) -> SystemdMode {
+        self.topology.systemd_mode()
+    }
+
+    /// Whether only root may write unit files.
+    fn are_units_of_root(&self) -> bool {
+        self.systemd_mode() == SystemdMode::System
     }
 }
 

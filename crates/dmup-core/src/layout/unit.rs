@@ -1,9 +1,8 @@
 //! The service that runs an instance.
 
-use camino::Utf8PathBuf;
-
 use super::{Deployment, PlacedFile};
 use crate::instance::{Instance, Role};
+use crate::systemd::SystemdMode;
 use crate::topology::ResourceControl;
 
 pub(super) fn unit(deployment: &Deployment<'_>, instance: &Instance) -> PlacedFile {
@@ -21,11 +20,10 @@ pub(super) fn unit(deployment: &Deployment<'_>, instance: &Instance) -> PlacedFi
             instance.deploy_dir
         )
     });
-    let name = instance.unit.as_str();
     PlacedFile {
-        path: unit_dir(deployment).join(name),
+        path: topology.unit_path(&instance.unit),
         mode: 0o644,
-        root: !deployment.user_mode(),
+        root: deployment.are_units_of_root(),
         content: text(
             deployment,
             instance.role.as_str(),
@@ -35,15 +33,6 @@ pub(super) fn unit(deployment: &Deployment<'_>, instance: &Instance) -> PlacedFi
             &reload.unwrap_or_default(),
         ),
         cache_name: format!("{}-{}-{}.service", instance.role, instance.host, instance.port),
-    }
-}
-
-/// Where units lie.
-pub(super) fn unit_dir(deployment: &Deployment<'_>) -> Utf8PathBuf {
-    if deployment.user_mode() {
-        Utf8PathBuf::from(format!("/home/{}/.config/systemd/user", deployment.topology.global.user))
-    } else {
-        Utf8PathBuf::from("/etc/systemd/system")
     }
 }
 
@@ -70,7 +59,8 @@ pub(super) fn text(
     out += &line("LimitCORE", &limits.limit_core);
     out += "LimitNOFILE=1000000\nLimitSTACK=10485760\n";
     out += rights;
-    if !deployment.user_mode() {
+    // The machine's systemd would run it as root; a user's can run it as nobody else.
+    if deployment.systemd_mode() == SystemdMode::System {
         out += &line("User", &deployment.topology.global.user);
     }
     out += &format!("ExecStart=/bin/bash -c '{deploy_dir}/scripts/run_{component}.sh'\n");
@@ -78,6 +68,6 @@ pub(super) fn text(
     out += "Restart=always\n\nRestartSec=15s\n";
     out += &line("TimeoutStartSec", &limits.timeout_start_sec);
     out += &line("TimeoutStopSec", &limits.timeout_stop_sec);
-    out += "\n[Install]\nWantedBy=multi-user.target\n";
+    out += &format!("\n[Install]\nWantedBy={}\n", deployment.systemd_mode().boot_target());
     out
 }

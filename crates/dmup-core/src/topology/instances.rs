@@ -2,8 +2,9 @@
 
 use camino::Utf8PathBuf;
 
-use crate::ids::{BadName, HostId, InstanceId, MemberName, UnitName};
+use crate::ids::{BadName, HostId, InstanceId, MemberName, UnitName, UserName};
 use crate::instance::{Instance, Role};
+use crate::systemd::SystemdMode;
 
 use super::load::{below, below_each};
 use super::server::Server;
@@ -21,6 +22,25 @@ impl Topology {
             .iter()
             .map(|server| self.instance(server).expect("names are checked when a topology is read"))
             .collect()
+    }
+
+    /// Whose systemd runs the services.
+    pub fn systemd_mode(&self) -> SystemdMode {
+        // Other words are refused when a topology is read; none means TiUP's default.
+        self.global.systemd_mode.parse().unwrap_or_default()
+    }
+
+    /// The file of a unit of this cluster.
+    ///
+    /// # Panics
+    ///
+    /// As [`Topology::instances`].
+    pub fn unit_path(&self, unit: &UnitName) -> Utf8PathBuf {
+        self.systemd_mode().unit_path(&self.user(), unit)
+    }
+
+    pub(crate) fn user(&self) -> UserName {
+        UserName::new(&*self.global.user).expect("names are checked when a topology is read")
     }
 
     pub(super) fn instance(&self, server: &Server<'_>) -> Result<Instance, BadName> {

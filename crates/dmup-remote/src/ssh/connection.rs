@@ -168,9 +168,14 @@ impl Connection {
     pub(crate) fn run_agent_locally(
         &self,
         program: &camino::Utf8Path,
+        arguments: &[&str],
     ) -> Result<ByteStream, ReachError> {
         match &self.way {
-            Way::Local { arguments } => spawned::local_agent(program, arguments, &self.target),
+            Way::Local { arguments: own } => {
+                let own = own.iter().map(String::as_str);
+                let arguments: Vec<&str> = own.chain(arguments.iter().copied()).collect();
+                spawned::local_agent(program, &arguments, &self.target)
+            }
             Way::Session(_) | Way::SystemSsh { .. } => Err(ReachError::Bootstrap {
                 address: self.address(),
                 observed: "it is not this machine".to_owned(),

@@ -69,7 +69,7 @@ fn ssh_arguments(target: &Target, extent: Extent, limits: &ReachLimits) -> Vec<S
 /// `program agent …`, as the login user.
 pub(crate) fn local_agent(
     program: &Utf8Path,
-    arguments: &[String],
+    arguments: &[&str],
     target: &Target,
 ) -> Result<ByteStream, ReachError> {
     let user = target.login.user.as_str();

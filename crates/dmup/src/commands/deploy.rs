@@ -7,6 +7,7 @@
 use camino::Utf8Path;
 use dmup_core::instance::Instance;
 use dmup_core::layout::Deployment;
+use dmup_core::preflight::Owner;
 use dmup_core::topology::{Meta, Topology};
 use dmup_core::version::DmVersion;
 use dmup_remote::ssh::Reach;
@@ -37,7 +38,6 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     let cluster = context.profile.cluster(&name);
     cluster.refuse_existing().map_err(state_failure)?;
     let mut topology = read_topology(&args.topology)?;
-    laying_out::refuse_unsupported(&topology, &args.topology)?;
     if !topology.instances().iter().any(|it| it.role.is_dm()) {
         return Err(Failure::refused(format_args!(
             "{}: there is nothing of DM in it to deploy",
@@ -57,7 +57,9 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     let hosts = HostAddress::of_instances(&instances);
     let reach = context.reach(topology.global.ssh_type.as_str());
     let keys = cluster.own_dir().join("known_hosts");
-    let first = context.fleet(login.clone(), reach.clone(), &keys, hosts.clone());
+    let systemd = topology.systemd_mode();
+    let of_login = laying_out::systemd_mode_of(&login.user, &user, &topology);
+    let first = context.fleet(login.clone(), reach.clone(), of_login, &keys, hosts.clone());
     let mut obstacles = Obstacles::default();
     let silent = laying_out::meet(&first, &hosts, &mut topology, &mut obstacles).await;
     let (instances, pairs) = (topology.instances(), topology.exporters());
@@ -76,7 +78,7 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     .await;
     progress.under_way("look at the hosts");
     let site = Site {
-        user: &user,
+        owner: Owner { user: &user, systemd },
         is_playground: matches!(&reach, Reach::Local { playground: Some(_) }),
         joins: false,
     };
@@ -113,7 +115,7 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
 
     let own =
         Login { user: user.clone(), auth: vec![AuthMethod::key_file(cluster.private_key_path())] };
-    let fleet = context.fleet(own, reach, &keys, hosts);
+    let fleet = context.fleet(own, reach, systemd, &keys, hosts);
     step("Deploy DM instances");
     laying_out::lay_out(&fleet, laid, &packages, &Hotfixes::new()).await?;
     step("Enable the services at boot");

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::HostId;
 use dmup_core::instance::{Instance, Role};
-use dmup_core::preflight::unit_path;
 use dmup_core::selection::{BadSelection, select};
 use dmup_exec::ports::EffectError;
 use dmup_remote::Fleet;
@@ -143,7 +142,7 @@ pub(crate) async fn remove(
     let mut by_host: BTreeMap<HostId, Vec<Utf8PathBuf>> = BTreeMap::new();
     for instance in instances {
         let paths = by_host.entry(instance.host.clone()).or_default();
-        paths.push(unit_path(&instance.unit));
+        paths.push(known.meta.topology.unit_path(&instance.unit));
         if keeps_data(instance) {
             let holds_data =
                 instance.data_dirs.iter().any(|data| data.starts_with(&instance.deploy_dir));

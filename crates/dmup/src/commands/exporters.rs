@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::exporters::{Exporter, Exporters, Reach, UnitOwner};
 use dmup_core::instance::Instance;
-use dmup_core::preflight::unit_path;
 use dmup_core::topology::Topology;
 use dmup_remote::Fleet;
 use dmup_wire::message::{Probe, UnitAction};
@@ -144,7 +143,7 @@ pub(crate) async fn take_off(
                 return Err(format!("{}: {why}", pair.host));
             }
         }
-        let mut paths: Vec<Utf8PathBuf> = units.iter().map(unit_path).collect();
+        let mut paths: Vec<Utf8PathBuf> = ours.iter().map(|it| it.unit_file.clone()).collect();
         let beside: Vec<&Instance> = rest.iter().filter(|it| pair.are_beside(it)).collect();
         let folders = pair.data_dirs.iter().chain([&pair.log_dir, &pair.deploy_dir]);
         paths.extend(folders.filter(|it| !is_needed(it, &beside)).cloned());
@@ -165,8 +164,8 @@ async fn ours<'a>(
 ) -> Result<Vec<&'a Exporter>, String> {
     let mut ours = Vec::new();
     for exporter in &pair.both {
-        let file = unit_path(&exporter.instance.unit);
-        let text = fleet.get(&pair.host, &file).await.map_err(|error| error.to_string())?;
+        let text =
+            fleet.get(&pair.host, &exporter.unit_file).await.map_err(|error| error.to_string())?;
         let told = match exporter.owner_of(text.as_deref()) {
             UnitOwner::Ours => {
                 ours.push(exporter);

@@ -13,7 +13,8 @@ use dmup_core::exporters::Exporters;
 use dmup_core::ids::{ClusterName, HostId, UserName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::layout::{self, Deployment, PlacedDir, PlacedFile};
-use dmup_core::preflight::{self, Finding, Found, Planned, Weight, unit_path};
+use dmup_core::preflight::{self, Finding, Found, Owner, Planned, Weight};
+use dmup_core::systemd::SystemdMode;
 use dmup_core::texts::Texts;
 use dmup_core::topology::{Neighbour, Topology};
 use dmup_core::version::DmVersion;
@@ -110,16 +111,6 @@ pub(crate) async fn meet(
         }
     }
     silent
-}
-
-/// What a topology may ask for and `tiup dm` lays out, but we do not yet: better refused by name than left out in silence.
-pub(crate) fn refuse_unsupported(topology: &Topology, path: &Utf8Path) -> Result<(), Failure> {
-    if topology.global.systemd_mode != "user" {
-        return Ok(());
-    }
-    Err(Failure::refused(format_args!("{path} asks for what dmup cannot lay out yet"))
-        .because(["`global.systemd_mode: user`: units of users are not handled yet".to_owned()])
-        .hint("leave it out, or use `tiup dm` for this; what it lays out can be patched here"))
 }
 
 /// Ports and folders of other clusters on the same hosts.
@@ -288,11 +279,21 @@ pub(crate) fn open_hotfixes(
     Ok(hotfixes)
 }
 
+/// Whose systemd is meant where somebody logs in to lay out: whoever is not the deploy user comes to make one, which is
+/// root's work.
+pub(crate) fn systemd_mode_of(
+    login: &UserName,
+    user: &UserName,
+    topology: &Topology,
+) -> SystemdMode {
+    if login == user { topology.systemd_mode() } else { SystemdMode::System }
+}
+
 /// What a look before laying out has to know of the cluster.
 #[derive(Clone, Copy)]
 pub(crate) struct Site<'a> {
     /// Who the instances will belong to.
-    pub(crate) user: &'a UserName,
+    pub(crate) owner: Owner<'a>,
     /// No systemd is wanted.
     pub(crate) is_playground: bool,
     /// Masters join others that run.
@@ -328,12 +329,16 @@ pub(crate) async fn look(
     let in_the_way = |text: String| Finding { weight: Weight::InTheWay, text };
     let looks = by_host.iter().map(|(host, own)| async move {
         let mut findings = Vec::new();
-        if let Err(error) = fleet.check_sudo(host).await {
-            findings.push(in_the_way(format!(
-                "{error}: log in as root, or as somebody with NOPASSWD in /etc/sudoers.d"
-            )));
+        let rights = fleet.check_rights(host).await;
+        if let Err(error) = &rights {
+            findings.push(in_the_way(match fleet.systemd_mode() {
+                SystemdMode::System => format!(
+                    "{error}: log in as root, or as somebody with NOPASSWD in /etc/sudoers.d"
+                ),
+                SystemdMode::User => error.to_string(),
+            }));
         }
-        match found_on(fleet, host, own, site).await {
+        match found_on(fleet, host, own, site, rights.is_ok()).await {
             Ok(found) => findings.extend(found),
             Err(error) => findings.push(in_the_way(error)),
         }
@@ -347,22 +352,28 @@ async fn found_on(
     host: &HostId,
     own: &[Planned<'_>],
     site: Site<'_>,
+    has_rights: bool,
 ) -> Result<Vec<Finding>, String> {
+    let Owner { user, systemd } = site.owner;
     let hello = fleet.hello(host).await.map_err(|error| error.to_string())?;
     // Without systemd nobody can be asked about units; that it is missing is found anyway.
-    let has_units = site.is_playground || hello.systemd.is_some();
+    let has_units = match systemd {
+        SystemdMode::System => site.is_playground || hello.systemd.is_some(),
+        // Nobody else can ask a user's systemd, and it may not run yet.
+        SystemdMode::User => hello.systemd_mode == systemd && has_rights,
+    };
     let instances = own.iter().filter_map(|it| match it {
         Planned::Instance { instance, .. } => Some(*instance),
         Planned::Exporters { .. } => None,
     });
-    let mut paths: Vec<Utf8PathBuf> = own.iter().flat_map(Planned::paths).collect();
+    let mut paths: Vec<Utf8PathBuf> = own.iter().flat_map(|it| it.paths(site.owner)).collect();
     paths.extend([preflight::BOOTED].iter().chain(&preflight::TOOLS).map(Utf8PathBuf::from));
     let probe = Probe {
         instances: instances.filter(|_| has_units).map(probe_instance).collect(),
         ports: own.iter().flat_map(Planned::ports).collect(),
         disks: own.iter().flat_map(Planned::disks).collect(),
         paths,
-        users: vec![site.user.clone()],
+        users: vec![user.clone()],
         ..Probe::default()
     };
     let asked_at_ms = jiff::Timestamp::now().as_millisecond();
@@ -378,8 +389,9 @@ async fn found_on(
         disks: &seen.disks,
         units: &seen.processes,
         has_user: !seen.users.is_empty(),
+        has_root: hello.systemd_mode == SystemdMode::System,
     };
-    Ok(preflight::judge(&found, own, site.user))
+    Ok(preflight::judge(&found, own, site.owner))
 }
 
 /// Shows the new instances and asks.
@@ -417,7 +429,7 @@ pub(crate) fn agree(
     ask::confirm("Attention: make sure that no other cluster uses these ports and directories.")
 }
 
-/// User, key, sudo rights and the folders that instances share.
+/// User, key, and the right to use sudo or to linger.
 pub(crate) async fn prepare_hosts(
     fleet: &Fleet,
     topology: &Topology,
@@ -434,7 +446,8 @@ pub(crate) async fn prepare_hosts(
             group: group.clone(),
             public_key: public_key.to_owned(),
             // Who logs in as the deploy user has its rights already (TiUP's rule).
-            sudo: user != login,
+            sudo: user != login && topology.systemd_mode() == SystemdMode::System,
+            linger: user != login && topology.systemd_mode() == SystemdMode::User,
         };
         fleet.ensure_user(host, order)
     });
@@ -450,6 +463,7 @@ enum Part {
 /// What lies on a host of one part.
 pub(crate) struct Laid {
     part: Part,
+    unit_files: Vec<Utf8PathBuf>,
     dirs: Vec<MakeDir>,
     files: Vec<PutFile>,
     /// The operator's own dashboards, with which DM's are not wanted.
@@ -484,15 +498,6 @@ impl Laid {
         }
     }
 
-    fn unit_paths(&self) -> Vec<Utf8PathBuf> {
-        match &self.part {
-            Part::Instance(instance) => vec![unit_path(&instance.unit)],
-            Part::Exporters(pair) => {
-                pair.both.iter().map(|it| unit_path(&it.instance.unit)).collect()
-            }
-        }
-    }
-
     /// The packages whose files go into `bin`.
     fn packages(&self) -> Vec<(Role, String)> {
         match &self.part {
@@ -520,7 +525,13 @@ pub(crate) fn render(
             files.extend(files_of(deployment, &exporter.instance)?);
         }
         let dirs = layout::exporter_directories(deployment, pair).into_iter().map(make).collect();
-        laid.push(Laid { part: Part::Exporters(pair.clone()), dirs, files, has_dashboards: false });
+        laid.push(Laid {
+            part: Part::Exporters(pair.clone()),
+            unit_files: pair.both.iter().map(|it| it.unit_file.clone()).collect(),
+            dirs,
+            files,
+            has_dashboards: false,
+        });
     }
     Ok(laid)
 }
@@ -546,7 +557,8 @@ fn render_instance(deployment: &Deployment<'_>, instance: &Instance) -> Result<L
             small_file(instance.deploy_dir.join("dashboards").join(name), text)
         }),
     );
-    Ok(Laid { part: Part::Instance(instance.clone()), dirs, files, has_dashboards })
+    let unit_files = vec![deployment.topology.unit_path(&instance.unit)];
+    Ok(Laid { part: Part::Instance(instance.clone()), unit_files, dirs, files, has_dashboards })
 }
 
 fn files_of(deployment: &Deployment<'_>, instance: &Instance) -> Result<Vec<PutFile>, Failure> {
@@ -653,7 +665,7 @@ pub(crate) async fn lay_out(
         .iter()
         .map(|(host, own)| {
             let mut paths: Vec<Utf8PathBuf> = own.iter().map(Laid::bin_dir).collect();
-            paths.extend(own.iter().flat_map(Laid::unit_paths));
+            paths.extend(own.iter().flat_map(|it| it.unit_files.clone()));
             (host.clone(), paths)
         })
         .collect();

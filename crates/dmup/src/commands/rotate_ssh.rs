@@ -125,6 +125,7 @@ async fn teach(fleet: &Fleet, known: &Known, next: &KeyPair) -> Result<(), Failu
             group: user.clone(),
             public_key: next.public.clone(),
             sudo: false,
+            linger: false,
         };
         fleet.ensure_user(host, order)
     }))

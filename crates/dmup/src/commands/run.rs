@@ -8,6 +8,7 @@ use dmup_core::ids::{ClusterName, HostId, InstanceId};
 use dmup_core::journal::{Away, fold};
 use dmup_core::plan::{Blocker, Decision, Kind as RunKind, ParcelSpec, Plan, Warning};
 use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
+use dmup_core::systemd::SystemdMode;
 use dmup_core::texts::Texts;
 use dmup_exec::ports::Clock;
 use dmup_exec::{
@@ -26,20 +27,24 @@ use crate::failure::{Failure, Kind, chain};
 use crate::kept::{self, Owed};
 use crate::progress::{Progress, span};
 
-/// Windows need root: a host that refuses it must be known before the first node is touched.
-pub(crate) async fn refuse_without_sudo(plan: &Plan, fleet: &Fleet) -> Result<(), Failure> {
+/// Windows need root, or a systemd of the deploy user: a host that refuses it must be known before the first node is touched.
+pub(crate) async fn refuse_without_rights(plan: &Plan, fleet: &Fleet) -> Result<(), Failure> {
     let counts = plan.turns.iter().filter(|turn| !plan.tolerates(&turn.instance));
     let hosts: BTreeSet<&HostId> =
         counts.filter_map(|turn| Some(&plan.instance(&turn.instance)?.host)).collect();
-    let answers = join_all(hosts.into_iter().map(|host| fleet.check_sudo(host))).await;
+    let answers = join_all(hosts.into_iter().map(|host| fleet.check_rights(host))).await;
     let refused: Vec<String> =
         answers.into_iter().filter_map(|it| it.err().map(|error| error.to_string())).collect();
     if refused.is_empty() {
         return Ok(());
     }
-    Err(Failure::refused("not every host can be worked on")
-        .because(refused)
-        .hint("the deploy user needs `NOPASSWD` in /etc/sudoers.d, as `deploy` writes it"))
+    let failure = Failure::refused("not every host can be worked on").because(refused);
+    Err(match fleet.systemd_mode() {
+        SystemdMode::System => failure
+            .hint("the deploy user needs `NOPASSWD` in /etc/sudoers.d, as `deploy` writes it"),
+        // What is missing differs from host to host, and was said for each.
+        SystemdMode::User => failure,
+    })
 }
 
 /// After a good run its parcels are in every `bin`, and the way back lies beside it: the copy in the hosts' stores

@@ -13,6 +13,7 @@ use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::DmSeen;
 use dmup_core::layout::Deployment;
 use dmup_core::plan::{is_up, leader_of};
+use dmup_core::preflight::Owner;
 use dmup_core::topology::{Meta, Topology};
 use dmup_exec::ports::Dm;
 use dmup_remote::HostAddress;
@@ -47,7 +48,6 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
     let is_new = |it: &&Instance| !familiar.contains(&it.ssh_host);
     let instances = new.instances();
     let strange_hosts = HostAddress::of_instances(instances.iter().filter(is_new));
-    laying_out::refuse_unsupported(old, &known.cluster.meta_path())?;
     let reach = context.reach(old.global.ssh_type.as_str());
     let mut obstacles = Obstacles::default();
     let mut silent = BTreeSet::new();
@@ -56,8 +56,10 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
         None
     } else {
         let login = laying_out::login(&args.login, context)?;
+        let systemd = laying_out::systemd_mode_of(&login.user, &known.meta.user, old);
+        let keys = known.host_keys();
         let fleet =
-            context.fleet(login.clone(), reach.clone(), &known.host_keys(), strange_hosts.clone());
+            context.fleet(login.clone(), reach.clone(), systemd, &keys, strange_hosts.clone());
         silent = laying_out::meet(&fleet, &strange_hosts, &mut new, &mut obstacles).await;
         Some((fleet, login))
     };
@@ -97,7 +99,7 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
     let (strange, own): (Vec<Instance>, Vec<Instance>) =
         instances.iter().cloned().partition(|it| is_new(&it));
     let site = Site {
-        user: &known.meta.user,
+        owner: Owner { user: &known.meta.user, systemd: old.systemd_mode() },
         is_playground: matches!(&reach, Reach::Local { playground: Some(_) }),
         joins: true,
     };

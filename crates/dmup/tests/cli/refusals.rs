@@ -206,8 +206,8 @@ fn several_errors_of_a_topology_are_found_one_after_the_other() {
         &["line 3", "leaves its place"],
     );
     deploy(
-        "global:\n  systemd_mode: user\nmaster_servers:\n  - host: 10.9.0.1\n",
-        &["`global.systemd_mode: user`", "nothing was touched"],
+        "global:\n  systemd_mode: root\nmaster_servers:\n  - host: 10.9.0.1\n",
+        &["line 2", "systemd_mode `root` is not known", "one of: system, user"],
     );
     // Of another cluster on this desk.
     deploy("master_servers:\n  - host: 198.18.0.11\n", &["topology.yaml", "prod", "198.18.0.11"]);
