@@ -127,7 +127,11 @@ impl Scene {
     pub fn armed_guards(&self) -> Vec<String> {
         let mut all = Vec::new();
         for host in self.hosts.hosts() {
-            for folder in ["/var/lib/dmup/guards", "/etc/systemd/system"] {
+            let folders = match self.shape.user_mode {
+                false => ["/var/lib/dmup/guards", "/etc/systemd/system"],
+                true => ["/home/tidb/.dmup/guards", "/home/tidb/.config/systemd/user"],
+            };
+            for folder in folders {
                 // A folder that is not there has none.
                 let listed = host.must_run(&["ls", folder]).unwrap_or_default();
                 let of_guard = |file: &&str| {
@@ -151,7 +155,7 @@ impl Scene {
             if number <= self.shape.workers {
                 units.push("dm-worker-8262.service");
             }
-            let argv = [&["systemctl", "is-active"], &units[..]].concat();
+            let argv = self.systemctl(&[&["is-active"], &units[..]].concat());
             let said = host
                 .run(&argv)
                 .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())

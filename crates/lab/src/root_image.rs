@@ -17,8 +17,7 @@ use crate::surroundings;
 /// The Debian release. Part of the recipe.
 const SUITE: &str = "bookworm";
 /// What it carries beside the essential packages. Part of the recipe.
-const PACKAGES: &str =
-    "systemd,systemd-sysv,dbus,openssh-server,sudo,iproute2,ca-certificates,procps,tar,gzip,curl";
+const PACKAGES: &str = "systemd,systemd-sysv,libpam-systemd,dbus,openssh-server,sudo,iproute2,ca-certificates,procps,tar,gzip,curl";
 /// Units that only slow a host's start down or wake it up at odd times. Part of the recipe.
 const MASKED: &[&str] = &[
     "apt-daily.timer",
@@ -119,7 +118,7 @@ pub fn ensure(mut say: impl FnMut(&str)) -> Result<Utf8PathBuf, RootImageError> 
 
 fn recipe_hash() -> String {
     // The number stands for what `furnish` does.
-    let recipe = format!("1 {SUITE} {PACKAGES} {MASKED:?} {SSHD_CONFIG} {SSHD_UNIT}");
+    let recipe = format!("2 {SUITE} {PACKAGES} {MASKED:?} {SSHD_CONFIG} {SSHD_UNIT}");
     hex::encode(&Sha256::digest(recipe)[..6])
 }
 
@@ -155,6 +154,11 @@ fn furnish(root: &Utf8Path) -> std::io::Result<()> {
         .flat_map(|line| [line, "\n"])
         .collect();
     fs::write(&nsswitch, text)?;
+    // A user's systemd runs for those that linger; each login would start one for its time, and wait for that.
+    let session = root.join("etc/pam.d/common-session");
+    let text = fs::read_to_string(&session)?;
+    let lines = text.lines().filter(|line| !line.contains("pam_systemd.so"));
+    fs::write(&session, lines.flat_map(|line| [line, "\n"]).collect::<String>())?;
     let units = root.join("etc/systemd/system");
     for unit in MASKED {
         let link = units.join(unit);
@@ -179,18 +183,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn furnishing_leaves_no_host_key_and_no_dns_behind() {
+    fn furnishing_leaves_no_host_key_no_dns_and_no_systemd_of_each_login_behind() {
         let temp = tempfile::tempdir().unwrap();
         let root = Utf8Path::from_path(temp.path()).unwrap();
-        for folder in ["etc/ssh/sshd_config.d", "etc/systemd/system", "usr/share"] {
+        for folder in ["etc/ssh/sshd_config.d", "etc/systemd/system", "etc/pam.d", "usr/share"] {
             fs::create_dir_all(root.join(folder)).unwrap();
         }
         fs::write(root.join("etc/ssh/ssh_host_rsa_key"), "secret").unwrap();
         fs::write(root.join("etc/nsswitch.conf"), "passwd: files\nhosts: files dns\n").unwrap();
+        let session = "session required pam_unix.so\nsession optional pam_systemd.so\n";
+        fs::write(root.join("etc/pam.d/common-session"), session).unwrap();
         furnish(root).unwrap();
         assert!(!root.join("etc/ssh/ssh_host_rsa_key").exists());
         let nsswitch = fs::read_to_string(root.join("etc/nsswitch.conf")).unwrap();
         assert_eq!(nsswitch, "passwd: files\nhosts: files\n");
+        let session = fs::read_to_string(root.join("etc/pam.d/common-session")).unwrap();
+        assert_eq!(session, "session required pam_unix.so\n");
         let masked = fs::read_link(root.join("etc/systemd/system/apt-daily.timer")).unwrap();
         assert_eq!(masked.to_str(), Some("/dev/null"));
     }

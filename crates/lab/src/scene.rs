@@ -44,6 +44,8 @@ pub struct Shape {
     pub tls: bool,
     /// `monitored`: exporters on every host.
     pub exporters: bool,
+    /// `systemd_mode: user`.
+    pub user_mode: bool,
 }
 
 impl Shape {
@@ -57,6 +59,7 @@ impl Shape {
             rows_per_s: None,
             tls: false,
             exporters: false,
+            user_mode: false,
         }
     }
 
@@ -75,6 +78,7 @@ impl Shape {
             rows_per_s: None,
             tls: false,
             exporters: false,
+            user_mode: false,
         }
     }
 
@@ -250,14 +254,26 @@ impl Scene {
     ///
     /// What `dmup` said.
     pub fn deploy(&self) -> Result<(), SceneError> {
-        let key = self.hosts.key_path();
-        let topology = self.topology();
-        let deploy =
-            ["deploy", CLUSTER, &self.shape.version, topology.as_str(), "-u", "root", "-i"];
-        let mut words = deploy.to_vec();
-        words.extend([key.as_str(), "--accept-new-host-keys", "--yes"]);
-        good(self.operator.run(&words))?;
+        good(self.deploy_as("root"))?;
         good(self.operator.run(&["start", CLUSTER]))
+    }
+
+    /// Deploys, logged in as that user.
+    pub fn deploy_as(&self, user: &str) -> Said {
+        let (key, topology) = (self.hosts.key_path(), self.topology());
+        let words = ["deploy", CLUSTER, &self.shape.version, topology.as_str(), "-u", user, "-i"];
+        let rest = [key.as_str(), "--accept-new-host-keys", "--yes"];
+        self.operator.run(&[&words[..], &rest].concat())
+    }
+
+    /// The command line that asks whichever systemd runs the cluster's services on a host.
+    pub fn systemctl<'w>(&self, words: &[&'w str]) -> Vec<&'w str> {
+        // The first user that a host makes has this number.
+        let of_user = ["runuser", "-u", "tidb", "--", "env", "XDG_RUNTIME_DIR=/run/user/1000"];
+        match self.shape.user_mode {
+            false => [&["systemctl"], words].concat(),
+            true => [&of_user[..], &["systemctl", "--user"], words].concat(),
+        }
     }
 
     /// Begins to write rows into both sources (or the first, with one worker) and waits until they arrive.
@@ -408,7 +424,8 @@ impl Scene {
 
     /// SHA-256 of the executable that a service's process runs, read on the host; none without a process.
     pub fn running_hash(&self, host: &Host, unit: &str) -> Option<String> {
-        let pid = host.must_run(&["systemctl", "show", "-p", "MainPID", "--value", unit]).ok()?;
+        let shown = self.systemctl(&["show", "-p", "MainPID", "--value", unit]);
+        let pid = host.must_run(&shown).ok()?;
         let pid = pid.trim().to_owned();
         if pid == "0" {
             return None;
@@ -445,6 +462,9 @@ impl Scene {
         }
         if self.shape.tls {
             text.push_str("  enable_tls: true\n");
+        }
+        if self.shape.user_mode {
+            text.push_str("  systemd_mode: user\n");
         }
         if self.shape.exporters {
             text.push_str("monitored:\n  node_exporter_port: 9100\n");

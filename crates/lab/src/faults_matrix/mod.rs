@@ -374,7 +374,8 @@ impl<'s> Trial<'s> {
     fn main_pid(&self, instance: &str) -> Option<String> {
         let host = self.scene.host_of(instance)?;
         let unit = Spot { host, instance: None }.unit(self.cell.turn);
-        let said = host.must_run(&["systemctl", "show", "-p", "MainPID", "--value", unit]).ok()?;
+        let shown = self.scene.systemctl(&["show", "-p", "MainPID", "--value", unit]);
+        let said = host.must_run(&shown).ok()?;
         Some(said.trim().to_owned())
     }
 
