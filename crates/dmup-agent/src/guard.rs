@@ -184,6 +184,8 @@ fn arm_systemd(
 ) -> Result<(), Refusal> {
     let guard = &record.guard;
     let attempted = || format!("arm the guard of {}", guard.instance);
+    // One that ends with a login is none.
+    systemd.check_lasting()?;
     let agent = copy_agent(places).when(attempted)?;
     let names = unit_names(&guard.unit);
     let texts = unit_texts(places, guard, &agent, armed);

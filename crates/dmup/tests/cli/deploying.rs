@@ -485,6 +485,25 @@ fn exporters_are_laid_out_once_per_host_and_take_orders_to_all_of_it() {
 }
 
 #[test]
+fn a_cluster_of_a_users_systemd_comes_and_goes_on_a_playground_as_well() {
+    let desk = Desk::empty();
+    put_packages(&desk);
+    let path = with_exporters(&desk, "");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let text = text.replace("global:\n", "global:\n  systemd_mode: user\n");
+    desk.put("topology.yaml", text.as_bytes());
+    let output = deploy(&desk, &path);
+    assert!(output.status.success(), "{}", desk.told(&output.stderr));
+    for unit in [NODE, "services/127.0.0.77/units/dm-master-1.service"] {
+        let text = read(&desk, unit);
+        assert!(text.contains("WantedBy=default.target") && !text.contains("User="), "{text}");
+    }
+    on_playground(&desk, &["destroy", "prod"], 0);
+    let units = desk.path("services/127.0.0.77/units");
+    assert_eq!(std::fs::read_dir(units).unwrap().count(), 0);
+}
+
+#[test]
 fn units_of_exporters_that_are_missing_or_somebody_elses_are_told_and_left() {
     let desk = Desk::empty();
     put_packages(&desk);
