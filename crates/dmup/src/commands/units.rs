@@ -73,6 +73,8 @@ pub(crate) async fn restart(
     }
     let _lock = known.lock("restart")?;
     let fleet = known.fleet(context, &known.meta.instances())?;
+    // What cannot be started again must not be stopped.
+    super::run::refuse_without_rights(&fleet, selected).await?;
     let topology = &known.meta.topology;
     let work = async {
         bring_down(&fleet, selected, context).await?;
