@@ -165,6 +165,12 @@ impl Plan {
         role.is_some_and(|role| self.kind.tolerates(role, self.turns.iter().any(is_dm)))
     }
 
+    /// The instances that have a turn, without those that the run can do without.
+    pub fn needed(&self) -> impl Iterator<Item = &Instance> {
+        let needed = self.turns.iter().filter(|turn| !self.tolerates(&turn.instance));
+        needed.filter_map(|turn| self.instance(&turn.instance))
+    }
+
     /// The version that the cluster has when all is done.
     pub fn version_after(&self) -> &DmVersion {
         self.to_version.as_ref().unwrap_or(&self.version)

@@ -65,7 +65,7 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
                 return Err(run::blocked("roll back", &known, &blockers));
             }
             Decision::Go(plan) => {
-                run::refuse_without_rights(&plan, &fleet).await?;
+                run::refuse_without_rights(&fleet, plan.needed()).await?;
                 rolling::show(&plan, context);
             }
         }
@@ -127,7 +127,7 @@ impl Wanted<'_> {
             Decision::Blocked(blockers) => return Err(run::blocked("roll back", known, &blockers)),
             Decision::Go(plan) => plan,
         };
-        run::refuse_without_rights(&plan, fleet).await?;
+        run::refuse_without_rights(fleet, plan.needed()).await?;
         for warning in &plan.warnings {
             if let Warning::MonitoringLeft { .. } | Warning::MonitoringDown { .. } = warning {
                 context.printer.talk(format_args!("note: {warning}"));

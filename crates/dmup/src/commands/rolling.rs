@@ -102,7 +102,7 @@ impl RollOut<'_> {
             );
             plan
         };
-        run::refuse_without_rights(&plan, fleet).await?;
+        run::refuse_without_rights(fleet, plan.needed()).await?;
         if self.plan_only {
             show(&plan, context);
             return Ok(Rolled::Shown);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::ids::{ClusterName, HostId, InstanceId};
+use dmup_core::instance::Instance;
 use dmup_core::journal::{Away, fold};
 use dmup_core::plan::{Blocker, Decision, Kind as RunKind, ParcelSpec, Plan, Warning};
 use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
@@ -28,10 +29,11 @@ use crate::kept::{self, Owed};
 use crate::progress::{Progress, span};
 
 /// Windows need root, or a systemd of the deploy user: a host that refuses it must be known before the first node is touched.
-pub(crate) async fn refuse_without_rights(plan: &Plan, fleet: &Fleet) -> Result<(), Failure> {
-    let counts = plan.turns.iter().filter(|turn| !plan.tolerates(&turn.instance));
-    let hosts: BTreeSet<&HostId> =
-        counts.filter_map(|turn| Some(&plan.instance(&turn.instance)?.host)).collect();
+pub(crate) async fn refuse_without_rights(
+    fleet: &Fleet,
+    instances: impl IntoIterator<Item = &Instance>,
+) -> Result<(), Failure> {
+    let hosts: BTreeSet<&HostId> = instances.into_iter().map(|it| &it.host).collect();
     let answers = join_all(hosts.into_iter().map(|host| fleet.check_rights(host))).await;
     let refused: Vec<String> =
         answers.into_iter().filter_map(|it| it.err().map(|error| error.to_string())).collect();
