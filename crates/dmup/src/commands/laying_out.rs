@@ -457,7 +457,7 @@ pub(crate) async fn prepare_hosts(
 /// What is laid out as one.
 enum Part {
     Instance(Instance),
-    Exporters(Exporters),
+    Exporters(Box<Exporters>),
 }
 
 /// What lies on a host of one part.
@@ -526,7 +526,7 @@ pub(crate) fn render(
         }
         let dirs = layout::exporter_directories(deployment, pair).into_iter().map(make).collect();
         laid.push(Laid {
-            part: Part::Exporters(pair.clone()),
+            part: Part::Exporters(Box::new(pair.clone())),
             unit_files: pair.both.iter().map(|it| it.unit_file.clone()).collect(),
             dirs,
             files,
