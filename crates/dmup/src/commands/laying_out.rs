@@ -456,7 +456,7 @@ pub(crate) async fn prepare_hosts(
 
 /// What is laid out as one.
 enum Part {
-    Instance(Instance),
+    Instance(Box<Instance>),
     Exporters(Box<Exporters>),
 }
 
@@ -558,7 +558,13 @@ fn render_instance(deployment: &Deployment<'_>, instance: &Instance) -> Result<L
         }),
     );
     let unit_files = vec![deployment.topology.unit_path(&instance.unit)];
-    Ok(Laid { part: Part::Instance(instance.clone()), unit_files, dirs, files, has_dashboards })
+    Ok(Laid {
+        part: Part::Instance(Box::new(instance.clone())),
+        unit_files,
+        dirs,
+        files,
+        has_dashboards,
+    })
 }
 
 fn files_of(deployment: &Deployment<'_>, instance: &Instance) -> Result<Vec<PutFile>, Failure> {
