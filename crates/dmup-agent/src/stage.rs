@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
+use dmup_core::instance::Role;
 use dmup_wire::message::{DiskSeen, Outcome, Refusal, RefusalKind, Stage, StagedFile, Unpack};
 use fs_err as fs;
 use rustix::fs::{Access, FlockOperation, StatVfsMountFlags, flock};
@@ -30,6 +31,10 @@ pub(crate) fn stage(order: &Stage, stream: &mut dyn Read) -> Reply {
     let attempted = || format!("stage {} in {}", order.digest, order.store);
     let folder = order.store.join(order.digest.as_str());
     if let Some(files) = staged(&order.store, &order.digest) {
+        // It is wanted: what comes after it in the same run does not take it away. Best effort, as removing is.
+        fs::File::open(&folder)
+            .and_then(|it| it.file().set_modified(std::time::SystemTime::now()))
+            .ok();
         return Ok(Outcome::Staged { folder, already: true, files });
     }
     fs::create_dir_all(&order.store).when(attempted)?;
@@ -47,8 +52,9 @@ pub(crate) fn stage(order: &Stage, stream: &mut dyn Read) -> Reply {
     Ok(Outcome::Staged { folder, already: false, files })
 }
 
-/// Besides the content that has just come, so many stay: whatever runs came to, the store does not grow for ever.
-const KEPT_BESIDES: usize = 2;
+/// Besides the content that has just come, so many stay: an upgrade may bring every component to one host. Whatever runs
+/// came to, the store does not grow for ever.
+const KEPT_BESIDES: usize = Role::ALL.len() + Role::EXPORTERS.len() - 1;
 
 /// Removes the oldest contents. Best effort: what stays is only in nobody's way.
 fn remove_surplus(store: &Utf8Path, newest: &Digest) {
@@ -266,7 +272,7 @@ mod tests {
     #[test]
     fn a_store_keeps_the_last_contents_and_does_not_grow_for_ever() {
         let (_keep, store) = store();
-        let contents: Vec<Vec<u8>> = (0..5_u8)
+        let contents: Vec<Vec<u8>> = (0..9_u8)
             .map(|number| parcel(&[Piece::File("dm-worker/dm-worker", 0o755, &[number])]))
             .collect();
         for (age, stream) in contents.iter().enumerate() {
@@ -278,13 +284,21 @@ mod tests {
             let folder = fs::File::open(store.join(order.digest.as_str())).unwrap();
             folder.file().set_modified(at).unwrap();
         }
+        let again = |number: usize| {
+            let stream = &contents[number];
+            stage(&order(stream, &store), &mut &**stream).unwrap()
+        };
+        // One that was there already is wanted again: the next one that comes takes the oldest besides it.
+        assert!(matches!(again(2), Outcome::Staged { already: true, .. }));
+        assert!(matches!(again(0), Outcome::Staged { already: false, .. }));
         let mut names: Vec<String> = store
             .read_dir_utf8()
             .unwrap()
             .map(|entry| entry.unwrap().file_name().to_owned())
             .collect();
         names.sort();
-        let mut kept: Vec<String> = contents[2..]
+        let mut kept: Vec<String> = [0, 2, 4, 5, 6, 7, 8]
+            .map(|number: usize| &contents[number])
             .iter()
             .flat_map(|stream| {
                 let digest = Digest::of(stream);
