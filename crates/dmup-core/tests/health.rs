@@ -7,7 +7,7 @@ use dmup_core::digest::Digest;
 use dmup_core::ids::{HostId, InstanceId, MemberName, SourceId, TaskName, UnitName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::{
-    DmSeen, MasterSeen, ProcessSeen, SubtaskSeen, SubtaskStage, SubtaskUnit, UnitActive,
+    DmSeen, MasterSeen, ProcessSeen, SideSeen, SubtaskSeen, SubtaskStage, SubtaskUnit, UnitActive,
     WorkerSeen, WorkerStage,
 };
 use dmup_core::plan::{Expectation, Health, busy, is_quiet, is_up, judge, judge_cluster};
@@ -109,14 +109,23 @@ fn process() -> ProcessSeen {
 }
 
 fn cluster_health(turn: &str, before: &DmSeen, now: &DmSeen) -> Health {
-    let (instance, build, none) = (instance(turn), Digest::of(b"new"), BTreeSet::new());
+    health_with(&BTreeSet::new(), turn, before, now)
+}
+
+fn health_with(
+    paused_by_us: &BTreeSet<(TaskName, SourceId)>,
+    turn: &str,
+    before: &DmSeen,
+    now: &DmSeen,
+) -> Health {
+    let (instance, build) = (instance(turn), Digest::of(b"new"));
     let expected = Expectation {
         instance: &instance,
         build: &build,
         pid_before: Some(7),
         baseline: Some(before),
-        paused_by_us: &none,
-        stopped: &none,
+        paused_by_us,
+        stopped: &BTreeSet::new(),
         was_broken: false,
     };
     judge_cluster(&expected, before, now)
@@ -241,6 +250,49 @@ fn what_is_paused_without_an_error_is_somebodys_doing_and_owes_nothing() {
         ]
     );
     assert_eq!(others, NONE);
+}
+
+#[test]
+fn a_task_that_had_an_error_before_owes_none_whatever_it_says_now() {
+    let ill = |text: &'static str| move |dm: &mut DmSeen| dm.subtasks[0].errors = vec![text.into()];
+    assert_eq!(missing("w1", ill("one"), ill("another")), NONE);
+    assert_eq!(
+        missing("w1", nothing, ill("another")),
+        ["task t1 on source s1 has an error: another"]
+    );
+}
+
+#[test]
+fn what_we_paused_ourselves_may_stand_and_have_an_error() {
+    let ours = BTreeSet::from([(TaskName::new("t1").unwrap(), source("s1"))]);
+    let mut now = dm();
+    now.subtasks[0].stage = SubtaskStage::Paused;
+    now.subtasks[0].errors = vec!["context canceled".into()];
+    assert_eq!(health_with(&ours, "w1", &dm(), &now).missing, NONE);
+    // Once it runs again it owes as much as any other.
+    now.subtasks[0].stage = SubtaskStage::Running;
+    assert_eq!(
+        health_with(&ours, "w1", &dm(), &now).missing,
+        ["task t1 on source s1 has an error: context canceled"]
+    );
+}
+
+#[test]
+fn the_validator_of_a_task_is_owed_while_the_task_runs() {
+    let validated = |dm: &mut DmSeen| {
+        let (stage, errors) = (SubtaskStage::Running, Vec::new());
+        dm.subtasks[0].validator = Some(SideSeen { stage, errors });
+    };
+    let gone = |dm: &mut DmSeen| dm.subtasks[0].validator = None;
+    assert_eq!(
+        missing("w1", validated, gone),
+        ["the validator of task t1 on source s1 is not there"]
+    );
+    let finished = |dm: &mut DmSeen| {
+        gone(dm);
+        dm.subtasks[0].stage = SubtaskStage::Finished;
+    };
+    assert_eq!(missing("w1", validated, finished), NONE);
 }
 
 #[test]

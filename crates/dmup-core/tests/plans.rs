@@ -506,6 +506,9 @@ fn offline_only_exchanges_and_refuses_what_runs() {
       window
     "#);
     assert!(stopped.plan().turns.iter().all(|turn| turn.steps.len() == 2));
+    let (old, new) = (old(), new(Role::DmMaster));
+    let window = format!("exchange {old} for {new} of h1:8261; nothing is started");
+    assert_eq!(stopped.plan().turns[0].steps[0].describe(), window);
 }
 
 #[test]
@@ -933,8 +936,16 @@ fn the_way_back_follows_the_same_rules_and_sends_nothing() {
 
 #[test]
 fn a_build_that_does_not_lie_on_its_host_any_more_is_in_the_way_before_anything_is_touched() {
-    let cluster = cluster(3, 1, 3, 2, "v8.1.0");
+    let mut cluster = cluster(3, 1, 3, 2, "v8.1.0");
     let build = Some(Digest::of(b"older"));
+    // What another node has, and what TiUP saved, is no way back of this one.
+    let host =
+        cluster.inventory.hosts.get_mut(&HostId::new("h2").unwrap()).unwrap().as_mut().unwrap();
+    for (instance, kind) in [("h2:8261", LeftoverKind::Tree), ("h2:8262", LeftoverKind::TiupBackup)]
+    {
+        let (instance, path) = (id(instance), "/deploy/bin.other".into());
+        host.leftovers.push(Leftover { instance, kind, path, build: build.clone() });
+    }
     let target = RollbackTarget { build, patched: false, texts: None };
     let request = RollbackRequest {
         cluster: cluster.request.cluster.clone(),
@@ -969,7 +980,8 @@ fn the_build_before_the_one_that_runs_stays_on_its_host() {
 
 #[test]
 fn a_plan_survives_its_text() {
-    let plan = cluster(3, 1, 3, 2, "v5.3.0").plan();
+    let mut plan = cluster(3, 1, 3, 2, "v5.3.0").plan();
+    plan.turns[3].overlaps = true;
     let text = serde_json::to_string(&plan).unwrap();
     let read: Plan = serde_json::from_str(&text).unwrap();
     assert_eq!(read, plan);
@@ -1114,12 +1126,57 @@ fn each_rule_of_the_checker_catches_a_plan_that_breaks_it() {
 }
 
 #[test]
+fn a_window_does_what_its_kind_of_run_is_for_and_nothing_else() {
+    for kind in [Kind::Hotfix, Kind::Rollback, Kind::Upgrade, Kind::Restart, Kind::Reload] {
+        for (exchanges, writes) in [(false, false), (false, true), (true, false), (true, true)] {
+            let mut plan = cluster(3, 1, 3, 2, "v8.1.0").plan();
+            plan.kind = kind;
+            let turn = &mut plan.turns[0];
+            if !exchanges {
+                turn.to = turn.from.clone();
+            }
+            turn.texts = writes.then(texts);
+            let may = match kind {
+                Kind::Hotfix => exchanges && !writes,
+                Kind::Upgrade | Kind::Rollback => exchanges || writes,
+                Kind::Restart => !exchanges && !writes,
+                Kind::Reload => !exchanges,
+            };
+            let first = plan.turns[0].instance.to_string();
+            let is_broken = check(&plan).iter().any(|it| {
+                it.place == first && it.rule == "a window does what its kind of run is for"
+            });
+            assert_eq!(is_broken, !may, "{kind:?} {exchanges} {writes}");
+        }
+    }
+}
+
+#[test]
+fn a_guard_is_neither_armed_nor_disarmed_where_no_build_changes() {
+    let rule = "a guard is armed only where there is a build to go back to";
+    for (arms, disarms) in [(true, false), (false, true), (false, false)] {
+        let mut plan = cluster(3, 1, 3, 2, "v8.1.0").plan();
+        let turn = &mut plan.turns[0];
+        turn.to = turn.from.clone();
+        turn.steps.retain(|step| match step {
+            Step::ArmGuard { .. } => arms,
+            Step::DisarmGuard { .. } => disarms,
+            _ => true,
+        });
+        assert_eq!(check(&plan).iter().any(|it| it.rule == rule), arms || disarms);
+    }
+}
+
+#[test]
 fn of_five_masters_three_stay_up() {
     let mut plan = cluster(5, 1, 1, 0, "v8.1.0").plan();
     let masters = &mut plan.baseline.as_mut().unwrap().masters;
     masters[3].alive = false;
     assert_eq!(check(&plan), []);
     plan.baseline.as_mut().unwrap().masters[4].alive = false;
+    assert!(check(&plan).iter().any(|it| it.rule == "a quorum of masters stays up"));
+    // A worker that has had its turn is no master that stays up.
+    plan.turns.rotate_right(1);
     assert!(check(&plan).iter().any(|it| it.rule == "a quorum of masters stays up"));
 }
 
@@ -1710,6 +1767,13 @@ fn a_node_of_an_upgrade_that_has_the_build_gets_its_files_and_one_that_has_both_
             |it: &Step| matches!(it, Step::Prepare { instance, .. } if *instance == turn.instance);
         assert!(!plan.preparation.iter().any(is_prepared));
     }
+}
+
+#[test]
+fn an_upgrade_needs_a_build_for_every_node_of_dm() {
+    let mut cluster = upgrade(cluster_with(3, 1, 2, 1, "v8.1.0", true, &[]));
+    cluster.request.targets.remove(&Role::DmWorker);
+    assert_eq!(cluster.codes(), ["not-in-package"; 2]);
 }
 
 #[test]

@@ -317,8 +317,7 @@ fn judge_subtask(
             now.unit, before.unit
         ));
     }
-    if let Some(error) = now.errors.iter().find(|error| !before.errors.contains(error))
-        && before.errors.is_empty()
+    if let (true, Some(error)) = (before.errors.is_empty(), now.errors.first())
         && !stands_for_us
     {
         missing.push(format!("task {task} on source {source} has an error: {error}"));
