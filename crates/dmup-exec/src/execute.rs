@@ -10,7 +10,7 @@ use dmup_core::digest::Digest;
 use dmup_core::ids::{HostId, InstanceId, SourceId, TaskName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::journal::{Away, Entry, Folded, Line, OpenTurn, RunState, TurnEnd, WayBack, fold};
-use dmup_core::plan::{Kind, Plan, Step, Turn, basis_of, check, leader_of};
+use dmup_core::plan::{Plan, Step, Turn, basis_of, check, leader_of};
 use dmup_core::policy::OnFailure;
 use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
 use dmup_core::texts::TextsChange;
@@ -416,9 +416,6 @@ impl<'a> Run<'a> {
             .turns
             .iter()
             .filter(|turn| self.end_of(&turn.instance) == InstanceEnd::Untouched)
-            .filter(|turn| {
-                !past.ended.get(&turn.instance).is_some_and(|end| *end != TurnEnd::Untouched)
-            })
             .cloned()
             .collect();
         while !queue.is_empty() {
@@ -819,14 +816,6 @@ impl<'a> Run<'a> {
             notes: self.notes.into_inner(),
         }
     }
-
-    /// Whether the plan puts new builds in.
-    pub(crate) fn brings_builds(&self) -> bool {
-        match self.plan.kind {
-            Kind::Hotfix | Kind::Upgrade => true,
-            Kind::Rollback | Kind::Restart | Kind::Reload => false,
-        }
-    }
 }
 
 /// An end that is told beside others says whose it is.
@@ -961,6 +950,9 @@ mod tests {
             assert_eq!(worst(ends), Some(both));
         }
         let all = RunEnd::Unknown { why: why("three; besides: two; besides: one") };
-        assert_eq!(worst([failed, unknown, back]), Some(all));
+        assert_eq!(worst([failed.clone(), unknown, back]), Some(all));
+        // Of two that are as bad the first one names the node.
+        let both = RunEnd::Failed { why: why("two; besides: four") };
+        assert_eq!(worst([failed, RunEnd::Failed { why: why("four") }]), Some(both));
     }
 }

@@ -226,7 +226,7 @@ impl Run<'_> {
                 return false;
             }
         };
-        if *gate.build != stage.to || stage.is_return || !self.brings_builds() {
+        if *gate.build != stage.to || stage.is_return {
             return true; // a way back: its hash is what counts
         }
         let Some((release, commit)) =
@@ -361,7 +361,7 @@ impl Run<'_> {
             }
         }
         let own_is_alive = master_of(dm, &instance.id).is_some_and(|master| master.alive);
-        if instance.role == Role::DmMaster && own_is_alive && dm.masters.len() >= 3 {
+        if own_is_alive && dm.masters.len() >= 3 {
             let others = dm
                 .masters
                 .iter()
@@ -375,8 +375,7 @@ impl Run<'_> {
         let Some(baseline) = &self.plan.baseline else { return problems };
         let own_is_up = is_up(instance, None, Some(dm)).is_ok();
         for other in self.plan.instances.iter().filter(|other| other.role == instance.role) {
-            if other.id != instance.id
-                && own_is_up
+            if own_is_up
                 && is_up(other, None, Some(baseline)).is_ok()
                 && let Err(seen) = is_up(other, None, Some(dm))
             {
@@ -626,4 +625,34 @@ pub(crate) fn unbound(dm: &DmSeen, source: &dmup_core::ids::SourceId) -> Option<
     };
     let is_online = dm.workers.iter().any(|w| w.name == *name && w.stage != WorkerStage::Offline);
     (!is_online).then(|| format!("source {source} is bound to {name}, which is offline"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_source_is_bound_if_its_own_worker_is_there() {
+        let name = |text: &str| MemberName::new(text).expect("a name");
+        let source = SourceId::new("s1").expect("a name");
+        let worker =
+            |it: &str, stage| WorkerSeen { name: name(it), instance: None, stage, source: None };
+        let seen = |bound: Option<&str>, own: WorkerStage| {
+            let dm = DmSeen {
+                masters: Vec::new(),
+                workers: vec![worker("w1", own), worker("w2", WorkerStage::Free)],
+                sources: BTreeMap::from([(source.clone(), bound.map(name))]),
+                subtasks: Vec::new(),
+                relays: BTreeMap::new(),
+            };
+            unbound(&dm, &source)
+        };
+        assert_eq!(seen(Some("w1"), WorkerStage::Bound), None);
+        let offline = "source s1 is bound to w1, which is offline";
+        assert_eq!(seen(Some("w1"), WorkerStage::Offline).as_deref(), Some(offline));
+        let nobody = "source s1 is bound to no worker";
+        assert_eq!(seen(None, WorkerStage::Bound).as_deref(), Some(nobody));
+    }
 }

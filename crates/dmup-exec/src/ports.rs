@@ -224,12 +224,10 @@ pub trait Records: Send + Sync {
     /// What could not be written, as a sentence.
     fn mark(&self, instance: &InstanceId, build: &Digest, patched: bool) -> Result<(), String>;
 
-    /// Files of an instance that were kept for this run, before and after, by their digest. In runs without any: none.
+    /// Files of an instance that were kept for this run, before and after, by their digest.
     ///
     /// # Errors
     ///
     /// Why they cannot be read, as a sentence.
-    fn texts(&self, digest: &Digest) -> Result<Texts, String> {
-        Err(format!("no files {digest} are kept for this run"))
-    }
+    fn texts(&self, digest: &Digest) -> Result<Texts, String>;
 }

@@ -1086,3 +1086,68 @@ fn no_new_leader(dm: &DmSeen, former: &InstanceId) -> Option<String> {
         .find(|master| master.calls_leader.as_ref() != Some(&leader.name));
     behind.map(|master| format!("{} does not follow {}", master.name, leader.name))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build(text: &str) -> Digest {
+        Digest::of(text.as_bytes())
+    }
+
+    #[test]
+    fn which_build_a_node_has_is_told_by_what_lies_there_and_by_what_runs() {
+        let seen = |active, on_disk: &str, running: Option<&str>| {
+            let process = ProcessSeen {
+                active,
+                sub_state: "as it is".into(),
+                enabled: true,
+                pid: None,
+                restarts: 0,
+                active_since_ms: None,
+                running: running.map(build),
+                on_disk: Some(build(on_disk)),
+            };
+            (runs_only(&process, &build("old")), lies_only(&process, &build("old")))
+        };
+        let (up, down) = (UnitActive::Active, UnitActive::Failed);
+        assert_eq!(seen(up, "old", Some("old")), (true, true));
+        assert_eq!(seen(down, "old", Some("old")), (false, true));
+        assert_eq!(seen(down, "old", None), (false, true));
+        assert_eq!(seen(up, "old", Some("new")), (false, false));
+        assert_eq!(seen(up, "new", Some("old")), (false, false));
+        assert_eq!(seen(down, "new", None), (false, false));
+    }
+
+    #[test]
+    fn a_node_is_kept_once_its_guard_is_off_and_without_an_exchange_once_it_was_watched() {
+        let instance = InstanceId::new("h1:8262").expect("a name");
+        let window = |from: &str, to: &str| Step::Window {
+            instance: instance.clone(),
+            from: build(from),
+            to: build(to),
+            around: Around::Restart,
+            texts: None,
+        };
+        let healthy =
+            Step::AwaitHealthy { instance: instance.clone(), build: build("old"), within_s: 1 };
+        let soak = Step::Soak { instance: instance.clone(), build: build("old"), soak_s: 1 };
+        let disarm = Step::DisarmGuard { instance: instance.clone() };
+        let cancel = Step::CancelEvict { instance: instance.clone() };
+        let restart = [window("old", "old"), healthy.clone(), soak.clone(), cancel.clone()];
+        assert_eq!(keeping_step(&restart), Some(&soak));
+        assert_eq!(keeping_step(&restart[..2]), Some(&healthy));
+        let exchange = [window("old", "new"), healthy, soak, disarm.clone(), cancel];
+        assert_eq!(keeping_step(&exchange), Some(&disarm));
+        assert_eq!(keeping_step(&exchange[..3]), None);
+    }
+
+    #[test]
+    fn what_could_not_be_taken_back_is_a_failure_and_said_besides_another() {
+        let left = || vec!["one".to_owned(), "two".to_owned()];
+        assert_eq!(failure_of(Vec::new()), None);
+        assert_eq!(failure_of(left()), Some("one; two".to_owned()));
+        assert_eq!(join("why".to_owned(), Vec::new()), "why");
+        assert_eq!(join("why".to_owned(), left()), "why; besides: one; two");
+    }
+}

@@ -5,12 +5,15 @@
     reason = "the whole crate is a test, its cluster as well"
 )]
 
+mod folders;
 mod gates;
+mod offline;
 mod promises;
 mod restarts;
 mod sim;
 mod stories;
 mod upgrades;
+mod waits;
 
 use std::time::Duration;
 
@@ -451,6 +454,8 @@ async fn when_leadership_moves_on_the_way_the_leader_still_comes_last() {
     assert_eq!(order[..3], ["h2:8261", "h1:8261", "h3:8261"]);
     assert_eq!(sim.is_settled(), Vec::<String>::new());
     assert_eq!(sim.state.lock().unwrap().elections, 1);
+    let differently = |note: &&String| note.contains("is taken differently than planned");
+    assert_eq!(report.notes.iter().filter(differently).count(), 2, "{:?}", report.notes);
 }
 
 #[tokio::test]

@@ -5,8 +5,8 @@ use dmup_core::instance::Role;
 use dmup_core::inventory::SubtaskStage;
 use dmup_core::journal::Entry;
 use dmup_core::plan::{Plan, Step};
-use dmup_core::report::{Report, RunEnd};
-use dmup_exec::{Event, MemoryJournal, execute};
+use dmup_core::report::{InstanceEnd, Report, RunEnd};
+use dmup_exec::{Event, MemoryJournal, execute, resume};
 use tokio_util::sync::CancellationToken;
 
 use crate::sim::{Behaviour, Sim, id, old};
@@ -206,14 +206,52 @@ async fn a_process_that_begins_as_the_shell_of_its_run_script_is_looked_at_again
 async fn a_resumed_run_tells_of_every_node_how_long_it_was_away() {
     let plan = plan(&Sim::new(&SMALL, 1), &SMALL).await;
     let whole = go(&plan, &Sim::new(&SMALL, 1), &mut MemoryJournal::default()).await.unwrap();
-    let (sim, mut journal) = killed_after(&plan, |s| matches!(s, Step::DisarmGuard { .. })).await;
-    let report = go_on(&plan, &sim, &mut journal).await.unwrap();
-    assert_eq!(report.end, RunEnd::Done);
     let away = |report: &Report| -> Vec<_> {
         report.instances.iter().map(|(id, part)| (id.clone(), part.away)).collect()
     };
     assert!(away(&whole).iter().all(|(_, away)| away.down_ms > 0));
-    assert_eq!(away(&report), away(&whole));
+    let at: [fn(&Step) -> bool; 2] =
+        [|s| matches!(s, Step::Window { .. }), |s| matches!(s, Step::DisarmGuard { .. })];
+    for meant in at {
+        let (sim, mut journal) = killed_after(&plan, meant).await;
+        let report = go_on(&plan, &sim, &mut journal).await.unwrap();
+        assert_eq!(report.end, RunEnd::Done);
+        assert_eq!(away(&report), away(&whole));
+    }
+}
+
+#[tokio::test]
+async fn a_resumed_run_that_is_interrupted_at_once_still_finishes_the_node_under_way() {
+    let plan = plan(&Sim::new(&SMALL, 1), &SMALL).await;
+    let (sim, mut journal) = killed_after(&plan, |s| matches!(s, Step::Window { .. })).await;
+    let past = crate::lines(&journal.entries);
+    let cancel = CancellationToken::new();
+    cancel.cancel();
+    let report =
+        resume(&plan, &past, reach(&sim), &mut journal, &mut |_| {}, &cancel).await.unwrap();
+    assert_eq!(report.end, RunEnd::Interrupted);
+    let ends: Vec<InstanceEnd> = report.instances.iter().map(|(_, part)| part.end).collect();
+    assert_eq!(ends[..2], [InstanceEnd::Changed, InstanceEnd::Untouched]);
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_was_done_before_the_guard_is_not_done_again() {
+    let plan = plan(&Sim::new(&SMALL, 1), &SMALL).await;
+    let (sim, mut journal) =
+        killed_after(&plan, |s| matches!(s, Step::AwaitNewLeader { .. })).await;
+    let past = crate::lines(&journal.entries);
+    let mut again = Vec::new();
+    let mut watch = |event: Event| {
+        if let Event::StepBegins { step } = event {
+            again.push(step);
+        }
+    };
+    let cancel = CancellationToken::new();
+    let report =
+        resume(&plan, &past, reach(&sim), &mut journal, &mut watch, &cancel).await.unwrap();
+    assert_eq!(report.end, RunEnd::Done);
+    assert!(matches!(again[0], Step::ArmGuard { .. }), "{:?}", again[0]);
 }
 
 #[tokio::test]

@@ -66,7 +66,7 @@ pub(crate) struct Node {
     pub(crate) is_looping: bool,
     started: Duration,
     guard: Option<(Duration, GuardOrder)>,
-    fired: bool,
+    pub(crate) fired: bool,
     evicted: bool,
     broken_from_the_start: bool,
 }
@@ -76,6 +76,9 @@ impl Node {
         self.running.is_some()
     }
 }
+
+/// Something that happens to a cluster.
+pub(crate) type Happening = fn(&mut State);
 
 pub(crate) struct State {
     pub(crate) nodes: BTreeMap<InstanceId, Node>,
@@ -136,6 +139,24 @@ pub(crate) struct State {
     ghosts: BTreeMap<InstanceId, Duration>,
     /// Its host arms no guards.
     pub(crate) unguarded: Option<InstanceId>,
+    /// Its host carries out no window.
+    pub(crate) stuck: Option<InstanceId>,
+    /// The answer to the next effect there is lost; the effect is not.
+    pub(crate) answer_lost_of: Option<InstanceId>,
+    /// A master that calls nobody leader.
+    pub(crate) deaf: Option<InstanceId>,
+    /// Its masters have a leader that has read nothing of tasks and sources yet.
+    pub(crate) knows_nothing: bool,
+    /// What happens then.
+    pub(crate) later: Option<(Duration, Happening)>,
+    /// Nothing can be written down about instances.
+    pub(crate) has_no_records: bool,
+    /// Which guards were armed, and for how long.
+    pub(crate) arms: Vec<(InstanceId, Duration)>,
+    /// How often a guard was put off.
+    pub(crate) renewals: usize,
+    /// How often executables were hashed.
+    pub(crate) hashings: usize,
     /// When somebody restarts what.
     pub(crate) restart_at: Option<(Duration, InstanceId)>,
     /// How many DM processes may be down together.
@@ -318,6 +339,15 @@ impl Sim {
                 stop_takes: (Duration::from_millis(700), false),
                 ghosts: BTreeMap::new(),
                 unguarded: None,
+                stuck: None,
+                answer_lost_of: None,
+                deaf: None,
+                knows_nothing: false,
+                later: None,
+                has_no_records: false,
+                arms: Vec::new(),
+                renewals: 0,
+                hashings: 0,
                 restart_at: None,
                 may_be_down: 1,
                 looks_take: Duration::ZERO,
@@ -425,11 +455,7 @@ impl Sim {
 
     /// As another desk would.
     pub(crate) fn put_back(&self, id: &InstanceId) {
-        let mut state = self.state.lock().unwrap();
-        let live = state.nodes[id].live.clone();
-        state.stop(id);
-        state.exchange(id, &live, &old());
-        state.start(id);
+        self.state.lock().unwrap().put_back(id);
     }
 
     pub(crate) fn pid_of(&self, id: &InstanceId) -> Option<u32> {
@@ -537,15 +563,17 @@ impl Sim {
     }
 
     fn lose(&self, place: &str) -> Option<EffectError> {
+        if let Some(lost) = self.lose_once(place) {
+            return Some(lost);
+        }
         let mut state = self.state.lock().unwrap();
         let sides = state.lose_one_in;
-        let breaks = state.breaks_once.take_if(|broken| broken == place).is_some();
-        (state.is_dead || breaks || sides > 0 && state.dice.roll(sides) == 0).then(|| EffectError {
-            attempted: "talk".into(),
-            place: place.into(),
-            observed: "the stream broke".into(),
-            certainty: Certainty::Unknown,
-        })
+        (state.is_dead || sides > 0 && state.dice.roll(sides) == 0).then(|| broken(place))
+    }
+
+    fn lose_once(&self, place: &str) -> Option<EffectError> {
+        let mut state = self.state.lock().unwrap();
+        state.breaks_once.take_if(|it| it == place).map(|_| broken(place))
     }
 
     /// An effect whose answer, or which itself, may be lost on the way.
@@ -578,6 +606,12 @@ impl Sim {
             done
         };
         self.die_if_due(Side::After);
+        {
+            let mut state = self.state.lock().unwrap();
+            if state.answer_lost_of.take_if(|it| it.as_str() == place).is_some() {
+                state.breaks_once = Some(place.to_owned());
+            }
+        }
         if let Some(lost) = self.lose(place) {
             return Err(lost);
         }
@@ -587,6 +621,15 @@ impl Sim {
             observed,
             certainty: Certainty::Refused,
         })
+    }
+}
+
+fn broken(place: &str) -> EffectError {
+    EffectError {
+        attempted: "talk".into(),
+        place: place.into(),
+        observed: "the stream broke".into(),
+        certainty: Certainty::Unknown,
     }
 }
 
@@ -603,6 +646,17 @@ impl State {
     /// Its task that runs in the beginning.
     pub(crate) fn is_paused_by_person(&self, source: &SourceId) -> bool {
         self.by_person.contains(&(TaskName::new("t1").unwrap(), source.clone()))
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.now
+    }
+
+    pub(crate) fn put_back(&mut self, id: &InstanceId) {
+        let live = self.nodes[id].live.clone();
+        self.stop(id);
+        self.exchange(id, &live, &old());
+        self.start(id);
     }
 
     /// What its process is at the moment.
@@ -649,6 +703,9 @@ impl State {
         }
         if let Some((_, id)) = self.ill_at.take_if(|(at, _)| *at <= now) {
             self.ill = Some(id);
+        }
+        if let Some((_, happens)) = self.later.take_if(|(at, _)| *at <= now) {
+            happens(self);
         }
         if let Some((_, id)) = self.restart_at.take_if(|(at, _)| *at <= now) {
             self.stop(&id);
@@ -888,7 +945,8 @@ impl Hosts for Sim {
         if let Some(lost) = self.lose(host.as_str()) {
             return Err(lost);
         }
-        let state = self.state.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
+        state.hashings += usize::from(hashes);
         let leftovers = instances
             .iter()
             .filter_map(|it| Some((it, state.nodes[&it.id].staged.clone()?)))
@@ -972,6 +1030,9 @@ impl Hosts for Sim {
         let (from, to, within) = (&from, &to, stop_within);
         self.check_reachable(&instance.host)?;
         self.effect(id.as_str(), |state| {
+            if state.stuck.as_ref() == Some(id) {
+                return Err("no space left on device".into());
+            }
             let node = &state.nodes[id];
             let are_there = texts.0.is_empty() || node.texts == texts.digest();
             if from == to {
@@ -1032,6 +1093,7 @@ impl Hosts for Sim {
                 return Err("no timers here".into());
             }
             let deadline = state.now + order.after;
+            state.arms.push((instance.id.clone(), order.after));
             let node = state.nodes.get_mut(&instance.id).unwrap();
             node.guard = Some((deadline, order.clone()));
             node.fired = false;
@@ -1043,6 +1105,7 @@ impl Hosts for Sim {
         self.check_reachable(&instance.host)?;
         self.effect(instance.id.as_str(), |state| {
             let deadline = state.now + after;
+            state.renewals += 1;
             let node = state.nodes.get_mut(&instance.id).unwrap();
             match &mut node.guard {
                 Some((due, ..)) => *due = deadline,
@@ -1098,7 +1161,7 @@ impl Dm for Sim {
                     instance: Some(id.clone()),
                     alive,
                     leader: id == leader,
-                    calls_leader: asked.then(|| name(leader)),
+                    calls_leader: (asked && state.deaf.as_ref() != Some(id)).then(|| name(leader)),
                     etcd_healthy: asked.then_some(state.ill.as_ref() != Some(id)),
                     release: None,
                 }
@@ -1152,13 +1215,20 @@ impl Dm for Sim {
         Ok(DmSeen {
             masters,
             workers,
-            sources: state.sources.iter().map(|(s, b)| (s.clone(), b.as_ref().map(name))).collect(),
+            sources: state
+                .sources
+                .iter()
+                .map(|(s, b)| (s.clone(), b.as_ref().filter(|_| !state.knows_nothing).map(name)))
+                .collect(),
             subtasks,
             relays: BTreeMap::new(),
         })
     }
 
     async fn build_of(&self, instance: &Instance) -> Result<ReportedBuild, EffectError> {
+        if let Some(lost) = self.lose_once(&format!("the build of {}", instance.id)) {
+            return Err(lost);
+        }
         let mut state = self.state.lock().unwrap();
         let node = &state.nodes[&instance.id];
         let is_shell = state.executable_of(node) == Some(digest("sh"));
@@ -1207,7 +1277,7 @@ impl Dm for Sim {
             return Err(lost);
         }
         let state = self.state.lock().unwrap();
-        let of_task = |(known, _): &&(TaskName, SourceId)| known == task;
+        let of_task = |(known, _): &&(TaskName, SourceId)| known == task && !state.knows_nothing;
         Ok(state.subtasks.keys().filter(of_task).map(|(_, source)| source.clone()).collect())
     }
 
@@ -1314,6 +1384,9 @@ impl Drop for Sleep<'_> {
 impl Records for Sim {
     fn mark(&self, instance: &InstanceId, build: &Digest, patched: bool) -> Result<(), String> {
         let mut state = self.state.lock().unwrap();
+        if state.has_no_records {
+            return Err("no space left on device".into());
+        }
         state.marks.insert(instance.clone(), (build.clone(), patched));
         Ok(())
     }

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use dmup_core::digest::Digest;
 use dmup_core::instance::Role;
-use dmup_core::plan::{Decision, ParcelSpec, Plan, Purpose, plan_hotfix};
+use dmup_core::plan::{Decision, ParcelSpec, Plan, Purpose, Step, plan_hotfix};
 use dmup_core::policy::{BatchSize, OnFailure, Policy};
 use dmup_core::report::{InstanceEnd, RunEnd};
-use dmup_exec::{MemoryJournal, look};
+use dmup_exec::{Event, MemoryJournal, execute, look};
+use tokio_util::sync::CancellationToken;
 
 use crate::restarts::{change, quick, texts};
 use crate::sim::{Behaviour, Shape, Side, Sim, digest, id, new, old};
-use crate::{SMALL, back, dead_at, go, go_on, old_version};
+use crate::{SMALL, back, dead_at, go, go_and, go_on, old_version, reach};
 
 async fn planned(sim: &Sim, shape: &Shape, policy: &Policy) -> Plan {
     let change = change(sim);
@@ -36,21 +37,23 @@ async fn planned(sim: &Sim, shape: &Shape, policy: &Policy) -> Plan {
     }
 }
 
-/// How many nodes of DM have build and files of the old version, and of the new one; any other pair is wrong.
+/// How many nodes of DM have build and files of the old version, and of the new one; any other pair is wrong. Of monitoring
+/// no files are written.
 fn kinds(sim: &Sim) -> Result<(usize, usize), String> {
     let state = sim.state.lock().unwrap();
     let (mut before, mut after) = (0, 0);
-    for node in state.nodes.values().filter(|node| node.instance.role.is_dm()) {
-        let build = new(node.instance.role);
+    for node in state.nodes.values() {
+        let role = node.instance.role;
         let has = |digest: &Digest, content| {
             node.live == *digest
                 && node.running.as_ref() == Some(digest)
                 && node.texts == texts(content).digest()
         };
-        match (has(&old(), "old"), has(&build, "new")) {
-            (true, _) => before += 1,
-            (_, true) => after += 1,
-            (false, false) => return Err(format!("{node:?}")),
+        match (has(&old(), "old"), has(&new(role), "new")) {
+            _ if !role.is_dm() && node.texts == texts("old").digest() => {}
+            (true, _) if role.is_dm() => before += 1,
+            (_, true) if role.is_dm() => after += 1,
+            _ => return Err(format!("{node:?}")),
         }
     }
     Ok((before, after))
@@ -142,6 +145,45 @@ async fn a_version_with_which_a_node_does_not_start_goes_back_with_its_files() {
             assert_eq!(sim.is_settled(), Vec::<String>::new(), "{context}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_node_that_went_back_in_a_cluster_that_is_ill_all_the_same_is_back_with_its_files() {
+    let sim = Sim::new(&SMALL, 1);
+    let plan = planned(&sim, &SMALL, &quick()).await;
+    let other = plan.turns[1].instance.clone();
+    let report = go_and(&plan, &sim, |step| {
+        if matches!(step, Step::AwaitHealthy { .. }) {
+            sim.state.lock().unwrap().ill = Some(other.clone());
+        }
+    })
+    .await;
+    assert!(matches!(report.end, RunEnd::RolledBackNode { .. }), "{:?}", report.end);
+    assert_eq!(report.exit_code(), 5);
+    assert_eq!(kinds(&sim), Ok((dm(&SMALL), 0)));
+    assert_eq!(sim.is_settled(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_node_with_the_build_from_before_and_perhaps_other_files_is_left_to_its_guard() {
+    let sim = Sim::new(&SMALL, 1);
+    let plan = planned(&sim, &SMALL, &quick()).await;
+    let first = plan.turns[0].instance.clone();
+    sim.state.lock().unwrap().behaviours.insert(new(Role::DmMaster), Behaviour::NeverJoins);
+    let (mut journal, cancel) = (MemoryJournal::default(), CancellationToken::new());
+    let mut watch = |event: Event| {
+        if matches!(event, Event::GoesBack { .. }) {
+            let mut state = sim.state.lock().unwrap();
+            state.stuck = Some(first.clone());
+            // Somebody has put its build back, and not its files.
+            state.put_back(&first);
+        }
+    };
+    let report = execute(&plan, reach(&sim), &mut journal, &mut watch, &cancel).await.unwrap();
+    assert_eq!(report.instances[0].1.end, InstanceEnd::Left, "{:?}", report.end);
+    assert!(kinds(&sim).is_err());
+    sim.pass(Duration::from_secs(600));
+    assert_eq!(kinds(&sim), Ok((dm(&SMALL), 0)));
 }
 
 #[tokio::test]
