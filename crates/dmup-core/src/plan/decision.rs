@@ -158,7 +158,8 @@ impl Plan {
         parcel_of(self.target(instance), self.parcel.as_ref(), &self.parcels)
     }
 
-    /// Whether what goes wrong with an instance is told, and no more; see [`Kind::tolerates`].
+    /// Whether what goes wrong with an instance is told, and no more: DM does without its monitoring, and a run that is for DM
+    /// does not end there.
     pub fn tolerates(&self, id: &InstanceId) -> bool {
         let is_dm = |turn: &Turn| self.instance(&turn.instance).is_some_and(|it| it.role.is_dm());
         let role = self.instance(id).map(|it| it.role);
