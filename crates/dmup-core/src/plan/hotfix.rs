@@ -387,7 +387,7 @@ fn plan_exchange(
         }
     }
     let deferred = dm.map(|dm| defer(work, &mut candidates, dm)).unwrap_or_default();
-    blockers.splice(0..0, known_bad(work, &candidates));
+    blockers.splice(0..0, known_bad(work, &selected, inventory));
     blockers.extend(host_obstacles(&candidates, inventory));
     blockers.extend(still_running(work, &candidates));
     let (told, left) = take_along(work, &mut candidates, beside, inventory);
@@ -713,9 +713,16 @@ fn defer(work: &Work<'_>, candidates: &mut Vec<Candidate<'_>>, dm: &DmSeen) -> V
     warnings
 }
 
-/// Builds that failed before, each once.
-fn known_bad(work: &Work<'_>, candidates: &[Candidate<'_>]) -> Vec<Blocker> {
-    let builds: BTreeSet<&Digest> = candidates.iter().filter_map(|it| it.goal.build()).collect();
+/// Builds that failed before and would be put in, each once; a silent host does not say what lies there.
+fn known_bad(work: &Work<'_>, instances: &[Instance], inventory: &Inventory) -> Vec<Blocker> {
+    let on_disk = |id: &InstanceId| inventory.processes.get(id).and_then(|it| it.on_disk.as_ref());
+    let builds: BTreeSet<&Digest> = instances
+        .iter()
+        .filter_map(|it| {
+            let build = work.goals.get(&it.id)?.build()?;
+            (on_disk(&it.id) != Some(build)).then_some(build)
+        })
+        .collect();
     builds
         .into_iter()
         .filter_map(|build| {
@@ -750,7 +757,7 @@ fn take_along<'a>(
         });
         if let Some(candidate) = candidate {
             let one = std::slice::from_ref(&candidate);
-            own.extend(known_bad(work, one));
+            own.extend(known_bad(work, std::slice::from_ref(instance), inventory));
             own.extend(host_obstacles(one, inventory));
             own.extend(still_running(work, one));
             candidates.push(candidate);
