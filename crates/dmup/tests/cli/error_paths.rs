@@ -194,12 +194,13 @@ fn a_cluster_that_is_silent_is_pruned_of_nobody_and_takes_no_order() {
     for (words, says) in [
         (&["start", "prod"][..], "start dm-master-1.service on 127.0.0.77"),
         (&["stop", "prod", "--yes"], "stop grafana-4.service on 127.0.0.77"),
-        (&["restart", "prod", "--fast", "--yes"], "stop grafana-4.service on 127.0.0.77"),
         (&["enable", "prod"], "enable dm-master-1.service, dm-worker-3.service, grafana-4.service"),
         (&["disable", "prod"], "disable dm-master-1.service, dm-worker-3.service"),
     ] {
         desk.refuses(words, 1, &[says, "127.0.0.77:9", "dmup display"]);
     }
+    let all_at_once = ["restart", "prod", "--fast", "--yes"];
+    desk.refuses(&all_at_once, 3, &["not every host can be worked on", "127.0.0.77:9"]);
 }
 
 #[test]
