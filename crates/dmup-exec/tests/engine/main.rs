@@ -597,8 +597,8 @@ async fn no_window_of_a_batch_opens_once_another_node_is_known_to_be_bad() {
     assert!(gave_up > 0, "no failure came while another one had its turn");
 }
 
-#[tokio::test]
-async fn resume_goes_on_with_all_nodes_of_a_batch_and_restarts_none_again() {
+/// A batch of all workers, killed when all of it is watched.
+async fn killed_in_the_last_soak() -> (Sim, Plan, MemoryJournal) {
     let sim = Sim::new(&MANY, 1);
     // Longer than a guard: whoever waited for the others to be watched would be put back meanwhile.
     let batches = vec![BatchSize::Percent(100)];
@@ -620,6 +620,12 @@ async fn resume_goes_on_with_all_nodes_of_a_batch_and_restarts_none_again() {
         ended = execute(&plan, reach(&sim), &mut journal, &mut watch, &cancel) => panic!("{ended:?}"),
     }
     sim.revive();
+    (sim, *plan, journal)
+}
+
+#[tokio::test]
+async fn resume_goes_on_with_all_nodes_of_a_batch_and_restarts_none_again() {
+    let (sim, plan, mut journal) = killed_in_the_last_soak().await;
     let begun = Clock::elapsed(&sim);
     let report = go_on(&plan, &sim, &mut journal).await.unwrap();
     assert_eq!(report.end, RunEnd::Done);

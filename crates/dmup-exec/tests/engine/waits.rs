@@ -14,7 +14,10 @@ use dmup_exec::{Event, MemoryJournal, execute, look};
 use tokio_util::sync::CancellationToken;
 
 use crate::sim::{Behaviour, Happening, Shape, Sim, id, new, old};
-use crate::{MANY, SMALL, all_new, all_old, decide, go, go_and, go_on, old_version, plan, reach};
+use crate::{
+    MANY, SMALL, all_new, all_old, decide, go, go_and, go_on, killed_in_the_last_soak, old_version,
+    plan, reach,
+};
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -727,26 +730,8 @@ async fn a_run_that_was_killed_while_a_node_of_its_batch_was_going_back_opens_no
 
 #[tokio::test]
 async fn while_one_node_of_a_killed_batch_is_waited_for_the_guards_of_the_others_are_put_off() {
-    let sim = Sim::new(&MANY, 1);
-    let batches = vec![BatchSize::Percent(100)];
-    let policy = Policy { batches, soak_s: 45, healthy_within_s: 20, ..Policy::default() };
-    let plan = planned(&sim, &MANY, &policy).await;
+    let (sim, plan, mut journal) = killed_in_the_last_soak().await;
     let last = plan.turns.last().unwrap().instance.clone();
-    let mut journal = MemoryJournal::default();
-    let cancel = CancellationToken::new();
-    let mut watch = |event: Event| {
-        if let Event::StepBegins { step: Step::Soak { instance, .. } } = event
-            && instance == last
-        {
-            let mut state = sim.state.lock().unwrap();
-            state.dies_at = Some((state.effects, crate::Side::Before));
-        }
-    };
-    tokio::select! {
-        () = sim.death() => {}
-        ended = execute(&plan, reach(&sim), &mut journal, &mut watch, &cancel) => panic!("{ended:?}"),
-    }
-    sim.revive();
     // Whoever began last is continued first. Its guard takes it back meanwhile; the others' need not.
     let host = plan.instance(&last).unwrap().host.clone();
     sim.silence(host.as_str(), S(100));
