@@ -226,21 +226,13 @@ fn unable(systemd: &Systemd, refusal: Refusal, boot: &str) -> Refusal {
 /// Timer, service, boot service. Checked on systemd 252.
 fn unit_texts(places: &Places, guard: &Guard, agent: &Utf8Path, armed: &Utf8Path) -> [String; 3] {
     let unit = &guard.unit;
-    // It is put off by starting its timer anew, up to once a second; systemd would give it up after five times in ten
-    // seconds, and nothing would go back any more.
-    let about = format!(
-        "# Written by dmup; it removes itself.\n[Unit]\nDescription=dmup guard of {unit}\nStartLimitIntervalSec=0\n"
-    );
+    let about = about(unit);
     let run = |moment: Moment| {
         let words = [&["agent"], agent_arguments(places.mode), moment.arguments()].concat();
         format!("ExecStart={agent} {} --fire-guard {armed}\n", words.join(" "))
     };
-    let [_, service, _] = unit_names(unit);
     [
-        format!(
-            "{about}\n[Timer]\nOnActiveSec={}s\nAccuracySec=100ms\nUnit={service}\n",
-            guard.after_s
-        ),
+        timer_text(guard),
         format!("{about}\n[Service]\nType=simple\n{}", run(Moment::TimeIsUp)),
         format!(
             "{about}After=local-fs.target remote-fs.target\nBefore={unit}\n\n[Service]\nType=oneshot\nTimeoutStartSec=300\n{}\n[Install]\nWantedBy={}\n",
@@ -248,6 +240,21 @@ fn unit_texts(places: &Places, guard: &Guard, agent: &Utf8Path, armed: &Utf8Path
             places.mode.boot_target()
         ),
     ]
+}
+
+/// It names no program: whoever puts a guard off may be another dmup than the one that its units start.
+fn timer_text(guard: &Guard) -> String {
+    let [_, service, _] = unit_names(&guard.unit);
+    let about = about(&guard.unit);
+    format!("{about}\n[Timer]\nOnActiveSec={}s\nAccuracySec=100ms\nUnit={service}\n", guard.after_s)
+}
+
+/// It is put off by starting its timer anew, up to once a second; systemd would give it up after five times in ten
+/// seconds, and nothing would go back any more.
+fn about(unit: &UnitName) -> String {
+    format!(
+        "# Written by dmup; it removes itself.\n[Unit]\nDescription=dmup guard of {unit}\nStartLimitIntervalSec=0\n"
+    )
 }
 
 fn own_executable() -> io::Result<std::path::PathBuf> {
@@ -299,8 +306,7 @@ pub(crate) fn renew(places: &Places, instance: &InstanceId, after_s: u32) -> Rep
         Runner::Systemd(systemd) => {
             let [timer, ..] = unit_names(&record.guard.unit);
             if is_other_span {
-                let agent = copy_agent(places).when(attempted)?;
-                let [text, ..] = unit_texts(places, &record.guard, &agent, &files.armed);
+                let text = timer_text(&record.guard);
                 write_atomically(&places.units.join(&timer), text.as_bytes(), 0o644, None)
                     .when(attempted)?;
                 write_over(&files.armed, &record).when(attempted)?;

@@ -11,7 +11,7 @@ use dmup_core::plan::{Blocker, Decision, Kind as RunKind, ParcelSpec, Plan, Warn
 use dmup_core::report::{InstanceEnd, InstanceReport, Report, RunEnd};
 use dmup_core::systemd::SystemdMode;
 use dmup_core::texts::Texts;
-use dmup_exec::ports::Clock;
+use dmup_exec::ports::{Certainty, Clock, EffectError};
 use dmup_exec::{
     Event, FileJournal, JournalError, Reach, RunError, RunFolder, execute, resume, take_back,
 };
@@ -35,17 +35,19 @@ pub(crate) async fn refuse_without_rights(
 ) -> Result<(), Failure> {
     let hosts: BTreeSet<&HostId> = instances.into_iter().map(|it| &it.host).collect();
     let answers = join_all(hosts.into_iter().map(|host| fleet.check_rights(host))).await;
-    let refused: Vec<String> =
-        answers.into_iter().filter_map(|it| it.err().map(|error| error.to_string())).collect();
+    let refused: Vec<EffectError> = answers.into_iter().filter_map(Result::err).collect();
     if refused.is_empty() {
         return Ok(());
     }
-    let failure = Failure::refused("not every host can be worked on").because(refused);
-    Err(match fleet.systemd_mode() {
-        SystemdMode::System => failure
-            .hint("the deploy user needs `NOPASSWD` in /etc/sudoers.d, as `deploy` writes it"),
-        // What is missing differs from host to host, and was said for each.
-        SystemdMode::User => failure,
+    let failure = Failure::refused("not every host can be worked on")
+        .because(refused.iter().map(ToString::to_string));
+    // Of a user's systemd, what is missing differs from host to host, and was said for each.
+    let lacks_sudo = fleet.systemd_mode() == SystemdMode::System
+        && refused.iter().any(|error| error.certainty == Certainty::Refused);
+    Err(if lacks_sudo {
+        failure.hint("the deploy user needs `NOPASSWD` in /etc/sudoers.d, as `deploy` writes it")
+    } else {
+        failure
     })
 }
 
