@@ -135,45 +135,44 @@ async fn a_node_that_moves_on_has_its_limit_again_and_again_but_not_for_ever() {
     }
 }
 
+/// A run in which the first node's host falls silent with such a step, and how long that step took.
+async fn silent_from(
+    plan: &Plan,
+    sim: &Sim,
+    wanted: fn(&Step) -> bool,
+    how_long: Duration,
+) -> (Report, Duration) {
+    let host = plan.instance(&plan.turns[0].instance).unwrap().host.clone();
+    let mut span = Span::default();
+    let report = watched(plan, sim, |event| {
+        let was_open = span.0.is_none();
+        span.hear(sim, event, wanted);
+        if was_open && span.0.is_some() {
+            sim.silence(host.as_str(), how_long);
+        }
+    })
+    .await;
+    (report, span.length())
+}
+
 #[tokio::test]
 async fn a_node_whose_host_does_not_answer_is_not_taken_for_a_healthy_one() {
     let sim = Sim::new(&SMALL, 1);
     let plan = plan(&sim, &SMALL).await;
-    let first = plan.turns[0].instance.clone();
-    let host = plan.instance(&first).unwrap().host.clone();
-    let mut span = Span::default();
-    let report = watched(&plan, &sim, |event| {
-        let was_open = span.0.is_none();
-        span.hear(&sim, event, is_gate);
-        if was_open && span.0.is_some() {
-            sim.silence(host.as_str(), S(15));
-        }
-    })
-    .await;
+    let (report, span) = silent_from(&plan, &sim, is_gate, S(15)).await;
     assert_eq!(report.end, RunEnd::Done);
-    assert!(span.length() >= S(15), "{:?}", span.length());
+    assert!(span >= S(15), "{span:?}");
 }
 
 #[tokio::test]
 async fn a_host_that_does_not_come_back_is_given_up_once_its_guard_must_have_acted() {
     let sim = Sim::new(&SMALL, 1);
     let plan = plan(&sim, &SMALL).await;
-    let first = plan.turns[0].instance.clone();
-    let host = plan.instance(&first).unwrap().host.clone();
-    let mut span = Span::default();
-    let report = watched(&plan, &sim, |event| {
-        let was_open = span.0.is_none();
-        span.hear(&sim, event, is_soak);
-        if was_open && span.0.is_some() {
-            sim.silence(host.as_str(), S(100_000));
-        }
-    })
-    .await;
+    let (report, span) = silent_from(&plan, &sim, is_soak, S(100_000)).await;
     assert!(matches!(report.end, RunEnd::Unknown { .. }), "{:?}", report.end);
     // Its guard is what takes it back: nobody has tried to disarm that.
     assert!(!why(&report).contains("armed"), "{}", why(&report));
     let most = u64::from(plan.policy.guard_s + plan.policy.stop_within_s);
-    let span = span.length();
     assert!(span > S(most) && span < S(most + 2), "{span:?}");
     sim.pass(S(600));
     assert!(all_old(&sim));

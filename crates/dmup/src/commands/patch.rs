@@ -58,10 +58,7 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
         targets: targets_of(&package),
         exceptions: BTreeMap::new(),
         offline: args.offline,
-        allow: Allowances {
-            force_build: args.rollout.force_build,
-            ..rolling::allowances_of(&args.rollout.rolling)
-        },
+        allow: allowances_of(&args.rollout),
         known_bad: known.bad_builds()?,
         ways_back: BTreeMap::new(),
     };
@@ -113,6 +110,11 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
             rolling::end(&report, &plan, &known, context)
         }
     }
+}
+
+/// What the flags of `patch` and `upgrade` allow.
+pub(crate) fn allowances_of(args: &Rollout) -> Allowances {
+    Allowances { force_build: args.force_build, ..rolling::allowances_of(&args.rolling) }
 }
 
 /// The limits that the flags of `patch` and `upgrade` set.

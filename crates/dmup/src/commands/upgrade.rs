@@ -16,7 +16,7 @@ use dmup_core::ids::InstanceId;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::Inventory;
 use dmup_core::journal::TurnEnd;
-use dmup_core::plan::{Allowances, HotfixRequest, Purpose, TargetBuild, plan_hotfix};
+use dmup_core::plan::{HotfixRequest, Purpose, TargetBuild, plan_hotfix};
 use dmup_core::report::RunEnd;
 use dmup_core::version::DmVersion;
 use dmup_mirror::package::Parcel;
@@ -24,7 +24,7 @@ use dmup_mirror::package::Parcel;
 use super::exporters;
 use super::laying_out::{Obstacles, Packages, open_packages};
 use super::obtaining::Obtaining;
-use super::patch::{policy_of, spec_of};
+use super::patch::{allowances_of, policy_of, spec_of};
 use super::reload::{Compared, compare_all};
 use super::rolling::{self, RollOut, Rolled};
 use crate::args::UpgradeArgs;
@@ -95,10 +95,7 @@ pub(crate) async fn run(args: &UpgradeArgs, context: &Context) -> Result<(), Fai
         targets,
         exceptions,
         offline: args.offline,
-        allow: Allowances {
-            force_build: args.rollout.force_build,
-            ..rolling::allowances_of(&args.rollout.rolling)
-        },
+        allow: allowances_of(&args.rollout),
         known_bad: known.bad_builds()?,
         ways_back: BTreeMap::new(),
     };
