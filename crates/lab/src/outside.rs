@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::Host;
-use crate::scene::{Scene, TASK};
+use crate::scene::{Scene, TASK, USER_MODE_HOME};
 use crate::waiting::wait_for;
 
 /// Which builds the processes of a cluster run, compared with those from before.
@@ -128,10 +128,11 @@ impl Scene {
         let mut all = Vec::new();
         for host in self.hosts.hosts() {
             let folders = match self.shape.user_mode {
-                false => ["/var/lib/dmup/guards", "/etc/systemd/system"],
-                true => ["/home/tidb/.dmup/guards", "/home/tidb/.config/systemd/user"],
+                false => ["/var/lib/dmup/guards", "/etc/systemd/system"].map(str::to_owned),
+                true => [".dmup/guards", ".config/systemd/user"]
+                    .map(|folder| format!("{USER_MODE_HOME}/{folder}")),
             };
-            for folder in folders {
+            for folder in &folders {
                 // A folder that is not there has none.
                 let listed = host.must_run(&["ls", folder]).unwrap_or_default();
                 let of_guard = |file: &&str| {

@@ -26,6 +26,8 @@ pub const CLUSTER: &str = "prod";
 pub const TASK: &str = "rows";
 /// Its sources.
 pub const SOURCES: [&str; 2] = ["mysql-01", "mysql-02"];
+/// Home of the deploy user whose own systemd runs a cluster ([`Shape::user_mode`]): not below `/home`, so that nobody guesses it.
+pub const USER_MODE_HOME: &str = "/srv/people/tidb";
 
 /// How a cluster is spread over hosts.
 #[derive(Clone, Debug)]
@@ -44,7 +46,7 @@ pub struct Shape {
     pub tls: bool,
     /// `monitored`: exporters on every host.
     pub exporters: bool,
-    /// `systemd_mode: user`.
+    /// `systemd_mode: user`, all of it below [`USER_MODE_HOME`].
     pub user_mode: bool,
 }
 
@@ -464,7 +466,7 @@ impl Scene {
             text.push_str("  enable_tls: true\n");
         }
         if self.shape.user_mode {
-            text.push_str("  systemd_mode: user\n");
+            text = text.replace("/home/tidb", USER_MODE_HOME) + "  systemd_mode: user\n";
         }
         if self.shape.exporters {
             text.push_str("monitored:\n  node_exporter_port: 9100\n");

@@ -1,6 +1,7 @@
 //! `systemd_mode: user`: a cluster whose services the deploy user's own systemd runs, on hosts where that user may nothing.
 //!
-//! Block 29. Nobody has sudo rights. The fourth host is met later, as root.
+//! Block 29. Nobody has sudo rights, that user's home is not below `/home`, and the cluster has `enable_tls`. The fourth host is met
+//! later, as root, and has that user's home where Debian puts it.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -8,17 +9,17 @@ use std::time::Duration;
 
 use lab::hosts::HostSet;
 use lab::packages::{Component, Packer};
-use lab::scene::{CLUSTER, Scene, Shape, TASK};
+use lab::scene::{CLUSTER, Scene, Shape, TASK, USER_MODE_HOME as HOME};
 use lab::{Host, surroundings, wait_until};
 use lookalike::stamp::{Fault, Stamp};
 
-const HOME: &str = "/home/tidb";
-const UNITS: &str = "/home/tidb/.config/systemd/user";
+const UNITS: &str = "/srv/people/tidb/.config/systemd/user";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A user with the key of the set's root and no rights.
 fn make_user(host: &Host) {
-    host.must_run(&["useradd", "-m", "-s", "/bin/bash", "tidb"]).unwrap();
+    host.must_run(&["install", "-d", "/srv/people"]).unwrap();
+    host.must_run(&["useradd", "-m", "-d", HOME, "-s", "/bin/bash", "tidb"]).unwrap();
     let keys = format!("{HOME}/.ssh/authorized_keys");
     let folder = format!("{HOME}/.ssh");
     host.must_run(&["install", "-d", "-o", "tidb", "-m", "700", &folder]).unwrap();
@@ -66,7 +67,13 @@ fn killed_in_a_window<'s>(scene: &'s Scene, words: &[&str], old: &[(String, Stri
 #[test]
 #[ignore = "needs root and systemd-nspawn"]
 fn a_cluster_of_a_user_without_rights_is_deployed_hotfixed_and_taken_back() {
-    let shape = Shape { monitoring: Some(1), exporters: true, user_mode: true, ..Shape::three() };
+    let shape = Shape {
+        monitoring: Some(1),
+        exporters: true,
+        user_mode: true,
+        tls: true,
+        ..Shape::three()
+    };
     let mut scene = Scene::on(HostSet::fresh("usermode", 29, 4).unwrap(), shape).unwrap();
     scene.hosts.hosts()[..3].iter().for_each(make_user);
 
@@ -195,6 +202,7 @@ fn a_cluster_of_a_user_without_rights_is_deployed_hotfixed_and_taken_back() {
     scene.dmup(&[&words[..], &["--accept-new-host-keys", "--yes"]].concat()).well();
     assert!(says(&scene, fourth, "is-active", &[all[1], all[5], all[6]]));
     assert!(!exists(fourth, "/etc/sudoers.d/tidb"));
+    assert!(exists(fourth, "/home/tidb/.config/systemd/user/dm-worker-8262.service"));
     let id = format!("{}:8262", fourth.address);
     scene.dmup(&["scale-in", CLUSTER, "-N", &id, "--yes"]).well();
     scene.dm.wait_running(TASK, 2, PATIENCE).unwrap();
@@ -207,12 +215,14 @@ fn a_cluster_of_a_user_without_rights_is_deployed_hotfixed_and_taken_back() {
     // Nothing is left, of any of it.
     scene.dmup(&["destroy", CLUSTER, "--yes"]).well();
     for host in scene.hosts.hosts() {
-        let find = ["find", HOME, "-mindepth", "1", "-not", "-name", ".bash*", "-type", "f"];
+        let home = host.must_run(&["sh", "-c", "echo ~tidb"]).unwrap();
+        let home = home.trim();
+        let find = ["find", home, "-mindepth", "1", "-not", "-name", ".bash*", "-type", "f"];
         let files = host.must_run(&find).unwrap();
         let ours = files.lines().filter(|file| !file.ends_with("/.profile"));
         let ours: Vec<&str> = ours.filter(|file| !file.contains("/.ssh/")).collect();
         assert!(ours.is_empty(), "{}: {ours:?}", host.name);
-        assert!(!exists(host, &format!("{HOME}/.dmup")) && !exists(host, "/var/lib/dmup"));
+        assert!(!exists(host, &format!("{home}/.dmup")) && !exists(host, "/var/lib/dmup"));
         let services = scene.systemctl(&["list-units", "--all", "--no-legend", "dm*"]);
         assert_eq!(host.must_run(&services).unwrap(), "", "{}", host.name);
     }
