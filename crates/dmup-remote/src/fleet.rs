@@ -1,8 +1,7 @@
 //! All hosts of a cluster: one agent each, started when it is first needed.
 //!
 //! A broken session is replaced at the next request; a request that was under way when
-//! it broke is [`Certainty::Unknown`] and is never repeated here. First contact with an unknown
-//! host key is decided here, by [`UnknownHostKeys`].
+//! it broke is [`Certainty::Unknown`] and is never repeated here.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -22,12 +21,9 @@ use tokio::sync::{Mutex, OnceCell, Semaphore};
 
 use crate::agent_session::{AgentSession, SessionError};
 use crate::bootstrap::{Agents, start_agent};
-use crate::known_hosts;
 use crate::lease::Claim;
 use crate::login::Login;
-use crate::ssh::{
-    Connection, HostKeys, NewHostKey, Reach, ReachError, ReachLimits, Target, UnknownHostKeys,
-};
+use crate::ssh::{Connection, HostKeys, Jump, Reach, ReachError, ReachLimits, Target};
 
 /// TiUP's `--concurrency`.
 pub const DEFAULT_CONCURRENCY: usize = 5;
@@ -37,6 +33,8 @@ pub const DEFAULT_CONCURRENCY: usize = 5;
 pub struct FleetSettings {
     /// By which kind of transport.
     pub reach: Reach,
+    /// The host in between, unless the hosts are this machine.
+    pub jump: Option<Arc<Jump>>,
     /// Who logs in, unless a host has its own.
     pub login: Login,
     /// Which host keys are trusted.
@@ -90,8 +88,6 @@ pub struct Fleet {
     pub(crate) hosts: BTreeMap<HostId, Host>,
     permits: Semaphore,
     agents: OnceCell<Agents>,
-    /// One question at a time.
-    asking: Mutex<()>,
     /// Every new session takes this lease.
     pub(crate) claim: RwLock<Option<Claim>>,
 }
@@ -114,14 +110,7 @@ impl Fleet {
                 (address.id.clone(), Host { address, session, token })
             })
             .collect();
-        Self {
-            settings,
-            hosts,
-            permits,
-            agents: OnceCell::new(),
-            asking: Mutex::new(()),
-            claim: RwLock::new(None),
-        }
+        Self { settings, hosts, permits, agents: OnceCell::new(), claim: RwLock::new(None) }
     }
 
     /// All of them, in order.
@@ -306,33 +295,15 @@ impl Fleet {
 
     /// Opens a connection; at first contact decides about the key and opens it again.
     async fn open(&self, target: &Target) -> Result<Connection, ReachError> {
-        let FleetSettings { reach, host_keys, limits, .. } = &self.settings;
+        let FleetSettings { reach, jump, host_keys, limits, .. } = &self.settings;
         let first = {
             let _permit = self.permits.acquire().await.expect("never closed");
-            Connection::open(reach, target, host_keys, limits).await
+            Connection::open(reach, jump.as_ref(), target, host_keys, limits).await
         };
         let Err(ReachError::UnknownHostKey(key)) = first else { return first };
-        if !self.is_accepted(&key).await {
-            return Err(ReachError::UnknownHostKey(key));
-        }
-        let line = russh::keys::PublicKey::from_openssh(&key.key).map_err(|error| {
-            ReachError::Bootstrap { address: target.address(), observed: error.to_string() }
-        })?;
-        known_hosts::remember(&host_keys.cluster_file, &key.host, key.port, &line)?;
+        host_keys.meet(key).await?;
         let _permit = self.permits.acquire().await.expect("never closed");
-        Connection::open(reach, target, host_keys, limits).await
-    }
-
-    async fn is_accepted(&self, key: &NewHostKey) -> bool {
-        match &self.settings.host_keys.unknown {
-            UnknownHostKeys::Refuse => false,
-            UnknownHostKeys::Accept => true,
-            UnknownHostKeys::Ask(ask) => {
-                let _turn = self.asking.lock().await;
-                let (ask, key) = (ask.clone(), key.clone());
-                tokio::task::spawn_blocking(move || ask(&key)).await.unwrap_or(false)
-            }
-        }
+        Connection::open(reach, jump.as_ref(), target, host_keys, limits).await
     }
 
     async fn agents(&self, target: &Target) -> Result<&Agents, ReachError> {
@@ -575,6 +546,7 @@ pub(crate) fn certainty_of(error: &ReachError) -> Certainty {
         | ReachError::RevokedHostKey { .. }
         | ReachError::KnownHosts(_)
         | ReachError::Auth { .. } => Certainty::Refused,
+        ReachError::Between { error, .. } => certainty_of(error),
     }
 }
 

@@ -13,10 +13,14 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
-use dmup_core::ids::{HostId, UserName};
+use dmup_core::ids::{HostId, InstanceId, MemberName, UnitName, UserName};
+use dmup_core::instance::{Instance, Role};
 use dmup_core::systemd::SystemdMode;
-use dmup_exec::ports::{Certainty, Hosts as _, Parcel};
-use dmup_remote::ssh::{ConnectFailure, HostKeys, Reach, ReachError, ReachLimits, UnknownHostKeys};
+use dmup_exec::ports::{Certainty, Dm as _, Hosts as _, Parcel};
+use dmup_remote::dm_api::{DmClient, Timeouts};
+use dmup_remote::ssh::{
+    ConnectFailure, HostKeys, Jump, Reach, ReachError, ReachLimits, Target, UnknownHostKeys,
+};
 use dmup_remote::{AuthMethod, Fleet, FleetSettings, HostAddress, Login, Secret};
 use dmup_wire::PROTOCOL;
 use dmup_wire::frame::{Decoder, Frame, Kind};
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
     let say = |what: &str| eprintln!("{:6.2} s  ok: {what}", started.elapsed().as_secs_f64());
     runtime.block_on(scenarios(&say));
     runtime.block_on(the_real_agent(&say));
+    runtime.block_on(a_host_in_between(&say));
     ExitCode::SUCCESS
 }
 
@@ -266,6 +271,124 @@ async fn the_real_agent(say: &dyn Fn(&str)) {
     sshd.stop();
 }
 
+/// Everything goes through another host, and only through it.
+async fn a_host_in_between(say: &dyn Fn(&str)) {
+    let place = Place::new();
+    for key in ["id", "id_jump", "host", "host_jump"] {
+        place.make_key(key, "ed25519", "256", "");
+    }
+    place.allow(&["id"]);
+    let mut sshd = Sshd::start(&place, "host", free_port());
+    // Its own users, its own key: what opens one does not open the other.
+    let between = Place::new();
+    for name in ["id_jump", "id_jump.pub", "host_jump"] {
+        fs_err::copy(place.path(name), between.path(name)).unwrap();
+    }
+    between.allow(&["id_jump"]);
+    let mut gate = Sshd::start(&between, "host_jump", free_port());
+    let host = HostId::new("127.0.0.1").unwrap();
+    let jump = |key: &str, unknown: UnknownHostKeys, port: u16| {
+        let login = Login {
+            user: UserName::new(whoami()).unwrap(),
+            auth: vec![AuthMethod::key_file(place.path(key))],
+        };
+        let target = Target { host: "127.0.0.1".to_owned(), port, login };
+        let keys = HostKeys::new(None, place.path("cluster_known_hosts"), unknown);
+        Some(std::sync::Arc::new(Jump::new(target, keys, ReachLimits::default())))
+    };
+    let through = |jump| {
+        let auth = vec![AuthMethod::key_file(place.path("id"))];
+        place.fleet_through(jump, Reach::Russh, auth, UnknownHostKeys::Accept, sshd.port)
+    };
+
+    let refused = through(jump("id_jump", UnknownHostKeys::Refuse, gate.port)).hello(&host).await;
+    let Err(ReachError::Between { error, .. }) = refused else { panic!("{refused:?}") };
+    assert!(matches!(*error, ReachError::UnknownHostKey(_)), "{error}");
+    let refused = through(jump("id", UnknownHostKeys::Accept, gate.port)).hello(&host).await;
+    let Err(ReachError::Between { error, .. }) = refused else { panic!("{refused:?}") };
+    assert!(matches!(*error, ReachError::Auth { .. }), "{error}");
+    say(&format!("it is nobody's to pass who is not known to it: {error}"));
+
+    let by_gate = jump("id_jump", UnknownHostKeys::Accept, gate.port);
+    let fleet = through(by_gate.clone());
+    assert_eq!(fleet.hello(&host).await.unwrap().hostname, "an agent of the test");
+    let known = fs_err::read_to_string(place.path("cluster_known_hosts")).unwrap();
+    assert_eq!(known.lines().count(), 2, "both are remembered: {known}");
+    say("an agent is started behind it");
+
+    // A dm-master that knows one answer.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut asked = [0; 1024];
+        let count = stream.read(&mut asked).unwrap();
+        let body = r#"{"data":{"revision":"abc","version":"1.0"}}"#;
+        let length = body.len();
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+        String::from_utf8_lossy(&asked[..count]).into_owned()
+    });
+    let node = prometheus(port);
+    let dm = DmClient::new(std::slice::from_ref(&node), Timeouts::default()).through(by_gate);
+    let build = dm.build_of(&node).await.unwrap();
+    assert_eq!(build.commit, "abc", "{build:?}");
+    let asked = serving.join().unwrap();
+    assert!(asked.contains(&format!("host: 127.0.0.1:{port}")), "{asked}");
+    let nobody = dm.build_of(&node).await.unwrap_err();
+    assert_eq!(nobody.certainty, Certainty::NotSent, "{nobody}");
+    say(&format!("requests to DM as well; nobody listens there: {nobody}"));
+
+    // It breaks, and is there again: everything goes on. While it is away, nothing gets through.
+    let gate_port = gate.port;
+    signal(gate.newest_session(), "-KILL");
+    fleet.reconnect(&host).await.unwrap();
+    let session = gate.newest_session();
+    gate.stop();
+    signal(session, "-KILL");
+    let away = fleet.reconnect(&host).await.unwrap_err();
+    assert!(matches!(away, ReachError::Between { .. }), "{away}");
+    say(&format!("without it nobody is reached: {away}"));
+    let mut gate = Sshd::start_with(&between, "host_jump", gate_port, "AllowTcpForwarding no\n");
+    let shut = fleet.reconnect(&host).await.unwrap_err();
+    assert!(shut.to_string().contains("AllowTcpForwarding"), "{shut}");
+    say(&format!("one that passes nobody on: {shut}"));
+    gate.stop();
+
+    // A server that hangs up before it has judged: nobody was refused.
+    sshd.stop();
+    let mut sshd = Sshd::start_with(&place, "host", sshd.port, "MaxAuthTries 1\n");
+    let auth = vec![AuthMethod::key_file(place.path("id_jump"))];
+    let fleet = place.fleet(Reach::Russh, auth, UnknownHostKeys::Accept, sshd.port);
+    let hung_up = fleet.hello(&host).await.unwrap_err();
+    assert!(
+        matches!(&hung_up, ReachError::Connect { failure: ConnectFailure::Protocol, .. }),
+        "{hung_up}"
+    );
+    say(&format!("a server that hangs up during the login: {hung_up}"));
+    sshd.stop();
+}
+
+fn prometheus(port: u16) -> Instance {
+    let host = HostId::new("127.0.0.1").unwrap();
+    Instance {
+        id: InstanceId::new(format!("127.0.0.1:{port}")).unwrap(),
+        role: Role::Prometheus,
+        name: MemberName::new("prometheus").unwrap(),
+        host: host.clone(),
+        ssh_host: host,
+        ssh_port: 22,
+        port,
+        ports: vec![port],
+        deploy_dir: "/d".into(),
+        data_dirs: Vec::new(),
+        log_dir: "/d/log".into(),
+        unit: UnitName::new("prometheus.service").unwrap(),
+        os: "linux".into(),
+        arch: "amd64".into(),
+        patched: false,
+    }
+}
+
 /// A temporary folder for everything.
 struct Place {
     dir: tempfile::TempDir,
@@ -348,15 +471,23 @@ impl Place {
         unknown: UnknownHostKeys,
         port: u16,
     ) -> Fleet {
+        self.fleet_through(None, reach, auth, unknown, port)
+    }
+
+    fn fleet_through(
+        &self,
+        jump: Option<std::sync::Arc<Jump>>,
+        reach: Reach,
+        auth: Vec<AuthMethod>,
+        unknown: UnknownHostKeys,
+        port: u16,
+    ) -> Fleet {
         let host = HostId::new("127.0.0.1").unwrap();
         let settings = FleetSettings {
             reach,
+            jump,
             login: Login { user: UserName::new(whoami()).unwrap(), auth },
-            host_keys: HostKeys {
-                files: Vec::new(),
-                cluster_file: self.path("cluster_known_hosts"),
-                unknown,
-            },
+            host_keys: HostKeys::new(None, self.path("cluster_known_hosts"), unknown),
             limits: ReachLimits { keepalive: Duration::from_secs(1), ..ReachLimits::default() },
             concurrency: 5,
             agent: Utf8PathBuf::from_path_buf(std::env::current_exe().unwrap()).unwrap(),
@@ -380,10 +511,14 @@ struct Sshd {
 
 impl Sshd {
     fn start(place: &Place, host_key: &str, port: u16) -> Self {
+        Self::start_with(place, host_key, port, "")
+    }
+
+    fn start_with(place: &Place, host_key: &str, port: u16, more: &str) -> Self {
         let config = place.path("sshd_config");
         let text = format!(
             "ListenAddress 127.0.0.1:{port}\nHostKey {}\nPidFile none\nStrictModes no\nUsePAM no\n\
-             PasswordAuthentication no\nPermitRootLogin yes\nAuthorizedKeysFile {}\nSetEnv HOME={}{}\n",
+             PasswordAuthentication no\nPermitRootLogin yes\nAuthorizedKeysFile {}\nSetEnv HOME={}{}\n{more}",
             place.path(host_key),
             place.path("authorized_keys"),
             place.path("home"),

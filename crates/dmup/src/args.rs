@@ -117,7 +117,7 @@ pub struct Global {
     /// Same as `--ssh system` (TiUP's older word)
     #[arg(long, global = true, hide = true)]
     pub native_ssh: bool,
-    /// A way through another host; refused with what to use instead
+    /// A way through another host
     #[command(flatten)]
     pub proxy: ProxyArgs,
     /// Trust the key of a host that is met for the first time (a changed key is refused all the same)
@@ -125,27 +125,27 @@ pub struct Global {
     pub accept_new_host_keys: bool,
 }
 
-/// TiUP's flags for a way through another host. They are read so that the refusal can say what to do instead.
+/// TiUP's flags for a way through another host, and its defaults.
 #[derive(Args, Clone, Debug)]
 pub struct ProxyArgs {
-    /// The host in between
-    #[arg(long, global = true, hide = true)]
+    /// Reach hosts and DM through this host (also --ssh-proxy-user, -port, -identity-file, -use-password, -timeout)
+    #[arg(long, global = true, value_name = "HOST")]
     pub ssh_proxy_host: Option<String>,
-    /// Who to log in there as
-    #[arg(long, global = true, hide = true)]
-    ssh_proxy_user: Option<String>,
+    /// Who to log in there as; yourself if not given
+    #[arg(long, global = true, hide = true, value_name = "USER")]
+    pub ssh_proxy_user: Option<String>,
     /// Port of its sshd
+    #[arg(long, global = true, hide = true, default_value_t = 22, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
+    pub ssh_proxy_port: u16,
+    /// Private key to log in there with; ~/.ssh/id_rsa if not given
+    #[arg(long, global = true, hide = true, value_name = "FILE")]
+    pub ssh_proxy_identity_file: Option<Utf8PathBuf>,
+    /// Ask for the password to log in there with
     #[arg(long, global = true, hide = true)]
-    ssh_proxy_port: Option<u16>,
-    /// Key to log in there with
-    #[arg(long, global = true, hide = true)]
-    ssh_proxy_identity_file: Option<Utf8PathBuf>,
-    /// Log in there with a password
-    #[arg(long, global = true, hide = true)]
-    ssh_proxy_use_password: bool,
-    /// Seconds to wait for it
-    #[arg(long, global = true, hide = true)]
-    ssh_proxy_timeout: Option<u64>,
+    pub ssh_proxy_use_password: bool,
+    /// Seconds to wait for a connection to it
+    #[arg(long, global = true, hide = true, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600), value_name = "SECONDS")]
+    pub ssh_proxy_timeout: u64,
 }
 
 /// Ways to reach hosts, TiUP's words.

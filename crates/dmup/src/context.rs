@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::builds::{Before, RecordedBuild, build_before, lacks_its_mark};
 use dmup_core::digest::Digest;
-use dmup_core::ids::{ClusterName, InstanceId, UserName};
+use dmup_core::ids::{ClusterName, HostId, InstanceId, UserName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::Inventory;
 use dmup_core::journal::{Folded, RunState, TurnEnd, fold};
@@ -26,14 +26,16 @@ use dmup_exec::ports::{Clock, Records};
 use dmup_mirror::package::Parcel;
 use dmup_remote::dm_api::{DmClient, Timeouts, Tls};
 use dmup_remote::lease::Claim;
-use dmup_remote::ssh::{HostKeys, NewHostKey, Reach, ReachLimits, UnknownHostKeys};
-use dmup_remote::{AuthMethod, Fleet, FleetSettings, HostAddress, Login};
+use dmup_remote::login::needs_passphrase;
+use dmup_remote::ssh::{HostKeys, Jump, NewHostKey, Reach, ReachLimits, Target, UnknownHostKeys};
+use dmup_remote::{AuthMethod, Fleet, FleetSettings, HostAddress, Login, Secret};
 use dmup_state::{Cluster, ClusterLock, Profile, StateError};
 use dmup_wire::lease::Holder;
 use serde::{Deserialize, Serialize};
 
 use crate::args::{Command, Global, SshKind};
 use crate::ask;
+use crate::commands::laying_out;
 use crate::commands::run::how_to_go_on;
 use crate::failure::{Failure, Kind, chain};
 use crate::manner::Manner;
@@ -48,12 +50,15 @@ pub(crate) struct Context {
     pub(crate) printer: Printer,
     pub(crate) profile: Profile,
     pub(crate) clock: SystemClock,
+    /// The host in between, once it was asked for: one session for all that goes through it.
+    jump: OnceLock<Option<Arc<Jump>>>,
 }
 
 impl Context {
     pub(crate) fn new(surroundings: Surroundings, global: Global, printer: Printer) -> Self {
         let profile = Profile::at(surroundings.profile.clone());
-        Self { surroundings, global, printer, profile, clock: SystemClock(Instant::now()) }
+        let (clock, jump) = (SystemClock(Instant::now()), OnceLock::new());
+        Self { surroundings, global, printer, profile, clock, jump }
     }
 
     pub(crate) fn concurrency(&self) -> usize {
@@ -80,7 +85,25 @@ impl Context {
         systemd: SystemdMode,
         cluster_keys: &Utf8Path,
         hosts: Vec<HostAddress>,
-    ) -> Fleet {
+    ) -> Result<Fleet, Failure> {
+        let settings = FleetSettings {
+            jump: self.jump(&ssh, cluster_keys)?,
+            reach: ssh,
+            login,
+            host_keys: self.trusted(cluster_keys),
+            limits: ReachLimits {
+                connect: Duration::from_secs(self.global.ssh_timeout),
+                ..ReachLimits::default()
+            },
+            concurrency: self.concurrency(),
+            agent: self.surroundings.executable.clone(),
+            systemd,
+        };
+        Ok(Fleet::new(settings, hosts))
+    }
+
+    /// Which host keys are trusted, and what is done about those that are met for the first time.
+    fn trusted(&self, cluster_keys: &Utf8Path) -> HostKeys {
         // TiUP looks at no host key, and its scripts answer no question: the first key is trusted, a changed one is not.
         let is_tiup = self.printer.manner == Manner::TiupDm;
         let unknown = if self.global.accept_new_host_keys || is_tiup {
@@ -98,19 +121,80 @@ impl Context {
         } else {
             UnknownHostKeys::Refuse
         };
-        let settings = FleetSettings {
-            reach: ssh,
-            login,
-            host_keys: HostKeys::new(Some(&self.surroundings.home), cluster_keys, unknown),
-            limits: ReachLimits {
-                connect: Duration::from_secs(self.global.ssh_timeout),
-                ..ReachLimits::default()
-            },
-            concurrency: self.concurrency(),
-            agent: self.surroundings.executable.clone(),
-            systemd,
+        HostKeys::new(Some(&self.surroundings.home), cluster_keys, unknown)
+    }
+
+    /// The host in between that the flags name; hosts that are this machine need none.
+    fn jump(&self, reach: &Reach, cluster_keys: &Utf8Path) -> Result<Option<Arc<Jump>>, Failure> {
+        if matches!(reach, Reach::Local { .. }) {
+            return Ok(None);
+        }
+        if let Some(jump) = self.jump.get() {
+            return Ok(jump.clone());
+        }
+        let proxy = &self.global.proxy;
+        let jump = match &proxy.ssh_proxy_host {
+            None => None,
+            Some(host) => {
+                let host = HostId::new(host.clone()).map_err(|bad| {
+                    Failure::new(Kind::Usage, format_args!("--ssh-proxy-host: {bad}"))
+                })?;
+                let by_system = matches!(reach, Reach::SystemSsh { .. });
+                if by_system
+                    && (proxy.ssh_proxy_use_password || proxy.ssh_proxy_identity_file.is_some())
+                {
+                    return Err(Failure::new(
+                        Kind::Usage,
+                        "the system's ssh takes no key and no password for the host in between",
+                    )
+                    .hint("leave both flags out: `IdentityFile` of that host in ~/.ssh/config, and an ssh-agent, serve it")
+                    .hint("or use `--ssh builtin`"));
+                }
+                let user = proxy.ssh_proxy_user.as_deref().unwrap_or(&self.surroundings.user);
+                let login = Login {
+                    user: checked_user(user)?,
+                    auth: self.proofs(
+                        proxy.ssh_proxy_use_password,
+                        &format!("SSH password of {host}: "),
+                        proxy.ssh_proxy_identity_file.as_deref(),
+                    )?,
+                };
+                let target = Target { host: host.to_string(), port: proxy.ssh_proxy_port, login };
+                let limits = ReachLimits {
+                    connect: Duration::from_secs(proxy.ssh_proxy_timeout),
+                    ..ReachLimits::default()
+                };
+                Some(Arc::new(Jump::new(target, self.trusted(cluster_keys), limits)))
+            }
         };
-        Fleet::new(settings, hosts)
+        Ok(self.jump.get_or_init(|| jump).clone())
+    }
+
+    /// How the operator proves who they are, in TiUP's order: password if asked for, key file, ssh-agent.
+    pub(crate) fn proofs(
+        &self,
+        by_password: bool,
+        question: &str,
+        identity_file: Option<&Utf8Path>,
+    ) -> Result<Vec<AuthMethod>, Failure> {
+        if by_password {
+            return Ok(vec![AuthMethod::Password(Secret::new(ask::secret(question)?))]);
+        }
+        let usual = self.surroundings.home.join(".ssh/id_rsa");
+        let path = identity_file.unwrap_or(&usual);
+        let mut proofs = Vec::new();
+        if identity_file.is_some() || path.exists() {
+            let encrypted = needs_passphrase(path)
+                .map_err(|why| Failure::refused(format_args!("read the identity file: {why}")))?;
+            let passphrase = encrypted
+                .then(|| ask::secret(&format!("Passphrase of {path}: ")).map(Secret::new))
+                .transpose()?;
+            proofs.push(AuthMethod::KeyFile { path: path.to_owned(), passphrase });
+        }
+        if let Some(socket) = &self.surroundings.ssh_agent {
+            proofs.push(AuthMethod::Agent { socket: socket.clone() });
+        }
+        Ok(proofs)
     }
 
     /// `user@machine`.
@@ -265,7 +349,7 @@ impl Known {
         };
         let hosts = HostAddress::of_instances(instances);
         let systemd = self.meta.topology.systemd_mode();
-        Ok(context.fleet(login, reach, systemd, &self.host_keys(), hosts))
+        context.fleet(login, reach, systemd, &self.host_keys(), hosts)
     }
 
     /// Host keys that were accepted for this cluster.
@@ -274,19 +358,30 @@ impl Known {
     }
 
     /// A client of this cluster's DM.
-    pub(crate) fn dm(&self, instances: &[Instance]) -> Result<DmClient, Failure> {
-        self.dm_within(instances, Timeouts::default())
+    pub(crate) async fn dm(
+        &self,
+        context: &Context,
+        instances: &[Instance],
+    ) -> Result<DmClient, Failure> {
+        self.dm_within(context, instances, Timeouts::default()).await
     }
 
     /// A client of this cluster's DM with other limits; over TLS if the cluster has it.
-    pub(crate) fn dm_within(
+    pub(crate) async fn dm_within(
         &self,
+        context: &Context,
         instances: &[Instance],
         timeouts: Timeouts,
     ) -> Result<DmClient, Failure> {
+        let reach = context.reach(self.meta.topology.global.ssh_type.as_str());
+        let jump = context.jump(&reach, &self.host_keys())?;
+        if let Some(jump) = &jump {
+            // Else every node would look as if it were down.
+            let opened = jump.open().await;
+            opened.map_err(|error| Failure::failed(error).hint(laying_out::HOW_TO_GO_THROUGH))?;
+        }
         if !self.meta.topology.global.enable_tls {
-            return DmClient::new(instances, timeouts)
-                .map_err(|error| Failure::failed(chain(&error)));
+            return Ok(DmClient::new(instances, timeouts).through(jump));
         }
         let folder = self.cluster.tls_dir();
         let file = |name: &str| {
@@ -304,9 +399,10 @@ impl Known {
             certificate: file("client.crt")?,
             key: file("client.pem")?,
         };
-        DmClient::over_tls(instances, timeouts, &tls).map_err(|error| {
+        let client = DmClient::over_tls(instances, timeouts, &tls).map_err(|error| {
             Failure::refused(format_args!("use the certificates in {folder}: {}", chain(&error)))
-        })
+        })?;
+        Ok(client.through(jump))
     }
 
     /// One operator at a time: of this machine, and not beside a TiUP that runs here.

@@ -101,11 +101,6 @@ fn end_badly(failure: &Failure, printer: Printer, words: &[OsString], around: &S
 
 /// Carries a command out; one that is replayed, with its own flags.
 fn obey(command: &Command, context: &Context) -> Result<(), Failure> {
-    if context.global.proxy.ssh_proxy_host.is_some() {
-        return Err(Failure::new(Kind::Usage, "dmup has no SSH proxy of its own").hint(
-            "name the host in between with `ProxyJump` in ~/.ssh/config, and use `--ssh system`",
-        ));
-    }
     if let (Manner::TiupDm, Command::Patch(args)) = (context.printer.manner, command)
         && args.selection.nodes.is_empty()
         && args.selection.roles.is_empty()

@@ -1,5 +1,5 @@
 //! A cluster with `enable_tls`, monitoring and exporters on real hosts: laid out, made larger, hotfixed, while rows flow
-//! (block 16).
+//! (block 16); and taken back through one of the hosts, when dmup reaches no other and no port of DM.
 
 use std::time::Duration;
 
@@ -67,6 +67,25 @@ fn a_cluster_with_tls_is_deployed_made_larger_and_hotfixed() {
         let seen = ureq::get(&probe).call().unwrap().body_mut().read_to_string().unwrap();
         assert!(seen.contains("probe_success 1"), "{probe}\n{seen}");
     }
+
+    // A wall: this machine reaches nothing of the cluster but sshd of the third host. Whoever goes through that one reaches all.
+    let (dm, ssh) = ([8261, 8262, 9090, 3000, 9093], [22]);
+    hosts.iter().for_each(|host| host.shut_out_this_machine(&dm).unwrap());
+    hosts[..2].iter().for_each(|host| host.shut_out_this_machine(&ssh).unwrap());
+    let said = scene.dmup(&["rollback", CLUSTER, "--soak", "0", "--yes", "--ssh-timeout", "2"]);
+    assert!(said.code != 0 && scene.running_hashes() == after, "{said}");
+    let (address, key) = (hosts[2].address.to_string(), scene.hosts.key_path());
+    let through = |words: &[&str]| {
+        let jump = ["--ssh-proxy-host", &address, "--ssh-proxy-user", "root"];
+        let proof = ["--ssh-proxy-identity-file", key.as_str()];
+        scene.dmup(&[words, &jump, &proof].concat())
+    };
+    let display = through(&["display", CLUSTER, "--verify"]).well();
+    assert_eq!(display.stdout.matches("Healthy").count(), 3, "{display}");
+    through(&["rollback", CLUSTER, "--soak", "0", "--yes"]).well();
+    assert_eq!(scene.running_hashes(), before);
+    hosts.iter().for_each(|host| host.let_this_machine_in(&dm).unwrap());
+    hosts[..2].iter().for_each(|host| host.let_this_machine_in(&ssh).unwrap());
 
     scene.dm.wait_running(TASK, 2, PATIENCE).unwrap();
     let flow = scene.flow().expect("rows flow");

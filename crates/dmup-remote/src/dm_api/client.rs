@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,16 +10,22 @@ use dmup_core::ids::{InstanceId, MemberName, SourceId, TaskName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::DmSeen;
 use dmup_exec::ports::{Certainty, Dm, EffectError, ReportedBuild};
-use reqwest::Method;
+use hyper::Method;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tonic::transport::{ClientTlsConfig, Endpoint};
+
+use crate::ssh::Jump;
 
 use super::answers::{Outcome, PerSource};
 use super::code::DmCode;
 use super::grpc;
-use super::http::{Unanswered, ask, authority, beginning, escaped, exchange};
+use super::http::{Http, Unanswered, ask, authority, beginning, escaped, exchange};
 use super::seen::build_in_status;
 
 /// Between two tries of an order that DM could not take yet.
@@ -58,10 +64,10 @@ impl Default for Timeouts {
     }
 }
 
-/// The HTTP client cannot be made.
+/// Requests over TLS cannot be made.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot prepare HTTP requests to DM: {0}")]
-pub struct Unusable(#[from] reqwest::Error);
+#[error("cannot prepare requests to DM: {0}")]
+pub struct Unusable(String);
 
 /// What a cluster with TLS asks of its clients, all PEM: `ca.crt`, `client.crt`, `client.pem` of its `tls` folder.
 #[derive(Clone)]
@@ -72,6 +78,29 @@ pub struct Tls {
     pub certificate: Vec<u8>,
     /// Its private key.
     pub key: Vec<u8>,
+}
+
+impl Tls {
+    fn for_http(&self) -> Result<ClientConfig, Unusable> {
+        let unusable = |what: &str, why: &dyn fmt::Display| Unusable(format!("{what}: {why}"));
+        let certificates = |what: &str, pem: &[u8]| {
+            let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+            let all = all.map_err(|error| unusable(what, &error))?;
+            if all.is_empty() { Err(unusable(what, &"it holds none")) } else { Ok(all) }
+        };
+        let mut roots = RootCertStore::empty();
+        for authority in certificates("the authority's certificate", &self.authority)? {
+            let added = roots.add(authority);
+            added.map_err(|error| unusable("the authority's certificate", &error))?;
+        }
+        let own = certificates("our certificate", &self.certificate)?;
+        let key = PrivateKeyDer::from_pem_slice(&self.key)
+            .map_err(|error| unusable("our private key", &error))?;
+        ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .and_then(|it| it.with_root_certificates(roots).with_client_auth_cert(own, key))
+            .map_err(|error| unusable("our certificate and key", &error))
+    }
 }
 
 impl fmt::Debug for Tls {
@@ -85,10 +114,8 @@ impl fmt::Debug for Tls {
 pub struct DmClient {
     pub(super) instances: Vec<Instance>,
     pub(super) timeouts: Timeouts,
-    /// For DM, with TLS if the cluster has it.
-    pub(super) http: reqwest::Client,
-    /// For monitoring, which has no TLS of TiUP's.
-    pub(super) plain: reqwest::Client,
+    /// With TLS, if the cluster has it; monitoring has none of TiUP's.
+    pub(super) http: Http,
     tls: Option<ClientTlsConfig>,
     remembered: Mutex<Remembered>,
 }
@@ -102,15 +129,10 @@ pub(super) struct Remembered {
 
 impl DmClient {
     /// Takes all instances of the topology, monitoring too; nothing is sent yet.
-    ///
-    /// # Errors
-    ///
-    /// [`Unusable`] if the HTTP client cannot be made.
-    pub fn new(instances: &[Instance], timeouts: Timeouts) -> Result<Self, Unusable> {
-        let plain = plain_http(&timeouts).build()?;
+    pub fn new(instances: &[Instance], timeouts: Timeouts) -> Self {
+        let http = Http { jump: None, tls: None, connect: timeouts.connect };
         let instances = instances.to_vec();
-        let remembered = Mutex::default();
-        Ok(Self { instances, timeouts, http: plain.clone(), plain, tls: None, remembered })
+        Self { instances, timeouts, http, tls: None, remembered: Mutex::default() }
     }
 
     /// As [`Self::new`], for a cluster with `enable_tls`.
@@ -123,18 +145,21 @@ impl DmClient {
         timeouts: Timeouts,
         tls: &Tls,
     ) -> Result<Self, Unusable> {
-        let identity = [&tls.key[..], b"\n", &tls.certificate].concat();
-        let http = plain_http(&timeouts)
-            .use_rustls_tls()
-            .add_root_certificate(reqwest::Certificate::from_pem(&tls.authority)?)
-            .identity(reqwest::Identity::from_pem(&identity)?)
-            .build()?;
+        let mut client = Self::new(instances, timeouts);
+        client.http.tls = Some(Arc::new(tls.for_http()?));
         // Go's gRPC server behind DM's port does not always name h2 in its handshake.
         let for_grpc = ClientTlsConfig::new()
             .ca_certificate(tonic::transport::Certificate::from_pem(&tls.authority))
             .identity(tonic::transport::Identity::from_pem(&tls.certificate, &tls.key))
             .assume_http2(true);
-        Ok(Self { http, tls: Some(for_grpc), ..Self::new(instances, timeouts)? })
+        Ok(Self { tls: Some(for_grpc), ..client })
+    }
+
+    /// Reaches everything through the host in between, if there is one.
+    #[must_use]
+    pub fn through(mut self, jump: Option<Arc<Jump>>) -> Self {
+        self.http.jump = jump;
+        self
     }
 
     /// `http://host:port` of a master or worker, or https.
@@ -327,10 +352,10 @@ impl DmClient {
                 sources: vec![source.as_str().to_owned()],
             };
             let answer: Result<grpc::OperateTaskResponse, _> = grpc::call(
+                &self.http,
                 self.endpoint(master)?,
                 "/pb.Master/OperateTask",
                 request,
-                timeouts.connect,
                 timeouts.order,
             )
             .await;
@@ -380,17 +405,6 @@ impl DmClient {
 /// `http://host:port` of a monitoring instance, reached like the host itself.
 pub(super) fn page_base(instance: &Instance) -> String {
     format!("http://{}", authority(&instance.ssh_host, instance.port))
-}
-
-fn plain_http(timeouts: &Timeouts) -> reqwest::ClientBuilder {
-    reqwest::Client::builder()
-        .no_proxy()
-        // A cluster has an authority of its own, and whom this machine trusts need not be read.
-        .tls_built_in_root_certs(false)
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(timeouts.connect)
-        .pool_max_idle_per_host(0)
-        .user_agent(concat!("dmup/", env!("CARGO_PKG_VERSION")))
 }
 
 /// Answers of a master that will be right soon.
@@ -443,13 +457,11 @@ impl Dm for DmClient {
     async fn build_of(&self, instance: &Instance) -> Result<ReportedBuild, EffectError> {
         let attempted = "ask for its build";
         let page = |path| format!("{}{path}", page_base(instance));
-        let (http, url) = match instance.role {
-            Role::DmMaster | Role::DmWorker => {
-                (&self.http, format!("{}/status", self.base(instance)))
-            }
-            Role::Prometheus => (&self.plain, page("/api/v1/status/buildinfo")),
-            Role::Grafana => (&self.plain, page("/api/health")),
-            Role::Alertmanager => (&self.plain, page("/api/v2/status")),
+        let url = match instance.role {
+            Role::DmMaster | Role::DmWorker => format!("{}/status", self.base(instance)),
+            Role::Prometheus => page("/api/v1/status/buildinfo"),
+            Role::Grafana => page("/api/health"),
+            Role::Alertmanager => page("/api/v2/status"),
             Role::NodeExporter | Role::BlackboxExporter => {
                 return Err(EffectError {
                     attempted: attempted.to_owned(),
@@ -459,7 +471,7 @@ impl Dm for DmClient {
                 });
             }
         };
-        let (status, body) = exchange(http, Method::GET, &url, None, self.timeouts.answer)
+        let (status, body) = exchange(&self.http, Method::GET, &url, None, self.timeouts.answer)
             .await
             .map_err(|error| failed(attempted, instance, &error))?;
         if !status.is_success() {
@@ -532,10 +544,10 @@ impl Dm for DmClient {
                 worker: worker.as_str().to_owned(),
             };
             let answer: grpc::TransferSourceResponse = grpc::call(
+                &self.http,
                 self.endpoint(master)?,
                 "/pb.Master/TransferSource",
                 request,
-                timeouts.connect,
                 timeouts.order,
             )
             .await

@@ -10,7 +10,7 @@ use std::time::Duration;
 use dmup_core::ids::InstanceId;
 use dmup_core::instance::{Instance, Role};
 use futures::future::join_all;
-use reqwest::Method;
+use hyper::Method;
 
 use super::answers::Members;
 use super::client::{DmClient, page_base};
@@ -114,7 +114,7 @@ impl DmClient {
         let path = if instance.role == Role::Grafana { "/login" } else { "/-/ready" };
         let url = format!("{}{path}", page_base(instance));
         let within = self.display_limit(MONITORING_FALLBACK);
-        let up = exchange(&self.plain, Method::GET, &url, None, within)
+        let up = exchange(&self.http, Method::GET, &url, None, within)
             .await
             .is_ok_and(|(status, _)| status.is_success() || status.is_redirection());
         (instance.id.clone(), if up { "Up" } else { "Down" }.into())

@@ -5,8 +5,10 @@
 //! and dmworker.proto; fields that nobody here reads are left out (protobuf
 //! skips them). No build script, no protoc.
 
+use std::io;
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
@@ -18,7 +20,7 @@ use super::answers::{
     SyncStatus,
 };
 use super::code::DmCode;
-use super::http::{BODY_LIMIT_BYTES, Unanswered, beginning};
+use super::http::{BODY_LIMIT_BYTES, Http, Unanswered, beginning, root_cause};
 
 /// `OperateTaskRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -216,23 +218,29 @@ pub(super) struct SyncMessage {
 
 /// Calls one method of `pb.Master` on one master, over a connection of its own.
 pub(super) async fn call<Q, A>(
+    http: &Http,
     endpoint: Endpoint,
     method: &'static str,
     request: Q,
-    connect_within: Duration,
     within: Duration,
 ) -> Result<A, Unanswered>
 where
     Q: prost::Message + Send + Sync + 'static,
     A: prost::Message + Default + Send + Sync + 'static,
 {
-    let channel = match tokio::time::timeout(connect_within, endpoint.connect()).await {
+    let way = http.clone();
+    let connector = tower::service_fn(move |url| {
+        let way = way.clone();
+        async move { way.dial(&url).await.map(TokioIo::new).map_err(io::Error::other) }
+    });
+    let connecting = endpoint.connect_with_connector(connector);
+    let channel = match tokio::time::timeout(http.connect, connecting).await {
         Ok(Ok(channel)) => channel,
-        Ok(Err(error)) => return Err(Unanswered::Connect(innermost(&error))),
+        Ok(Err(error)) => return Err(Unanswered::Connect(root_cause(&error))),
         Err(_) => {
             return Err(Unanswered::Connect(format!(
                 "none within {}s",
-                connect_within.as_secs_f32()
+                http.connect.as_secs_f32()
             )));
         }
     };
@@ -249,7 +257,7 @@ where
 {
     // The default of 4 MiB is too little for big clusters (tiflow dm/ctl/common/util.go).
     let mut grpc = Grpc::new(channel).max_decoding_message_size(BODY_LIMIT_BYTES);
-    grpc.ready().await.map_err(|error| GrpcStatus::unavailable(innermost(&error)))?;
+    grpc.ready().await.map_err(|error| GrpcStatus::unavailable(root_cause(&error)))?;
     let codec = ProstCodec::<Q, A>::default();
     let answer =
         grpc.unary(Request::new(request), PathAndQuery::from_static(method), codec).await?;
@@ -281,14 +289,6 @@ fn told(status: &GrpcStatus, within: Duration) -> Unanswered {
         | Code::Unavailable
         | Code::DataLoss => Unanswered::Broke(format!("{:?}: {said}", status.code())),
     }
-}
-
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut at = error;
-    while let Some(inner) = at.source() {
-        at = inner;
-    }
-    at.to_string()
 }
 
 impl From<QueryStatusResponse> for Status {

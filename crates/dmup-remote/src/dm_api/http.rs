@@ -1,14 +1,24 @@
 //! One HTTP request to one instance, within a time and a size.
 //!
-//! No proxy, no idle connections: a node that is stopping must not be held up
-//! by ours (dm.md 12: a stop that took 90 s), so each request has its own
-//! connection. What failed is told apart by whether the request was sent.
+//! No idle connections: a node that is stopping must not be held up by ours (dm.md 12: a stop that took 90 s), so each
+//! request has its own, over HTTP/1.1. What failed is told apart by whether the request was sent.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use dmup_core::ids::HostId;
-use reqwest::{Method, StatusCode};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::header::{CONTENT_TYPE, HOST, USER_AGENT};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::ssh::{Jump, ReachError, Stream, dial};
 
 use super::code::DmCode;
 
@@ -87,49 +97,118 @@ pub(super) fn escaped(text: &str) -> String {
     out
 }
 
+/// How requests of one cluster begin.
+#[derive(Clone, Debug)]
+pub(super) struct Http {
+    /// The host in between.
+    pub(super) jump: Option<Arc<Jump>>,
+    /// For `https`.
+    pub(super) tls: Option<Arc<ClientConfig>>,
+    /// Longest wait for a connection.
+    pub(super) connect: Duration,
+}
+
+impl Http {
+    /// Opens a TCP connection to the host and port of a URL.
+    pub(super) async fn dial(&self, url: &Uri) -> Result<Stream, String> {
+        let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+        let port = url.port_u16().ok_or_else(|| format!("no port in {url}"))?;
+        dial(self.jump.as_deref(), host, port, self.connect).await.map_err(|error| {
+            // Whoever tells it names the node; only what went wrong is new.
+            if let ReachError::Connect { observed, .. } = error {
+                observed
+            } else {
+                error.to_string()
+            }
+        })
+    }
+
+    /// A connection that can take a request: with TLS if the URL says so.
+    async fn open(&self, url: &Uri) -> Result<Stream, String> {
+        let stream = self.dial(url).await?;
+        if url.scheme_str() != Some("https") {
+            return Ok(stream);
+        }
+        let tls = self.tls.clone().ok_or("the cluster has no certificates")?;
+        let host = url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let name = ServerName::try_from(host).map_err(|error| error.to_string())?;
+        let secured = TlsConnector::from(tls).connect(name, stream).await;
+        Ok(Box::new(secured.map_err(|error| root_cause(&error))?))
+    }
+}
+
 /// Sends and reads the whole answer, whatever its status.
 pub(super) async fn exchange(
-    http: &reqwest::Client,
+    http: &Http,
     method: Method,
     url: &str,
     json: Option<&serde_json::Value>,
     within: Duration,
 ) -> Result<(StatusCode, String), Unanswered> {
-    let mut request = http.request(method, url).timeout(within);
-    if let Some(json) = json {
-        request = request.json(json);
-    }
-    let told = |error: reqwest::Error| {
-        if error.is_connect() {
-            Unanswered::Connect(root_cause(&error))
-        } else if error.is_timeout() {
-            Unanswered::TimedOut(within)
-        } else {
-            Unanswered::Broke(root_cause(&error))
-        }
-    };
-    let mut answer = request.send().await.map_err(told)?;
-    let status = answer.status();
-    let mut body = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(told)? {
-        if body.len() + chunk.len() > BODY_LIMIT_BYTES {
-            return Err(Unanswered::Nonsense {
+    let deadline = tokio::time::Instant::now() + within;
+    let unsent = |why: &dyn std::error::Error| Unanswered::Connect(root_cause(why));
+    let url: Uri = url.parse().map_err(|error: hyper::http::uri::InvalidUri| unsent(&error))?;
+    let request = request(method, &url, json).map_err(|error| unsent(&error))?;
+
+    let connect = http.connect.min(within);
+    let (mut sender, connection) = tokio::time::timeout(connect, async {
+        let stream = http.open(&url).await?;
+        let io = TokioIo::new(stream);
+        hyper::client::conn::http1::handshake(io).await.map_err(|error| root_cause(&error))
+    })
+    .await
+    .unwrap_or_else(|_| Err(format!("none within {}s", connect.as_secs_f32())))
+    .map_err(Unanswered::Connect)?;
+
+    // It carries the bytes, and is gone with this request, whatever becomes of it.
+    let _carrying = AbortOnDropHandle::new(tokio::spawn(connection));
+    let talk = async {
+        let broke = |error: hyper::Error| Unanswered::Broke(root_cause(&error));
+        let answer = sender.send_request(request).await.map_err(broke)?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), BODY_LIMIT_BYTES).collect().await;
+        let body = body.map_err(|error| match error.downcast::<LengthLimitError>() {
+            Ok(_) => Unanswered::Nonsense {
                 why: format!("longer than {BODY_LIMIT_BYTES} bytes"),
-                body: beginning(&String::from_utf8_lossy(&body)),
-            });
-        }
-        body.extend_from_slice(&chunk);
-    }
-    let body = String::from_utf8(body).map_err(|error| Unanswered::Nonsense {
+                body: String::new(),
+            },
+            Err(error) => Unanswered::Broke(root_cause(&*error)),
+        })?;
+        Ok((status, body.to_bytes()))
+    };
+    let (status, body) = tokio::time::timeout_at(deadline, talk)
+        .await
+        .unwrap_or(Err(Unanswered::TimedOut(within)))?;
+    let body = String::from_utf8(body.into()).map_err(|error| Unanswered::Nonsense {
         why: "not UTF-8".into(),
         body: beginning(&String::from_utf8_lossy(error.as_bytes())),
     })?;
     Ok((status, body))
 }
 
+fn request(
+    method: Method,
+    url: &Uri,
+    json: Option<&serde_json::Value>,
+) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
+    let path = url.path_and_query().map_or("/", |it| it.as_str());
+    let authority = url.authority().map_or("", |it| it.as_str());
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, authority)
+        .header(USER_AGENT, concat!("dmup/", env!("CARGO_PKG_VERSION")));
+    match json {
+        Some(json) => {
+            request.header(CONTENT_TYPE, "application/json").body(Full::from(json.to_string()))
+        }
+        None => request.body(Full::default()),
+    }
+}
+
 /// Sends and reads a 2xx answer as JSON.
 pub(super) async fn ask<T: DeserializeOwned>(
-    http: &reqwest::Client,
+    http: &Http,
     method: Method,
     url: &str,
     json: Option<&serde_json::Value>,
@@ -176,7 +255,7 @@ pub(super) fn beginning(text: &str) -> String {
 }
 
 /// The innermost error: `Connection refused (os error 111)`, without the layers around it.
-fn root_cause(error: &dyn std::error::Error) -> String {
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut at = error;
     while let Some(inner) = at.source() {
         at = inner;

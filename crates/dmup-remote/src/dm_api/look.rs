@@ -10,7 +10,7 @@ use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::{DmSeen, MasterSeen};
 use dmup_exec::ports::{Certainty, EffectError};
 use futures::future::join_all;
-use reqwest::Method;
+use hyper::Method;
 use serde_json::json;
 
 use super::answers::{Members, PerSource, SourceReport, SourceStatus, Status};
@@ -253,10 +253,10 @@ impl DmClient {
                     sources: sources.iter().map(|it| it.as_str().to_owned()).collect(),
                 };
                 grpc::call::<_, grpc::QueryStatusResponse>(
+                    &self.http,
                     self.endpoint(master)?,
                     "/pb.Master/QueryStatus",
                     request,
-                    self.timeouts.connect,
                     within,
                 )
                 .await?
@@ -292,10 +292,10 @@ impl DmClient {
     async fn locks(&self, master: &Instance) -> Vec<grpc::DdlLock> {
         let Ok(endpoint) = self.endpoint(master) else { return Vec::new() };
         let answer: Result<grpc::ShowDdlLocksResponse, _> = grpc::call(
+            &self.http,
             endpoint,
             "/pb.Master/ShowDDLLocks",
             grpc::ShowDdlLocksRequest::default(),
-            self.timeouts.connect,
             self.timeouts.answer,
         )
         .await;

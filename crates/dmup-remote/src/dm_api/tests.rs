@@ -477,7 +477,7 @@ fn worker() -> MemberName {
 
 fn client(instances: &[&Instance]) -> DmClient {
     let instances: Vec<Instance> = instances.iter().copied().cloned().collect();
-    DmClient::new(&instances, quick()).unwrap()
+    DmClient::new(&instances, quick())
 }
 
 /// An address where nobody listens.
@@ -588,7 +588,7 @@ async fn when_no_master_answers_each_ones_reason_is_told() {
     for (timeouts, hangs) in [(quick(), true), (slow, false)] {
         let asked: Vec<Instance> =
             instances.iter().filter(|it| hangs || it.id != hanging.instance.id).cloned().collect();
-        let told = DmClient::new(&asked, timeouts).unwrap().look(&[]).await.unwrap_err();
+        let told = DmClient::new(&asked, timeouts).look(&[]).await.unwrap_err();
         assert_eq!((told.place.as_str(), told.certainty), ("every dm-master", Certainty::Refused));
         for it in &asked {
             assert!(told.observed.contains(&format!("{}: ", it.id)), "{told}");
@@ -932,7 +932,7 @@ async fn the_status_column_speaks_tiups_words() {
     all.push(down);
     all.extend([up.instance.clone(), login.instance.clone(), failing.instance.clone()]);
     all.extend(workers.clone());
-    let dm = DmClient::new(&all, quick()).unwrap();
+    let dm = DmClient::new(&all, quick());
     let words = dm.display_statuses(&all).await;
     let words: Vec<&str> = all.iter().map(|it| words[&it.id].as_str()).collect();
     assert_eq!(

@@ -10,6 +10,7 @@ use crate::login::Login;
 use super::error::ReachError;
 use super::host_keys::HostKeys;
 use super::in_process::{self, Session};
+use super::jump::Jump;
 use super::spawned;
 use super::stream::ByteStream;
 
@@ -88,12 +89,12 @@ pub struct Connection {
 #[derive(Clone)]
 enum Way {
     Session(Arc<Session>),
-    SystemSsh { program: Utf8PathBuf, accept_new: bool, given_keys_only: bool, limits: ReachLimits },
+    SystemSsh { program: Utf8PathBuf, extent: spawned::Extent, limits: ReachLimits },
     Local { arguments: Vec<String> },
 }
 
 impl Connection {
-    /// Connects and logs in; with the system's ssh, only when a program is run; with `local`, never.
+    /// Connects and logs in, through the host in between if there is one; with the system's ssh, only when a program is run; with `local`, never.
     ///
     /// # Errors
     ///
@@ -101,19 +102,25 @@ impl Connection {
     /// the system's ssh: [`crate::fleet::Fleet`] asks, remembers, and connects again.
     pub async fn open(
         reach: &Reach,
+        jump: Option<&Arc<Jump>>,
         target: &Target,
         host_keys: &HostKeys,
         limits: &ReachLimits,
     ) -> Result<Self, ReachError> {
         let way = match reach {
             Reach::Russh => {
-                let session = in_process::connect(target, &host_keys.all_files(), limits).await?;
+                let files = host_keys.all_files();
+                let jump = jump.map(Arc::as_ref);
+                let session = in_process::connect(target, jump, &files, limits).await?;
                 Way::Session(Arc::new(session))
             }
             Reach::SystemSsh { program, given_keys_only } => Way::SystemSsh {
                 program: program.clone(),
-                given_keys_only: *given_keys_only,
-                accept_new: matches!(host_keys.unknown, super::UnknownHostKeys::Accept),
+                extent: spawned::Extent {
+                    given_keys_only: *given_keys_only,
+                    accept_new: matches!(host_keys.unknown, super::UnknownHostKeys::Accept),
+                    jump: jump.map(|jump| jump.for_ssh()),
+                },
                 limits: *limits,
             },
             Reach::Local { playground } => Way::Local {
@@ -148,9 +155,7 @@ impl Connection {
     pub(crate) async fn run_line(&self, line: &str) -> Result<ByteStream, ReachError> {
         match &self.way {
             Way::Session(session) => in_process::run_line(session, &self.target, line).await,
-            Way::SystemSsh { program, accept_new, given_keys_only, limits } => {
-                let extent =
-                    spawned::Extent { accept_new: *accept_new, given_keys_only: *given_keys_only };
+            Way::SystemSsh { program, extent, limits } => {
                 spawned::ssh(program, &self.target, extent, limits, line)
             }
             Way::Local { .. } => Err(ReachError::Channel {

@@ -57,6 +57,14 @@ pub enum ReachError {
         /// The system's words.
         observed: String,
     },
+    /// The host in between is the problem; the other was not even tried.
+    #[error("go through {address}: {error}")]
+    Between {
+        /// `host:port` of the host in between.
+        address: String,
+        /// Why it does not do it.
+        error: Box<Self>,
+    },
     /// First contact, and nobody vouched for the key.
     #[error("the host key of {} is not known: {} {}; if that is the host's own, --accept-new-host-keys takes it", .0.address(), .0.algorithm, .0.fingerprint)]
     UnknownHostKey(Box<NewHostKey>),

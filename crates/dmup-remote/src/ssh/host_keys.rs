@@ -4,6 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use tokio::sync::Mutex;
+
+use crate::known_hosts;
+
+use super::error::ReachError;
 
 /// A key that a host shows at first contact.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -57,6 +62,8 @@ pub struct HostKeys {
     pub cluster_file: Utf8PathBuf,
     /// First contact.
     pub unknown: UnknownHostKeys,
+    /// One question at a time.
+    asking: Arc<Mutex<()>>,
 }
 
 impl HostKeys {
@@ -70,7 +77,31 @@ impl HostKeys {
             .into_iter()
             .flat_map(|home| [home.join(".ssh/known_hosts"), home.join(".ssh/known_hosts2")]);
         let files = of_user.chain(["/etc/ssh/ssh_known_hosts".into()]).collect();
-        Self { files, cluster_file: cluster_file.into(), unknown }
+        Self { files, cluster_file: cluster_file.into(), unknown, asking: Arc::default() }
+    }
+
+    /// First contact: whoever decides is asked, and a key that is accepted is written to the cluster's file.
+    ///
+    /// # Errors
+    ///
+    /// [`ReachError::UnknownHostKey`] if it is not accepted; the file cannot be written.
+    pub(crate) async fn meet(&self, key: Box<NewHostKey>) -> Result<(), ReachError> {
+        let is_accepted = match &self.unknown {
+            UnknownHostKeys::Refuse => false,
+            UnknownHostKeys::Accept => true,
+            UnknownHostKeys::Ask(ask) => {
+                let _turn = self.asking.lock().await;
+                let (ask, key) = (ask.clone(), key.clone());
+                tokio::task::spawn_blocking(move || ask(&key)).await.unwrap_or(false)
+            }
+        };
+        if !is_accepted {
+            return Err(ReachError::UnknownHostKey(key));
+        }
+        let line = russh::keys::PublicKey::from_openssh(&key.key).map_err(|error| {
+            ReachError::Bootstrap { address: key.address(), observed: error.to_string() }
+        })?;
+        Ok(known_hosts::remember(&self.cluster_file, &key.host, key.port, &line)?)
     }
 
     /// All files, the cluster's last.

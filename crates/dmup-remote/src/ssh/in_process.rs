@@ -12,6 +12,7 @@ use russh::keys::agent::AgentIdentity;
 use russh::keys::agent::client::AgentClient;
 use russh::keys::{Algorithm, HashAlg, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{MethodKind, MethodSet, Preferred, cipher};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -21,18 +22,41 @@ use crate::login::{AuthMethod, Secret, read_key};
 use super::connection::{ReachLimits, Target};
 use super::error::{ChangedHostKey, ConnectFailure, ReachError};
 use super::host_keys::NewHostKey;
+use super::jump::Jump;
 use super::stream::ByteStream;
 
 /// A session that is logged in.
 pub(crate) type Session = Handle<Watch>;
 
+/// Both directions of a TCP connection, here or on the host in between.
+pub(crate) type Stream = Box<dyn Duplex>;
+
+/// What [`Stream`] is about.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Opens a TCP connection, through the host in between if there is one.
+pub(crate) async fn dial(
+    jump: Option<&Jump>,
+    host: &str,
+    port: u16,
+    within: Duration,
+) -> Result<Stream, ReachError> {
+    match jump {
+        Some(jump) => jump.dial(host, port, within).await,
+        None => Ok(Box::new(dial_directly(host, port, within).await?)),
+    }
+}
+
 /// Connects, checks the host's key, logs in.
 pub(crate) async fn connect(
     target: &Target,
+    jump: Option<&Jump>,
     files: &[Utf8PathBuf],
     limits: &ReachLimits,
 ) -> Result<Session, ReachError> {
-    let socket = dial(target, limits.connect).await?;
+    // A host in between logs in by this very function, with none before it.
+    let socket = Box::pin(dial(jump, &target.host, target.port, limits.connect)).await?;
     let known = known_hosts::known_types(files, &target.host, target.port)?;
     let config = Arc::new(config(known, limits));
     let watch = Watch { host: target.host.clone(), port: target.port, files: files.to_vec() };
@@ -110,13 +134,13 @@ fn offered_types(known: &[Algorithm]) -> Vec<Algorithm> {
     first
 }
 
-async fn dial(target: &Target, within: Duration) -> Result<TcpStream, ReachError> {
+async fn dial_directly(host: &str, port: u16, within: Duration) -> Result<TcpStream, ReachError> {
     let deadline = tokio::time::Instant::now() + within;
-    let addresses = resolve(target, within).await?;
+    let addresses = resolve(host, port, within).await?;
     let mut last = None;
     for address in addresses {
         // Worth saying only if it was looked up.
-        let is_given = target.host.parse::<IpAddr>().is_ok();
+        let is_given = host.parse::<IpAddr>().is_ok();
         let at = if is_given { String::new() } else { format!("{address}: ") };
         last = Some(match tokio::time::timeout_at(deadline, TcpStream::connect(address)).await {
             Ok(Ok(socket)) => {
@@ -129,15 +153,15 @@ async fn dial(target: &Target, within: Duration) -> Result<TcpStream, ReachError
         });
     }
     let (failure, observed) = last.expect("resolve gives at least one address");
-    Err(ReachError::Connect { address: target.address(), failure, observed })
+    Err(ReachError::Connect { address: format!("{host}:{port}"), failure, observed })
 }
 
-async fn resolve(target: &Target, within: Duration) -> Result<Vec<SocketAddr>, ReachError> {
-    if let Ok(address) = target.host.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(address, target.port)]);
+async fn resolve(host: &str, port: u16, within: Duration) -> Result<Vec<SocketAddr>, ReachError> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
     }
-    let failed = |observed: String| ReachError::Resolve { host: target.host.clone(), observed };
-    let found = timeout(within, tokio::net::lookup_host((target.host.as_str(), target.port)))
+    let failed = |observed: String| ReachError::Resolve { host: host.to_owned(), observed };
+    let found = timeout(within, tokio::net::lookup_host((host, port)))
         .await
         .map_err(|_| failed(format!("no answer within {within:?}")))?
         .map_err(|error| failed(error.to_string()))?;
@@ -156,9 +180,11 @@ fn connect_failure(error: &io::Error) -> ConnectFailure {
 }
 
 /// Tries every method in turn.
+///
+/// A server that hangs up before it has judged any of them has not refused us: that is a lost connection.
 async fn authenticate(session: &mut Session, target: &Target) -> Result<(), ReachError> {
     let mut tried = Vec::new();
-    let mut accepted = None;
+    let (mut accepted, mut is_lost) = (None, false);
     for method in &target.login.auth {
         let refused = match method {
             AuthMethod::KeyFile { path, passphrase } => {
@@ -172,12 +198,21 @@ async fn authenticate(session: &mut Session, target: &Target) -> Result<(), Reac
             Err(refused) => {
                 tried.push(refused.text);
                 accepted = refused.accepted.or(accepted);
+                is_lost = refused.is_unjudged;
             }
         }
-        if session.is_closed() {
+        is_lost |= session.is_closed();
+        if is_lost {
             tried.push("then the server hung up".to_owned());
             break;
         }
+    }
+    if is_lost && accepted.is_none() {
+        return Err(ReachError::Connect {
+            address: target.address(),
+            failure: ConnectFailure::Protocol,
+            observed: format!("the server hung up during the login: {}", tried.join("; ")),
+        });
     }
     if tried.is_empty() {
         tried.push("no key, no agent and no password is given".to_owned());
@@ -197,25 +232,32 @@ struct Refused {
     text: String,
     /// The server's own list, if it sent one.
     accepted: Option<String>,
+    /// It was sent, and nothing came back.
+    is_unjudged: bool,
 }
 
 impl Refused {
     fn before(text: String) -> Self {
-        Self { text, accepted: None }
+        Self { text, accepted: None, is_unjudged: false }
     }
 }
 
 fn judge(what: &str, result: AuthResult) -> Result<(), Refused> {
     match result {
         AuthResult::Success => Ok(()),
-        AuthResult::Failure { remaining_methods, partial_success } => Err(Refused {
-            text: if partial_success {
+        AuthResult::Failure { remaining_methods, partial_success } => {
+            let accepted = listed(&remaining_methods);
+            // What russh says when the connection ends instead of an answer.
+            let is_unjudged = accepted.is_none() && !partial_success;
+            let text = if partial_success {
                 format!("{what}: accepted, but the server wants another proof as well")
+            } else if is_unjudged {
+                format!("{what}: no answer")
             } else {
                 format!("{what}: refused")
-            },
-            accepted: listed(&remaining_methods),
-        }),
+            };
+            Err(Refused { text, accepted, is_unjudged })
+        }
     }
 }
 
@@ -280,14 +322,16 @@ async fn with_agent(
         let hash = rsa_hash(session, &key.algorithm()).await;
         let user = target.login.user.as_str();
         let result = session.authenticate_publickey_with(user, key, hash, &mut agent).await;
-        last = match result {
+        let refused = match result {
             Ok(result) => match judge(&shown, result) {
                 Ok(()) => return Ok(()),
                 Err(refused) => refused,
             },
             Err(error) => Refused::before(format!("{shown}: {error}")),
         };
-        if session.is_closed() {
+        // After too many keys it hangs up: then it has judged all the same.
+        last = Refused { accepted: refused.accepted.or(last.accepted), ..refused };
+        if last.is_unjudged || session.is_closed() {
             break;
         }
     }
@@ -437,15 +481,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_of_the_hosts_file_has_an_address_although_we_are_linked_statically() {
-        let target = Target {
-            host: "localhost".to_owned(),
-            port: 22,
-            login: crate::Login {
-                user: dmup_core::ids::UserName::new("tidb").unwrap(),
-                auth: Vec::new(),
-            },
-        };
-        let found = resolve(&target, Duration::from_secs(20)).await.unwrap();
+        let found = resolve("localhost", 22, Duration::from_secs(20)).await.unwrap();
         assert!(found.iter().all(|address| address.ip().is_loopback()), "{found:?}");
     }
 }

@@ -12,19 +12,21 @@ use super::error::ReachError;
 use super::stream::ByteStream;
 
 /// How far ssh may go.
-#[derive(Clone, Copy)]
+#[derive(Clone, Debug)]
 pub(crate) struct Extent {
     /// Trust host keys that are met for the first time.
     pub(crate) accept_new: bool,
     /// Offer no key of the operator's own (but those that ssh_config names for the host).
     pub(crate) given_keys_only: bool,
+    /// Through this one, `user@host:port`: ssh_config has its keys.
+    pub(crate) jump: Option<String>,
 }
 
 /// `ssh … -- host line`. Options checked on OpenSSH 9.2; port 22 is left to ssh_config.
 pub(crate) fn ssh(
     program: &Utf8Path,
     target: &Target,
-    extent: Extent,
+    extent: &Extent,
     limits: &ReachLimits,
     line: &str,
 ) -> Result<ByteStream, ReachError> {
@@ -36,7 +38,7 @@ pub(crate) fn ssh(
     })
 }
 
-fn ssh_arguments(target: &Target, extent: Extent, limits: &ReachLimits) -> Vec<String> {
+fn ssh_arguments(target: &Target, extent: &Extent, limits: &ReachLimits) -> Vec<String> {
     let mut arguments = vec!["-T".to_owned()];
     let mut option = |text: String| arguments.extend(["-o".to_owned(), text]);
     option("BatchMode=yes".to_owned());
@@ -49,6 +51,9 @@ fn ssh_arguments(target: &Target, extent: Extent, limits: &ReachLimits) -> Vec<S
     if extent.given_keys_only {
         option("IdentitiesOnly=yes".to_owned());
         option("IdentityAgent=none".to_owned());
+    }
+    if let Some(jump) = &extent.jump {
+        option(format!("ProxyJump={jump}"));
     }
     arguments.extend(["-l".to_owned(), target.login.user.as_str().to_owned()]);
     if target.port != 22 {
@@ -128,15 +133,19 @@ mod tests {
                 ],
             },
         };
-        let extent = |given_keys_only| Extent { accept_new: true, given_keys_only };
-        let text = ssh_arguments(&target, extent(false), &ReachLimits::default()).join(" ");
+        let mut extent = Extent { accept_new: true, given_keys_only: false, jump: None };
+        let text = ssh_arguments(&target, &extent, &ReachLimits::default()).join(" ");
         assert_eq!(
             text,
             "-T -o BatchMode=yes -o ConnectTimeout=5 -o ServerAliveInterval=5 -o ServerAliveCountMax=3 \
              -o StrictHostKeyChecking=accept-new -l tidb -p 2222 -i /c/ssh/id_rsa"
         );
-        let text = ssh_arguments(&target, extent(true), &ReachLimits::default()).join(" ");
+        extent.given_keys_only = true;
+        let text = ssh_arguments(&target, &extent, &ReachLimits::default()).join(" ");
         assert!(text.contains("-o IdentitiesOnly=yes -o IdentityAgent=none -l tidb"), "{text}");
+        extent.jump = Some("ops@[fd00::1]:22".to_owned());
+        let text = ssh_arguments(&target, &extent, &ReachLimits::default()).join(" ");
+        assert!(text.contains("-o ProxyJump=ops@[fd00::1]:22 -l tidb"), "{text}");
     }
 
     #[test]

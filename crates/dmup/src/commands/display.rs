@@ -29,7 +29,7 @@ pub(crate) async fn run(args: &DisplayArgs, context: &Context) -> Result<(), Fai
         if args.verify { Some(versions::look(&known, &all, &shown, context).await?) } else { None };
     let timeouts =
         Timeouts { display: Duration::from_secs(args.status_timeout), ..Timeouts::default() };
-    let dm = known.dm_within(&all, timeouts)?;
+    let dm = known.dm_within(context, &all, timeouts).await?;
     let statuses = dm.display_statuses(&shown).await;
     let mut up = std::collections::BTreeMap::new();
     if args.uptime && !shown.is_empty() {

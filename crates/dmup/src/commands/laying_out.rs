@@ -22,9 +22,8 @@ use dmup_exec::ports::{Around, Build, EffectError, Hosts, Parcel, WindowOrder};
 use dmup_mirror::mirror::Version;
 use dmup_mirror::package::{self, ComponentPackage, Package, Wanted, component_package};
 use dmup_remote::hosts::{probe_instance, store};
-use dmup_remote::login::needs_passphrase;
 use dmup_remote::ssh::ReachError;
-use dmup_remote::{AuthMethod, Fleet, HostAddress, Login, Secret};
+use dmup_remote::{Fleet, HostAddress, Login};
 use dmup_state::Cluster;
 use dmup_wire::message::{EnsureUser, MakeDir, Probe, PutFile};
 use futures::future::join_all;
@@ -134,28 +133,11 @@ pub(crate) fn refuse_conflicts(
         .map_err(|error| Failure::refused(format_args!("{path}: {error}")))
 }
 
-/// How the operator proves who they are, in TiUP's order: password if asked for, key file, ssh-agent.
+/// Who logs in on new hosts.
 pub(crate) fn login(args: &LoginArgs, context: &Context) -> Result<Login, Failure> {
     let user = checked_user(args.user.as_deref().unwrap_or(&context.surroundings.user))?;
-    if args.password {
-        let password = ask::secret("Input SSH password: ")?;
-        return Ok(Login { user, auth: vec![AuthMethod::Password(Secret::new(password))] });
-    }
-    let path =
-        args.identity_file.clone().unwrap_or_else(|| context.surroundings.home.join(".ssh/id_rsa"));
-    let mut auth = Vec::new();
-    if args.identity_file.is_some() || path.exists() {
-        let encrypted = needs_passphrase(&path)
-            .map_err(|why| Failure::refused(format_args!("read the identity file: {why}")))?;
-        let passphrase = encrypted
-            .then(|| ask::secret(&format!("Passphrase of {path}: ")).map(Secret::new))
-            .transpose()?;
-        auth.push(AuthMethod::KeyFile { path, passphrase });
-    }
-    if let Some(socket) = &context.surroundings.ssh_agent {
-        auth.push(AuthMethod::Agent { socket: socket.clone() });
-    }
     let is_local = context.global.ssh == Some(crate::args::SshKind::None);
+    let auth = context.proofs(args.password, "SSH password: ", args.identity_file.as_deref())?;
     if auth.is_empty() && !is_local {
         return Err(Failure::refused("there is nothing to log in with")
             .hint("name a key with -i, start an ssh-agent, or use -p for a password"));
@@ -163,8 +145,12 @@ pub(crate) fn login(args: &LoginArgs, context: &Context) -> Result<Login, Failur
     Ok(Login { user, auth })
 }
 
+/// What to look at when the host in between is the problem.
+pub(crate) const HOW_TO_GO_THROUGH: &str = "`--ssh-proxy-host`, `-user`, `-port`, `-identity-file` and `-use-password` say how the host in between is entered";
+
 fn hint_of(error: &ReachError) -> Option<&'static str> {
     match error {
+        ReachError::Between { .. } => Some(HOW_TO_GO_THROUGH),
         ReachError::ChangedHostKey { .. } => Some(
             "find out why before anything else: reinstalled, or somebody in between? then take the old line out of the file",
         ),

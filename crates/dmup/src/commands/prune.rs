@@ -17,7 +17,7 @@ pub(crate) async fn run(args: &PruneArgs, context: &Context) -> Result<(), Failu
     let known = context.cluster(&args.cluster)?;
     known.refuse_unfinished_scale_out(false)?;
     let all = known.meta.instances();
-    let dm = known.dm(&all)?;
+    let dm = known.dm(context, &all).await?;
     let seen = dm.look(&[]).await.map_err(Failure::refused)?;
     let strays = strays(&seen);
     let alive: Vec<String> = strays

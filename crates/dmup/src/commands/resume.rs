@@ -25,7 +25,7 @@ pub(crate) async fn run(args: &ResumeArgs, context: &Context) -> Result<(), Fail
     let _lock = known.lock("resume")?;
     let all = known.meta.instances();
     let fleet = known.fleet(context, &all)?;
-    let dm = known.dm(&all)?;
+    let dm = known.dm(context, &all).await?;
     let work = run::go_on(&folder, run::Onward::Forth, &known, &fleet, &dm, context);
     let (report, kind) = context.with_lease(&known.name, "resume", &fleet, work).await?;
     run::end(&report, kind, &known, context)

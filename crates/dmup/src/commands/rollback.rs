@@ -48,7 +48,7 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
     }
     let lock = if args.plan { None } else { Some(known.lock("rollback")?) };
     let fleet = known.fleet(context, &all)?;
-    let dm = known.dm(&all)?;
+    let dm = known.dm(context, &all).await?;
     if is_whole {
         let pairs = known.meta.topology.exporters();
         let beside = exporters::as_instances(&fleet, &pairs, context).await;
@@ -292,7 +292,7 @@ async fn take_back(run: &PastRun, known: &Known, context: &Context) -> Result<()
     let _lock = known.lock("rollback")?;
     let all = known.meta.instances();
     let fleet = known.fleet(context, &all)?;
-    let dm = known.dm(&all)?;
+    let dm = known.dm(context, &all).await?;
     let work = run::go_on(&run.path, onward, known, &fleet, &dm, context);
     let (report, kind) = context.with_lease(&known.name, "rollback", &fleet, work).await?;
     run::end(&report, kind, known, context)

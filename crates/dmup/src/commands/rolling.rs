@@ -69,7 +69,7 @@ impl RollOut<'_> {
         let progress =
             Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
         let members = known.meta.instances();
-        let dm = known.dm(&members)?;
+        let dm = known.dm(context, &members).await?;
         let look_and_decide = || async {
             progress.under_way("look at the cluster");
             let (all, clock, concurrency) = (self.all, &context.clock, context.concurrency());

@@ -59,7 +59,7 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
         let systemd = laying_out::systemd_mode_of(&login.user, &known.meta.user, old);
         let keys = known.host_keys();
         let fleet =
-            context.fleet(login.clone(), reach.clone(), systemd, &keys, strange_hosts.clone());
+            context.fleet(login.clone(), reach.clone(), systemd, &keys, strange_hosts.clone())?;
         silent = laying_out::meet(&fleet, &strange_hosts, &mut new, &mut obstacles).await;
         Some((fleet, login))
     };
@@ -95,7 +95,7 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
 
     progress.under_way("look at the hosts");
     let fleet = known.fleet(context, &all)?;
-    let dm = known.dm(&all)?;
+    let dm = known.dm(context, &all).await?;
     let (strange, own): (Vec<Instance>, Vec<Instance>) =
         instances.iter().cloned().partition(|it| is_new(&it));
     let site = Site {

@@ -163,7 +163,7 @@ pub(crate) async fn bring_up(
         ));
         if role == Role::DmMaster && selected.iter().any(|it| it.role == Role::DmWorker) {
             progress.under_way("wait until the masters have a leader");
-            await_leader(known, limit).await?;
+            await_leader(known, context, limit).await?;
         }
     }
     Ok(())
@@ -171,8 +171,8 @@ pub(crate) async fn bring_up(
 
 /// A worker that finds no leader exits, and systemd starts it again only 15 s later: wait for the leader first.
 /// Without one in time the workers are started all the same; their ports will tell.
-async fn await_leader(known: &Known, limit: Duration) -> Result<(), Failure> {
-    let dm = known.dm(&known.meta.instances())?;
+async fn await_leader(known: &Known, context: &Context, limit: Duration) -> Result<(), Failure> {
+    let dm = known.dm(context, &known.meta.instances()).await?;
     let began = Instant::now();
     while began.elapsed() < limit {
         if dm.look(&[]).await.is_ok_and(|seen| seen.masters.iter().any(|master| master.leader)) {

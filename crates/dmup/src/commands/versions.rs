@@ -85,7 +85,7 @@ pub(crate) async fn look(
     context: &Context,
 ) -> Result<Builds, Failure> {
     let fleet = known.fleet(context, shown)?;
-    let dm = known.dm(all)?;
+    let dm = known.dm(context, all).await?;
     let (inventory, said) = futures::join!(
         dmup_exec::look(shown, &fleet, &dm, &context.clock, true, false, context.concurrency()),
         join_all(shown.iter().map(|it| dm.build_of(it))),

@@ -63,7 +63,7 @@ fn whatever_goes_wrong_ends_with_1_and_the_lines_that_scripts_look_for() {
     );
     fails(&desk, &["patch", "prod", &package, "-N", "1.2.3.4:1", "--yes"], "");
     fails(&desk, &["exec", "prod", "--command", "rm {{.DataDir}}"], "dmup puts nothing into");
-    fails(&desk, &["display", "prod", "--ssh-proxy-host", "jump"], "dmup has no SSH proxy");
+    fails(&desk, &["display", "prod", "--ssh-proxy-host", "a b"], "--ssh-proxy-host: ");
 
     let output = tiup_dm(&desk, &["display", "nosuch", "--format", "json"]);
     assert_eq!(output.status.code(), Some(1));

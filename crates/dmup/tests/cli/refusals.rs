@@ -3,6 +3,7 @@
 //! No host is needed, since all of this is refused before one is asked.
 
 use std::io::Read as _;
+use std::net::TcpListener;
 
 use crate::desk::{Desk, META, SILENT, archive, archive_of, elf, gzip};
 
@@ -28,6 +29,35 @@ fn a_cluster_that_does_not_exist_is_named_with_those_that_do() {
             &["dm cluster `nosuch` not exists", "prod", "dmup list"],
         );
     }
+}
+
+#[test]
+fn a_host_in_between_that_is_of_no_use_is_named_before_anything_is_asked() {
+    let desk = Desk::with_cluster("prod", SILENT);
+    // Nobody listens on the port of a listener that is gone.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let proxy = ["--ssh-proxy-host", "127.0.0.1", "--ssh-proxy-port", &port, "--ssh", "builtin"];
+    for command in [&["display", "prod"][..], &["versions", "prod"], &["restart", "prod", "--yes"]]
+    {
+        desk.refuses(
+            &[command, &proxy].concat(),
+            1,
+            &["go through 127.0.0.1:", "Connection refused", "--ssh-proxy-host"],
+        );
+    }
+    let key = ["--ssh-proxy-identity-file", "id"];
+    desk.refuses(
+        &[&["display", "prod"], &proxy[..4], &["--ssh", "system"], &key].concat(),
+        2,
+        &["the system's ssh takes no key", "IdentityFile", "--ssh builtin"],
+    );
+    desk.refuses(
+        &[&["display", "prod"], &proxy[..], &key].concat(),
+        3,
+        &["read the identity file", "No such file"],
+    );
+    desk.refuses(&["display", "prod", "--ssh-proxy-host=-oX"], 2, &["--ssh-proxy-host"]);
+    desk.refuses(&["display", "prod", "--ssh-proxy-port", "0"], 2, &["--ssh-proxy-port"]);
 }
 
 #[test]

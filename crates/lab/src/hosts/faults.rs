@@ -40,6 +40,24 @@ impl Host {
         network::set_cable(&self.place, true)
     }
 
+    /// From now on these TCP ports answer nobody on this machine; other hosts they do.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`] as of `ip`.
+    pub fn shut_out_this_machine(&self, ports: &[u16]) -> Result<(), LabError> {
+        ports.iter().try_for_each(|port| network::set_answers(&self.place, *port, false))
+    }
+
+    /// Ends [`Self::shut_out_this_machine`].
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`] as of `ip`: no such rule, too.
+    pub fn let_this_machine_in(&self, ports: &[u16]) -> Result<(), LabError> {
+        ports.iter().try_for_each(|port| network::set_answers(&self.place, *port, true))
+    }
+
     /// Stops sshd: nobody can log in, sessions go on.
     ///
     /// # Errors

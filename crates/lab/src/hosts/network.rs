@@ -60,6 +60,15 @@ pub(super) fn set_cable(place: &Place, up: bool) -> Result<(), LabError> {
     ip(&format!("link set {} {}", place.cable(), if up { "up" } else { "down" }))
 }
 
+/// A port gives this machine no answer any more, or again; other hosts get theirs all the time.
+pub(super) fn set_answers(place: &Place, port: u16, given: bool) -> Result<(), LabError> {
+    let (namespace, us) = (place.machine(), gateway(place.block));
+    let what = if given { "del" } else { "add" };
+    ip(&format!(
+        "-n {namespace} rule {what} to {us} ipproto tcp sport {port} priority 10 blackhole"
+    ))
+}
+
 fn interface_exists(name: &str) -> bool {
     Utf8Path::new("/sys/class/net").join(name).exists()
 }
