@@ -4,6 +4,7 @@
 //! /var/lib/dmup/agent-<digest>             a copy of this program that outlives upgrades and homes
 //! /var/lib/dmup/guards/<instance>.json     armed: what to do
 //! /var/lib/dmup/guards/<instance>.fired    has acted, or is acting: what it did
+//! /var/lib/dmup/guards/<instance>.lock     held by whoever arms, puts off, disarms or acts
 //! /etc/systemd/system/dmup-guard-<unit>.timer          acts when the time is up
 //! /etc/systemd/system/dmup-guard-<unit>.service        … by this
 //! /etc/systemd/system/dmup-guard-<unit>-boot.service   acts at the next boot, before the unit starts
@@ -14,6 +15,10 @@
 //!
 //! Who renames `.json` away has decided: disarming and firing cannot both happen. A guard that
 //! is cut off while it acts is run again at the next boot, because its boot service goes last.
+//!
+//! One at a time, by the lock: a guard whose time is up right when another dmup arms it anew acts to its end first, or finds
+//! itself put off and does nothing. (Side by side, the one took away units that the other had just written; and the rehearsal
+//! below acted in earnest, inside the start of a unit that waits for it: a master was down for half a minute.)
 //!
 //! Two services, because a unit that is ordered before the DM unit must not wait for the DM
 //! unit's start: at boot the guard only exchanges, and the boot starts the unit; later it does a whole window.
@@ -26,6 +31,7 @@
 //! Arming rehearses: the boot service is run once with nothing to do, so a host where systemd
 //! may not execute files under `/var/lib` (SELinux, noexec) refuses to arm instead of failing when it matters.
 
+use std::fs::TryLockError;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -41,6 +47,7 @@ use dmup_wire::message::{
     Guard, Leftover, LeftoverKind, Outcome, ProbeInstance, Refusal, RefusalKind, UnitAction,
 };
 use fs_err as fs;
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +71,18 @@ const GLANCE: Duration = Duration::from_millis(500);
 
 /// There may be a password in the files that it writes back.
 const CLOSED: u32 = 0o600;
+
+/// How long arming waits for a guard that acts: a little less than whoever asks.
+const ARM_PATIENCE: Duration = Duration::from_secs(45);
+
+/// The same for putting off and disarming: what acts longer than that has decided.
+const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 5000 });
+
+/// A guard acts in the end, whoever hangs with its lock.
+const FIRE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Between two tries of the lock.
+const KNOCK: Duration = Duration::from_millis(50);
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -103,6 +122,7 @@ impl Moment {
 struct Files {
     armed: Utf8PathBuf,
     fired: Utf8PathBuf,
+    lock: Utf8PathBuf,
 }
 
 impl Files {
@@ -111,7 +131,45 @@ impl Files {
         Self {
             armed: places.guards.join(format!("{name}.json")),
             fired: places.guards.join(format!("{name}.fired")),
+            lock: places.guards.join(format!("{name}.lock")),
         }
+    }
+}
+
+/// The right to change a guard, or to be it; it ends with its value, and with its process.
+#[derive(Debug)]
+struct Turn {
+    /// None where no lock can be had (a full disk): that keeps nobody from going back.
+    _lock: Option<fs::File>,
+}
+
+impl Turn {
+    /// None if somebody else still has it when the time is up.
+    fn take(lock: &Utf8Path, patience: Duration) -> Option<Self> {
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(CLOSED);
+        let Ok(file) = options.open(lock) else { return Some(Self { _lock: None }) };
+        let began = Instant::now();
+        loop {
+            match file.file().try_lock() {
+                Ok(()) => return Some(Self { _lock: Some(file) }),
+                Err(TryLockError::Error(_)) => return Some(Self { _lock: None }),
+                Err(TryLockError::WouldBlock) if began.elapsed() >= patience => return None,
+                Err(TryLockError::WouldBlock) => thread::sleep(KNOCK),
+            }
+        }
+    }
+}
+
+/// Somebody else had the turn all the time.
+fn busy(files: &Files, attempted: String) -> Refusal {
+    match read(&files.fired) {
+        Some(Record { did: None, .. }) => not_armed(files, attempted),
+        Some(_) | None => refuse(
+            RefusalKind::TooSlow,
+            attempted,
+            "an earlier order about this guard is still under way",
+        ),
     }
 }
 
@@ -151,6 +209,7 @@ pub(crate) fn arm(places: &Places, guard: &Guard) -> Reply {
     check_relative(&guard.binary)?;
     let files = Files::of(places, &guard.instance);
     fs::create_dir_all(&places.guards).when(attempted)?;
+    let _turn = Turn::take(&files.lock, ARM_PATIENCE).ok_or_else(|| busy(&files, attempted()))?;
     let record = Record { guard: guard.clone(), armed_ms: clock_ms(), renewed_ms: None, did: None };
     fs::remove_file(&files.fired).ok();
     match &places.runner {
@@ -295,6 +354,7 @@ fn remove_other_agents(places: &Places, keep: &Utf8Path) {
 pub(crate) fn renew(places: &Places, instance: &InstanceId, after_s: u32) -> Reply {
     let attempted = || format!("put the guard of {instance} off");
     let files = Files::of(places, instance);
+    let _turn = Turn::take(&files.lock, PATIENCE).ok_or_else(|| busy(&files, attempted()))?;
     let Some(mut record) = read(&files.armed) else { return Err(not_armed(&files, attempted())) };
     let is_other_span = record.guard.after_s != after_s;
     record.guard.after_s = after_s;
@@ -315,7 +375,7 @@ pub(crate) fn renew(places: &Places, instance: &InstanceId, after_s: u32) -> Rep
             systemd.act_on_guard("restart", &timer)?;
         }
     }
-    // It may have begun to act in between: then nothing was put off.
+    // One that had no lock may have begun to act in between: then nothing was put off.
     if files.armed.exists() { Ok(Outcome::Done) } else { Err(not_armed(&files, attempted())) }
 }
 
@@ -343,6 +403,7 @@ fn not_armed(files: &Files, attempted: String) -> Refusal {
 pub(crate) fn disarm(places: &Places, instance: &InstanceId) -> Reply {
     let attempted = || format!("disarm the guard of {instance}");
     let files = Files::of(places, instance);
+    let _turn = Turn::take(&files.lock, PATIENCE).ok_or_else(|| busy(&files, attempted()))?;
     let record = read(&files.armed);
     match fs::remove_file(&files.armed) {
         Ok(()) => {
@@ -387,8 +448,41 @@ fn remove_units(places: &Places, unit: &UnitName, ending: Ending) -> Result<(), 
     }
 }
 
-/// Acts for a guard file whose time is up. Run by the guard's own service.
+/// Acts for a guard file whose time is up, or that is met at boot. Run by the guard's own services.
 pub(crate) fn fire(
+    places: &Places,
+    services: &dyn Services,
+    armed: &Utf8Path,
+    moment: Moment,
+) -> Result<(), Refusal> {
+    let lock = armed.with_extension("lock");
+    let _turn = match moment {
+        // Whoever has the lock arms it, and rehearses by this very call; or has come in so soon after the boot.
+        Moment::AtBoot => match Turn::take(&lock, Duration::ZERO) {
+            Some(turn) => Some(turn),
+            None => return Ok(()),
+        },
+        Moment::TimeIsUp => {
+            let turn = Turn::take(&lock, FIRE_PATIENCE);
+            if is_put_off(places, armed) {
+                return Ok(());
+            }
+            turn
+        }
+    };
+    act(places, services, armed, moment)
+}
+
+/// Whether somebody has started its timer anew since that let this process begin.
+fn is_put_off(places: &Places, armed: &Utf8Path) -> bool {
+    let (Runner::Systemd(systemd), Some(record)) = (&places.runner, read(armed)) else {
+        return false;
+    };
+    let [timer, ..] = unit_names(&record.guard.unit);
+    systemd.waits(&timer)
+}
+
+fn act(
     places: &Places,
     services: &dyn Services,
     armed: &Utf8Path,
@@ -477,7 +571,11 @@ pub(crate) fn sleep_and_fire(
         // By the monotonic clock from when it was seen first: never longer than ordered, even if the clock was set back.
         let left = span.saturating_sub(since.elapsed()).saturating_sub(late_ms);
         if left.is_zero() {
-            return fire(places, services, armed, Moment::TimeIsUp);
+            let _turn = Turn::take(&armed.with_extension("lock"), FIRE_PATIENCE);
+            // Armed anew or put off while it waited for its turn: that is seen below.
+            if read(armed).is_none_or(|now| now == mine) {
+                return act(places, services, armed, Moment::TimeIsUp);
+            }
         }
         thread::sleep(left.min(GLANCE));
         match read(armed) {
@@ -692,6 +790,34 @@ mod tests {
         let armed = armed(&places, &guard);
         sleep_and_fire(&places, &Fake::default(), &armed).unwrap();
         assert_eq!(live(&order), "old");
+    }
+
+    #[test]
+    fn only_one_at_a_time_arms_puts_off_disarms_or_acts() {
+        let (_keep, order) = trees();
+        let places = places(order.live.parent().unwrap());
+        let services = Fake::default();
+        switch(&services, &Hashes::default(), &order).unwrap();
+        let armed = armed(&places, &guard(&order));
+        let files = Files::of(&places, &order.instance);
+        let turn = Turn::take(&files.lock, Duration::ZERO).unwrap();
+        assert!(Turn::take(&files.lock, Duration::ZERO).is_none());
+
+        // A rehearsal, while somebody arms: it does nothing, though there is a record.
+        fire(&places, &services, &armed, Moment::AtBoot).unwrap();
+        assert_eq!(live(&order), "new");
+        for refused in [disarm(&places, &order.instance), renew(&places, &order.instance, 30)] {
+            let refusal = refused.unwrap_err();
+            assert_eq!(refusal.kind, RefusalKind::TooSlow, "{refusal}");
+        }
+        // While it acts, it has decided.
+        fs::rename(&armed, &files.fired).unwrap();
+        let refusal = disarm(&places, &order.instance).unwrap_err();
+        assert!(refusal.observed.contains("acting right now"), "{refusal}");
+        fs::rename(&files.fired, &armed).unwrap();
+
+        drop(turn);
+        assert_eq!(disarm(&places, &order.instance), Ok(Outcome::Done));
     }
 
     #[test]

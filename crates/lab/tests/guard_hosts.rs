@@ -12,6 +12,9 @@ use lab::scene::{CLUSTER, Scene, Shape, TASK};
 use lab::wait_until;
 use lookalike::stamp::{Fault, Stamp};
 use rustix::process::Signal;
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 #[ignore = "needs root and systemd-nspawn"]
@@ -36,6 +39,32 @@ fn a_host_whose_controller_is_gone_goes_back_and_one_that_froze_does_nothing_mor
     let refused = scene.dmup(&["patch", CLUSTER, good.as_str(), "--yes"]).with_code(3);
     assert!(refused.stderr.contains("has not ended"), "{refused}");
     scene.dmup(&["rollback", CLUSTER, "--yes"]).well();
+    assert_eq!(scene.running_hashes(), old);
+
+    // A guard that acts, and for long, since the build stops slowly; meanwhile somebody resumes. One comes after the other, and the
+    // hotfix goes on from what is there then.
+    let id = format!("{}:8262", scene.hosts.host(3).unwrap().address);
+    let slow = scene.hotfix("slow.tar.gz", &scene.fixed().with_fault(Fault::StopAfterS(10)));
+    let slow = slow.unwrap();
+    let words = ["patch", CLUSTER, slow.as_str(), "-N", &id, "--yes", "--soak", "20"];
+    let mut attended =
+        Attended::begin(&scene.operator, CLUSTER, &[&words[..], &["--guard", "10"]].concat())
+            .unwrap();
+    let is_healthy =
+        |entry: &Value| entry["entry"] == "done" && entry["step"]["step"] == "await_healthy";
+    assert!(wait_until(PATIENCE, || attended.entries().iter().any(is_healthy)));
+    attended.signal(Signal::KILL);
+    let killed = attended.end(PATIENCE).with_code(137);
+    let acts = ["sh", "-c", "grep -l '\"did\": null' /var/lib/dmup/guards/*.fired"];
+    let third = scene.hosts.host(3).unwrap();
+    let is_acting = || third.run(&acts).unwrap().status.success();
+    assert!(wait_until(PATIENCE, is_acting), "its guard never acted: {killed}");
+    let resumed = scene.dmup(&["resume", CLUSTER]).well();
+    let now = scene.running_hashes();
+    let changed: Vec<_> = now.iter().zip(&old).filter(|(now, old)| now != old).collect();
+    assert!(changed.len() == 1 && changed[0].0.1 != "down", "{changed:?}\n{resumed}");
+    assert!(scene.armed_guards().is_empty(), "{:?}\n{resumed}", scene.armed_guards());
+    scene.dmup(&["rollback", CLUSTER, "--yes", "--soak", "0"]).well();
     assert_eq!(scene.running_hashes(), old);
 
     // A good hotfix whose dmup freezes in a turn. Another desk is told who has the cluster, takes it from them, and goes back.

@@ -103,6 +103,12 @@ impl Systemd {
         self.systemctl(&[action, unit], QUICK).map(drop)
     }
 
+    /// Whether a timer runs and has not let its service begin since it was started (anew). One that cannot be asked does not.
+    pub(crate) fn waits(&self, timer: &str) -> bool {
+        let ran = self.systemctl(&["show", "--value", "-p", "SubState", timer], QUICK);
+        ran.is_ok_and(|ran| ran.stdout.trim() == "waiting")
+    }
+
     fn systemctl(&self, arguments: &[&str], within: Duration) -> Result<Ran, Refusal> {
         self.check_running()?;
         // Without a password prompt that nobody would answer, and without a pager.
