@@ -19,8 +19,15 @@ use crate::{cargo, say};
 /// Test programs side by side.
 const LANES: usize = 3;
 /// Test programs that take minutes, longest first.
-const LONGEST: [&str; 5] =
-    ["fault_hosts", "scale_hosts", "patch_hosts", "user_mode_hosts", "manual_hosts"];
+const LONGEST: [&str; 7] = [
+    "fault_hosts",
+    "scale_hosts",
+    "patch_hosts",
+    "bad_input_hosts",
+    "guard_hosts",
+    "user_mode_hosts",
+    "manual_hosts",
+];
 /// The one test on hosts that needs none.
 const WITHOUT_HOSTS: &str = "playground_hosts";
 /// A program that takes longer hangs. None is expected to take half of it.

@@ -204,9 +204,26 @@ fn tool(program: &str, arguments: &[&str]) -> Result<(), Refusal> {
     }
 }
 
+/// Makes the user's home if there is none: `useradd` may have failed there, with the user made.
+fn ensure_home(account: &Account) -> Result<(), Refusal> {
+    let Account { name, uid, gid, home } = account;
+    let attempted = || format!("make the home {home} of {name}");
+    match fs::create_dir(home) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(error).when(attempted),
+    }
+    // For nobody else, before it is the user's.
+    fs::set_permissions(home, std::fs::Permissions::from_mode(0o700)).when(attempted)?;
+    std::os::unix::fs::lchown(home, Some(*uid), Some(*gid)).when(attempted)
+}
+
 fn add_key(account: &Account, key: &str) -> Result<(), Refusal> {
     let config = fs::read_to_string("/etc/ssh/sshd_config").unwrap_or_default();
     let path = keys_file(&config, account);
+    if path.starts_with(&account.home) {
+        ensure_home(account)?;
+    }
     let attempted = || format!("add the login key to {path}");
     let folder = path.parent().unwrap_or(&account.home).to_owned();
     refuse_links(&path, attempted)?;
@@ -327,6 +344,24 @@ mod tests {
         let link = path.with_file_name("link");
         fs_err::os::unix::fs::symlink(&path, &link).unwrap();
         assert!(take_line_away(&link, "AAAA").unwrap_err().observed.contains("is a link"));
+    }
+
+    #[test]
+    fn a_home_that_useradd_could_not_make_is_made_for_its_user_and_none_is_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
+        let own = Account::own();
+        let mut account = Account { home: at.join("full/tidb"), ..own.clone() };
+        let refusal = ensure_home(&account).unwrap_err();
+        assert!(refusal.attempted.starts_with("make the home ") && !at.join("full").exists());
+        fs::create_dir(at.join("full")).unwrap();
+        add_key(&account, "ssh-ed25519 AAAA x").unwrap();
+        let meta = fs::metadata(&account.home).unwrap();
+        assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (own.uid, own.gid, 0o700));
+        account.home = at;
+        fs::set_permissions(&account.home, std::fs::Permissions::from_mode(0o755)).unwrap();
+        ensure_home(&account).unwrap();
+        assert_eq!(fs::metadata(&account.home).unwrap().mode() & 0o7777, 0o755);
     }
 
     #[test]

@@ -128,6 +128,8 @@ impl<'a> Planned<'a> {
         let mut paths = vec![self.deploy_dir().to_owned(), self.bin_dir()];
         paths.extend(self.units(owner).into_iter().map(|(_, file)| file));
         paths.extend(self.data_dirs().iter().cloned());
+        let above = self.folders().flat_map(|folder| folder.ancestors().skip(1));
+        paths.extend(above.map(Utf8Path::to_owned));
         if let Self::Instance { instance, .. } = self
             && instance.role == Role::DmMaster
         {
@@ -145,6 +147,12 @@ impl<'a> Planned<'a> {
             }
         }
         all
+    }
+
+    /// Folders that it has to itself.
+    fn folders(&self) -> impl Iterator<Item = &'a Utf8Path> + use<'a> {
+        let data_dirs = self.data_dirs().iter().map(Utf8PathBuf::as_path);
+        std::iter::once(self.deploy_dir()).chain(data_dirs)
     }
 
     fn deploy_dir(&self) -> &'a Utf8Path {
@@ -335,8 +343,19 @@ fn of_planned(found: &Found<'_>, plan: &Planned<'_>, owner: Owner<'_>) -> Vec<(W
             ),
         ));
     }
-    let data_dirs = plan.data_dirs().iter().map(Utf8PathBuf::as_path);
-    for folder in std::iter::once(plan.deploy_dir()).chain(data_dirs) {
+    for folder in plan.folders() {
+        let mut above = folder.ancestors().skip(1).filter_map(at);
+        let is_in_the_way =
+            |it: &&PathSeen| it.kind == PathKind::Other && it.path != plan.deploy_dir();
+        if let Some(seen) = above.find(is_in_the_way) {
+            said.push((
+                Weight::InTheWay,
+                format!(
+                    "{folder} of {name} cannot be made: {} is no folder (a file, or a link that leads nowhere: is its disk mounted?)",
+                    seen.path
+                ),
+            ));
+        }
         let Some(seen) = at(folder) else { continue };
         let is_foreign = match owner.systemd {
             // Root makes mount points, and belongs to nobody.
@@ -594,6 +613,17 @@ mod tests {
         }
         let said = said(UnitActive::Activating);
         assert!(said.contains("dm-master-8261.service is so, and its file is not /etc"), "{said}");
+    }
+
+    #[test]
+    fn what_is_above_a_folder_must_be_a_folder() {
+        let said = findings(|_| {}, &[path("/e", PathKind::Other, "root")], false);
+        assert!(said.contains("/e/m of h1:8261 cannot be made: /e is no folder"), "{said}");
+        assert_eq!(said.matches("InTheWay").count(), 1, "{said}");
+        // Of the deploy folder itself it is said once.
+        let said = findings(|_| {}, &[path("/d/m", PathKind::Other, "root")], false);
+        assert_eq!(said.matches("InTheWay").count(), 1, "{said}");
+        assert_eq!(findings(|_| {}, &[path("/e", PathKind::Folder, "root")], false), "");
     }
 
     #[test]

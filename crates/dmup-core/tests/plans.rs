@@ -1235,11 +1235,27 @@ fn dm_is_part_of_a_plan_only_if_a_running_part_of_it_has_a_turn() {
 #[test]
 fn what_somebody_can_do_about_an_obstacle_is_said_with_it() {
     let silent = Blocker::DmSilent { why: "no master answers".into() };
-    assert!(silent.hint().unwrap().contains("--offline"));
+    let away =
+        Blocker::HostUnreachable { host: HostId::new("h1").unwrap(), why: "no route".into() };
+    for (kind, named, leaves_out) in [
+        (Kind::Hotfix, "`patch --offline`", true),
+        (Kind::Upgrade, "`upgrade --offline`", false),
+        (Kind::Restart, "start the cluster", true),
+        (Kind::Reload, "start the cluster", true),
+        (Kind::Rollback, "start the cluster", true),
+    ] {
+        let hint = silent.hint(kind).unwrap();
+        assert!(hint.contains(named), "{kind:?}: {hint}");
+        let of_others = [Kind::Hotfix, Kind::Upgrade].into_iter().filter(|it| *it != kind);
+        for other in of_others {
+            assert!(!hint.contains(other.command()), "{kind:?} names {other:?}: {hint}");
+        }
+        assert_eq!(away.hint(kind).unwrap().contains("-N"), leaves_out, "{kind:?}");
+    }
     let (task, source_id) = (TaskName::new("task").unwrap(), SourceId::new("s1").unwrap());
     let waits = Blocker::DdlWaiting { task, source_id, count: 1 };
-    assert!(waits.hint().unwrap().contains("dmctl show-ddl-locks"));
-    assert_eq!(Blocker::UnitMissing { instance: id("h1:8261") }.hint(), None);
+    assert!(waits.hint(Kind::Hotfix).unwrap().contains("dmctl show-ddl-locks"));
+    assert_eq!(Blocker::UnitMissing { instance: id("h1:8261") }.hint(Kind::Hotfix), None);
 }
 
 #[test]

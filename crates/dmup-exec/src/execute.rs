@@ -352,7 +352,9 @@ impl<'a> Run<'a> {
             // Nothing is prepared any more: what was not then has failed.
             let has = |step: &&Step| !folded.prepared.iter().any(|(held, _)| held == *step);
             for step in self.plan.preparation.iter().filter(has) {
-                self.give_up_beside(step, "it was not prepared");
+                let failed = folded.unprepared.iter().rev().find(|(failed, _)| failed == step);
+                let why = failed.map_or("it was not prepared", |(_, why)| why);
+                self.give_up_beside(step, why);
             }
         }
     }
@@ -400,16 +402,15 @@ impl<'a> Run<'a> {
             let result = self.continue_turn(open, floor).await?;
             Ok::<_, RunError>((open.instance.clone(), result))
         });
-        let results = try_join_all(turns).await?;
-        if let Some(end) = self.after_turns(results).await? {
-            return Ok(end);
-        }
-        if let Some((instance, end, why)) = &past.failed {
-            // Killed between the end of that turn and the end of the run: no other node gets this build.
+        let continued = try_join_all(turns).await?;
+        // Killed after the end of a turn that went wrong: no other node gets its build. What the run can do without is told
+        // in the end, with all others of that kind.
+        let went_wrong = past.failed.iter().map(|(instance, end, why)| {
             let result = TurnResult { end: Some(*end), failure: Some(why.clone()) };
-            if let Some(end) = self.after_turns(vec![(instance.clone(), result)]).await? {
-                return Ok(end);
-            }
+            (instance.clone(), result)
+        });
+        if let Some(end) = self.after_turns(went_wrong.chain(continued).collect()).await? {
+            return Ok(end);
         }
         let mut queue: VecDeque<Turn> = self
             .plan
@@ -766,7 +767,10 @@ impl<'a> Run<'a> {
         if !those.iter().all(|id| self.plan.tolerates(id)) {
             return false;
         }
-        self.unprepared.extend(those.into_iter().map(|id| (id, why.to_owned())));
+        for id in those {
+            // What could not be sent could not be unpacked either, for the same reason.
+            self.unprepared.entry(id).or_insert_with(|| why.to_owned());
+        }
         true
     }
 
@@ -848,10 +852,10 @@ fn worst(ends: impl IntoIterator<Item = RunEnd>) -> Option<RunEnd> {
         let (mut worse, milder) =
             if rank(&other) > rank(&one) { (other, one) } else { (one, other) };
         let besides = match milder {
-            RunEnd::Unknown { why }
-            | RunEnd::Failed { why }
-            | RunEnd::RolledBackNode { why, .. }
-            | RunEnd::RolledBackAll { why, .. } => Some(why),
+            RunEnd::Unknown { why } | RunEnd::Failed { why } => Some(why),
+            RunEnd::RolledBackNode { instance, why } | RunEnd::RolledBackAll { instance, why } => {
+                Some(format!("{instance} was put back: {why}"))
+            }
             RunEnd::TakenBack | RunEnd::Done | RunEnd::Paused | RunEnd::Interrupted => None,
         };
         if let (
@@ -946,10 +950,11 @@ mod tests {
         assert_eq!(worst([]), None);
         assert_eq!(worst([back.clone()]), Some(back.clone()));
         for ends in [[back.clone(), failed.clone()], [failed.clone(), back.clone()]] {
-            let both = RunEnd::Failed { why: why("two; besides: one") };
+            let both = RunEnd::Failed { why: why("two; besides: h1:8262 was put back: one") };
             assert_eq!(worst(ends), Some(both));
         }
-        let all = RunEnd::Unknown { why: why("three; besides: two; besides: one") };
+        let all =
+            RunEnd::Unknown { why: why("three; besides: two; besides: h1:8262 was put back: one") };
         assert_eq!(worst([failed.clone(), unknown, back]), Some(all));
         // Of two that are as bad the first one names the node.
         let both = RunEnd::Failed { why: why("two; besides: four") };

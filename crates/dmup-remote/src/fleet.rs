@@ -323,6 +323,9 @@ impl Fleet {
 
 /// Small things: one request, answered in a moment.
 const SMALL: Duration = Duration::from_secs(60);
+/// `groupadd`, `useradd`, `visudo` and what lets a user linger, each of which the agent ends after a minute: who waits for a
+/// directory server must be told by the host, not by the clock here.
+const TOOLS: Duration = Duration::from_secs(330);
 /// A probe that reads whole binaries, several per host.
 const HASHING: Duration = Duration::from_secs(180);
 /// Orders to systemd have their own limit; this is for the way there and back.
@@ -438,7 +441,7 @@ impl Fleet {
     /// [`EffectError`].
     pub async fn ensure_user(&self, host: &HostId, user: EnsureUser) -> Result<(), EffectError> {
         let attempted = format!("make the user {}", user.user);
-        self.done(host, &attempted, Request::EnsureUser(user), SMALL).await
+        self.done(host, &attempted, Request::EnsureUser(user), TOOLS).await
     }
 
     /// Takes a login key away from a user.

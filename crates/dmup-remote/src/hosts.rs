@@ -228,8 +228,23 @@ impl Hosts for Fleet {
     }
 
     async fn evidence(&self, instance: &Instance) -> Result<Vec<String>, EffectError> {
+        self.last_words(instance, EVIDENCE_LINES).await
+    }
+}
+
+impl Fleet {
+    /// How the instance's process ended, and the last lines of its unit's journal and of each log file.
+    ///
+    /// # Errors
+    ///
+    /// [`EffectError`].
+    pub async fn last_words(
+        &self,
+        instance: &Instance,
+        most: usize,
+    ) -> Result<Vec<String>, EffectError> {
         let attempted = format!("read the logs of {}", instance.id);
-        let lines = u32::try_from(EVIDENCE_LINES).unwrap_or(u32::MAX);
+        let lines = u32::try_from(most).unwrap_or(u32::MAX);
         let request = Request::JournalTail { unit: instance.unit.clone(), lines };
         let mut evidence = Vec::new();
         let outcome = self.request(&instance.host, &attempted, &request, ARMING).await?;
@@ -240,7 +255,7 @@ impl Hosts for Fleet {
         evidence.extend(lines);
         for file in log_files(instance) {
             match self.get(&instance.host, &file).await {
-                Ok(Some(text)) => evidence.extend(tail(&file, &text)),
+                Ok(Some(text)) => evidence.extend(tail(&file, &text, most)),
                 Ok(None) => {}
                 // A log that cannot be read (mostly: too large) is no reason to lose the rest.
                 Err(error) => evidence.push(format!("{file}: not read: {}", error.observed)),
@@ -248,9 +263,7 @@ impl Hosts for Fleet {
         }
         Ok(evidence)
     }
-}
 
-impl Fleet {
     /// Nothing of the cluster is left on the host: with it goes our folder in the deploy user's home, unless another cluster
     /// of that user needs it.
     ///
@@ -314,9 +327,9 @@ fn log_files(instance: &Instance) -> [Utf8PathBuf; 2] {
     ]
 }
 
-fn tail(file: &Utf8Path, text: &str) -> Vec<String> {
+fn tail(file: &Utf8Path, text: &str, most: usize) -> Vec<String> {
     let lines: Vec<&str> = text.lines().collect();
-    let from = lines.len().saturating_sub(EVIDENCE_LINES);
+    let from = lines.len().saturating_sub(most);
     let name = file.file_name().unwrap_or(file.as_str());
     lines[from..].iter().map(|line| format!("{name}: {line}")).collect()
 }

@@ -825,6 +825,11 @@ pub(crate) fn state_failure(error: StateError) -> Failure {
     }
 }
 
+/// The record could not be written after hosts were changed.
+pub(crate) fn unrecorded(error: StateError) -> Failure {
+    Failure { kind: Kind::Failed, ..state_failure(error) }
+}
+
 pub(crate) fn bad_selection(bad: &BadSelection) -> Failure {
     let failure = Failure::refused(bad);
     match bad {

@@ -1,11 +1,13 @@
 //! Everything that can be wrong on the way to a patch, on real hosts: each has its own error and exit code, and changes nothing.
 //!
-//! Block 4. After every refusal the processes, the binaries on disk and `meta.yaml` are compared with before.
+//! Block 4. After every refusal the processes, the binaries on disk and `meta.yaml` are compared with before. In the end, what
+//! only fails once something was touched: a unit that does not start, a user that cannot be made, a folder in the way.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::process::Command;
 
+use lab::hosts::HostSet;
 use lab::packages::{Component, Layout};
 use lab::scene::{CLUSTER, Scene, Shape};
 use lookalike::stamp::{Fault, Stamp};
@@ -29,7 +31,11 @@ fn fingerprint(scene: &Scene) -> String {
 #[test]
 #[ignore = "needs root and systemd-nspawn"]
 fn what_is_wrong_is_named_and_nothing_changes() {
-    let scene = Scene::running("tbad", 4, Shape::three(), 10).unwrap();
+    // The fourth is new to the cluster.
+    let hosts = HostSet::fresh("tbad", 4, 4).unwrap();
+    let mut scene = Scene::on(hosts, Shape::three()).unwrap();
+    scene.deploy().unwrap();
+    scene.replicate(10).unwrap();
     let before = fingerprint(&scene);
     let good = scene.hotfix("good.tar.gz", &scene.fixed()).unwrap();
     let refused = |words: &[&str], code: i32, text: &str| {
@@ -159,4 +165,132 @@ fn what_is_wrong_is_named_and_nothing_changes() {
     assert!(said.stderr.contains("prod"), "{said}");
     let list = scene.dmup(&["list"]).well();
     assert!(!list.stdout.contains("other"), "{list}");
+
+    a_unit_that_does_not_start_is_told_with_its_last_words(&scene);
+    a_port_that_somebody_else_has_is_told_before_anything_is_started(&scene);
+    a_host_that_cannot_be_laid_out_is_told_and_the_same_command_goes_on(&scene);
+}
+
+/// The unit's program ends at once: systemd starts it again and again, and says at first that all is well.
+fn a_unit_that_does_not_start_is_told_with_its_last_words(scene: &Scene) {
+    let h3 = scene.hosts.host(3).unwrap();
+    let node = format!("{}:8262", h3.address);
+    let (script, away) = (
+        "/home/tidb/deploy/dm-worker-8262/scripts/run_dm-worker.sh",
+        "/home/tidb/deploy/dm-worker-8262/scripts/away",
+    );
+    h3.must_run(&["systemctl", "stop", "dm-worker-8262.service"]).unwrap();
+    h3.must_run(&["mv", script, away]).unwrap();
+    h3.put(script.into(), b"#!/bin/bash\necho worn out >&2\nexit 7\n", "0755").unwrap();
+    let start = ["start", CLUSTER, "-R", "dm-worker"];
+    let said = scene.dmup(&[&start[..], &["--wait-timeout", "2"]].concat()).with_code(1);
+    let others: Vec<String> =
+        scene.hosts.hosts()[..2].iter().map(|host| format!("{}:8262", host.address)).collect();
+    for text in [
+        "error: start dm-worker\n".to_owned(),
+        format!("why: {node}: port 8262 is not open after"),
+        "dm-worker-8262.service is activating (auto-restart)".to_owned(),
+        "dm-worker-8262.service: exited, status=7".to_owned(),
+        "worn out".to_owned(),
+        format!("now: up: {}\n", others.join(", ")),
+        format!("started, and not answering: {node}\n"),
+        "hint: `dmup start prod` once the cause is gone".to_owned(),
+    ] {
+        assert!(said.stderr.contains(&text), "{text}\n{said}");
+    }
+    h3.must_run(&["mv", away, script]).unwrap();
+    let said = scene.dmup(&start).well();
+    assert!(said.stderr.contains("Started cluster"), "{said}");
+}
+
+/// It answers on the port, and would be taken for the node.
+fn a_port_that_somebody_else_has_is_told_before_anything_is_started(scene: &Scene) {
+    let h3 = scene.hosts.host(3).unwrap();
+    let pid = |unit| h3.must_run(&["systemctl", "show", "-p", "MainPID", "--value", unit]).unwrap();
+    h3.must_run(&["systemctl", "stop", "dm-worker-8262.service"]).unwrap();
+    let squat = ["systemd-run", "--unit=squatter", "systemd-socket-activate", "-l", "8262", "cat"];
+    h3.must_run(&squat).unwrap();
+    let listens = || {
+        let shown = h3.must_run(&["cat", "/proc/net/tcp", "/proc/net/tcp6"]).unwrap();
+        shown.lines().any(|line| line.contains(":2046 ") && line.contains(" 0A "))
+    };
+    assert!(lab::wait_until(std::time::Duration::from_secs(60), listens));
+    for words in [&["start", CLUSTER][..], &["restart", CLUSTER, "--fast", "--yes"]] {
+        let said = scene.dmup(words).with_code(3);
+        let why = format!(
+            "why: {}:8262: its unit is down, and somebody else listens on port 8262",
+            h3.address
+        );
+        for text in
+            [&why[..], "`ss -ltnp`", "now: nothing was touched", "then give the same command"]
+        {
+            assert!(said.stderr.contains(text), "{text}\n{said}");
+        }
+        assert_eq!(pid("dm-worker-8262.service").trim(), "0", "{said}");
+    }
+    h3.must_run(&["systemctl", "stop", "squatter.service"]).unwrap();
+    let said = scene.dmup(&["start", CLUSTER]).well();
+    assert!(said.stderr.contains("Started cluster"), "{said}");
+}
+
+/// `useradd` that fails, wholly and half-way, and a file where a folder shall be: nothing is recorded, and once the cause
+/// is gone the same command brings the node.
+fn a_host_that_cannot_be_laid_out_is_told_and_the_same_command_goes_on(scene: &Scene) {
+    let h4 = scene.hosts.host(4).unwrap();
+    let folder = scene.operator.tiup_home().join("storage/dm/clusters").join(CLUSTER);
+    let meta = || fs_err::read_to_string(folder.join("meta.yaml")).unwrap();
+    let before = meta();
+    let more = scene.operator.folder().join("more.yaml");
+    let text = format!("worker_servers:\n  - {{host: {}, deploy_dir: /srv/dm/w}}\n", h4.address);
+    fs_err::write(&more, text).unwrap();
+    let key = scene.hosts.key_path();
+    let mut words = vec!["scale-out", CLUSTER, more.as_str(), "-u", "root", "-i", key.as_str()];
+    words.extend(["--accept-new-host-keys", "--yes"]);
+    let fails = |texts: &[&str]| {
+        let said = scene.dmup(&words).with_code(1);
+        for text in texts {
+            assert!(said.stderr.contains(text), "{text}\n{said}");
+        }
+        assert_eq!(meta(), before, "{said}");
+        let hint = "hint: give the same command again after the cause is gone";
+        assert!(said.stderr.contains(hint), "{said}");
+        // Whatever has come about of it there, none of it runs or will.
+        let left = "ls -d /etc/systemd/system/dm-* /etc/systemd/system/*.wants/dm-* /srv/dm/w/bin 2>/dev/null; true";
+        assert_eq!(h4.must_run(&["sh", "-c", left]).unwrap(), "", "{said}");
+    };
+    let user = || h4.run(&["id", "tidb"]).unwrap().status.success();
+
+    h4.must_run(&["mv", "/usr/sbin/useradd", "/root/useradd"]).unwrap();
+    let locked =
+        "#!/bin/sh\necho 'useradd: cannot lock /etc/passwd; try again later.' >&2\nexit 1\n";
+    h4.put("/usr/sbin/useradd".into(), locked.as_bytes(), "0755").unwrap();
+    fails(&[
+        "error: prepare the hosts",
+        &format!("why: make the user tidb on {}: useradd -m", h4.address),
+        "cannot lock /etc/passwd; try again later. (exit status 1)",
+        "now: nothing is laid out and nothing recorded",
+    ]);
+    assert!(!user());
+    h4.must_run(&["mv", "/root/useradd", "/usr/sbin/useradd"]).unwrap();
+
+    // Homes are elsewhere, and that is away: the user is made, and has no home.
+    h4.must_run(&["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", "/home"]).unwrap();
+    fails(&["error: prepare the hosts", "/home/tidb", "now: nothing is laid out"]);
+    assert!(user());
+    h4.must_run(&["umount", "/home"]).unwrap();
+    assert!(!h4.run(&["ls", "/home/tidb"]).unwrap().status.success());
+
+    h4.put("/srv/dm/w/conf".into(), b"somebody's", "0644").unwrap();
+    h4.must_run(&["chown", "-R", "tidb", "/srv/dm"]).unwrap();
+    fails(&[
+        "error: lay the instances out",
+        "make folder /srv/dm/w/conf: there is something of that name that is no folder",
+        "now: nothing of it is recorded and nothing was started; units and programs are taken away",
+    ]);
+    h4.must_run(&["rm", "/srv/dm/w/conf"]).unwrap();
+
+    let said = scene.dmup(&words).well();
+    assert_eq!(scene.dm.workers().len(), 4, "{said}");
+    let owner = h4.must_run(&["stat", "-c", "%U %a", "/home/tidb", "/home/tidb/.ssh"]).unwrap();
+    assert_eq!(owner, "tidb 700\ntidb 700\n", "{said}");
 }

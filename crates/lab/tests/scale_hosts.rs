@@ -8,6 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use lab::Host;
+use lab::dm::DmCluster;
 use lab::hosts::HostSet;
 use lab::scene::{CLUSTER, Scene, Shape, TASK};
 
@@ -31,6 +33,49 @@ fn rows_are_whole(scene: &Scene) {
 fn id_of(member: &str) -> String {
     let (host, port) = member.trim_start_matches("dm-").rsplit_once('-').unwrap();
     format!("{host}:{port}")
+}
+
+/// Starts a worker that no unit of the cluster starts.
+fn run_by_hand(scene: &Scene, host: &Host, unit: &str, name: &str, port: u16) {
+    let program = "/home/tidb/deploy/dm-worker-8262/bin/dm-worker/dm-worker";
+    let unit = format!("--unit={unit}");
+    let name = format!("--name={name}");
+    let listens = format!("--worker-addr=0.0.0.0:{port}");
+    let advertise = format!("--advertise-addr={}:{port}", host.address);
+    let join = format!("--join={}", id_of(&scene.dm.leader().unwrap()));
+    let words = ["systemd-run", &unit, program, &name, &listens, &advertise, &join];
+    host.must_run(&words).unwrap();
+}
+
+fn is_online(worker: &str, wanted: bool) -> impl Fn(&DmCluster) -> Result<(), String> {
+    move |dm| {
+        let seen = dm.workers();
+        let there = seen.iter().any(|(name, stage, _)| name == worker && stage != "offline");
+        if there == wanted { Ok(()) } else { Err(format!("{seen:?}")) }
+    }
+}
+
+/// DM lets nobody go who has a lease, and gives no other reason: whoever started it must end it.
+fn dm_keeps_a_worker_that_somebody_has_started(scene: &Scene) {
+    let workers = scene.dm.workers();
+    let (free, ..) = workers.iter().find(|(_, stage, _)| stage == "free").unwrap();
+    let id = id_of(free);
+    let host = scene.hosts.hosts().iter().find(|it| id.starts_with(&it.address.to_string()));
+    let host = host.unwrap();
+    host.must_run(&["systemctl", "stop", "dm-worker-8262.service"]).unwrap();
+    scene.dm.wait_until("it is down", PATIENCE, is_online(free, false)).unwrap();
+    run_by_hand(scene, host, "by-hand", free, 8262);
+    scene.dm.wait_until("it is up by hand", PATIENCE, is_online(free, true)).unwrap();
+    let words = ["scale-in", CLUSTER, "-N", &id, "--yes"];
+    let said = scene.dmup(&[&words[..], &["--wait-timeout", "1"]].concat()).with_code(1);
+    let now = format!("now: {id} is stopped, does not start at boot, and is recorded");
+    for text in ["error: take the worker off the member list", "code=46005", &now] {
+        assert!(said.stderr.contains(text), "{text}\n{said}");
+    }
+    assert_eq!(scene.dm.workers().len(), workers.len(), "{said}");
+    host.must_run(&["systemctl", "stop", "by-hand"]).unwrap();
+    let said = scene.dmup(&words).well();
+    assert_eq!(scene.dm.workers().len(), workers.len() - 1, "{said}");
 }
 
 /// `rotatessh`, whole and cut off in the middle.
@@ -188,34 +233,16 @@ fn instances_come_patched_and_go_without_losing_rows_or_the_quorum() {
     let id = id_of(&worker);
     let host = scene.hosts.hosts().iter().find(|it| id.starts_with(&it.address.to_string()));
     let host = host.unwrap();
-    let program = "/home/tidb/deploy/dm-worker-8262/bin/dm-worker/dm-worker";
-    let leader = id_of(&scene.dm.leader().unwrap());
-    let (join, advertise) =
-        (format!("--join={leader}"), format!("--advertise-addr={}:9262", host.address));
-    host.must_run(&[
-        "systemd-run",
-        "--unit=stray",
-        program,
-        "--name=stray",
-        "--worker-addr=0.0.0.0:9262",
-        &advertise,
-        &join,
-    ])
-    .unwrap();
-    let is_there = |wanted: bool| {
-        move |dm: &lab::dm::DmCluster| {
-            let seen = dm.workers();
-            let there = seen.iter().any(|(name, stage, _)| name == "stray" && stage != "offline");
-            if there == wanted { Ok(()) } else { Err(format!("{seen:?}")) }
-        }
-    };
-    scene.dm.wait_until("the stray has joined", PATIENCE, is_there(true)).unwrap();
+    run_by_hand(&scene, host, "stray", "stray", 9262);
+    scene.dm.wait_until("the stray has joined", PATIENCE, is_online("stray", true)).unwrap();
     let refused = scene.dmup(&["prune", CLUSTER]).with_code(3);
     assert!(refused.stderr.contains("stray"), "{refused}");
     host.must_run(&["systemctl", "stop", "stray"]).unwrap();
-    scene.dm.wait_until("the stray is gone", PATIENCE, is_there(false)).unwrap();
+    scene.dm.wait_until("the stray is gone", PATIENCE, is_online("stray", false)).unwrap();
     let pruned = scene.dmup(&["prune", CLUSTER]).well();
     assert!(scene.dm.workers().iter().all(|(name, _, _)| name != "stray"), "{pruned}");
+
+    dm_keeps_a_worker_that_somebody_has_started(&scene);
 
     let flow = scene.flow().expect("rows flow");
     for (source, seen) in flow.witness.settle(&flow.writer, PATIENCE) {

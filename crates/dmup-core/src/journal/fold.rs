@@ -83,8 +83,11 @@ pub struct Folded {
     pub away: BTreeMap<InstanceId, (Away, u64)>,
     /// The turns under way, in the order in which they began: several, if nodes of a batch are watched together.
     pub open: Vec<OpenTurn>,
-    /// The turn that went wrong, if one did: how it ended, and what was wrong.
-    pub failed: Option<(InstanceId, TurnEnd, String)>,
+    /// The turns that went wrong, as they ended: how, and what was wrong. Several, if the run can do without some, or if
+    /// nodes of a batch were watched together.
+    pub failed: Vec<(InstanceId, TurnEnd, String)>,
+    /// Preparing steps that failed, and why: what the run can do without has no turn then.
+    pub unprepared: Vec<(Step, String)>,
     /// Subtasks that we may have paused and have not resumed.
     pub paused: BTreeSet<(TaskName, SourceId)>,
     /// Masters that we may have evicted and have not released.
@@ -118,7 +121,8 @@ pub fn fold<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Folded, 
         ended: BTreeMap::new(),
         away: BTreeMap::new(),
         open: Vec::new(),
-        failed: None,
+        failed: Vec::new(),
+        unprepared: Vec::new(),
         paused: BTreeSet::new(),
         evicted: BTreeSet::new(),
         way_back: None,
@@ -186,6 +190,9 @@ impl Folded {
                     return Ok(()); // it stays in doubt
                 }
                 self.finish(step);
+                if is_preparing(step) {
+                    self.unprepared.push((step.clone(), error.clone()));
+                }
                 if self.state == RunState::Ready {
                     self.state = RunState::Stopped { step: step.clone(), error: error.clone() };
                 }
@@ -204,9 +211,7 @@ impl Folded {
                 self.open.retain(|open| open.instance != *instance);
                 self.forget_effects_of(instance);
                 self.ended.insert(instance.clone(), *end);
-                if let Some(why) = failure {
-                    self.failed = Some((instance.clone(), *end, why.clone()));
-                }
+                self.failed.extend(failure.iter().map(|why| (instance.clone(), *end, why.clone())));
             }
             Entry::RunEnds { end } => {
                 self.has_paused |= *end == RunEnd::Paused;
@@ -259,7 +264,8 @@ impl Folded {
     }
 
     fn hold(&mut self, step: &Step, note: Option<String>) {
-        if let Step::Stage { .. } | Step::Prepare { .. } = step {
+        if is_preparing(step) {
+            self.unprepared.retain(|(failed, _)| failed != step);
             self.prepared.push((step.clone(), note));
             return;
         }
@@ -302,4 +308,8 @@ impl Folded {
             self.evicted.remove(instance);
         }
     }
+}
+
+fn is_preparing(step: &Step) -> bool {
+    matches!(step, Step::Stage { .. } | Step::Prepare { .. })
 }

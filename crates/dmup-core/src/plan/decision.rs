@@ -69,6 +69,17 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The command that makes such a plan.
+    pub fn command(self) -> &'static str {
+        match self {
+            Self::Hotfix => "patch",
+            Self::Upgrade => "upgrade",
+            Self::Rollback => "rollback",
+            Self::Restart => "restart",
+            Self::Reload => "reload",
+        }
+    }
+
     /// Whether what is in the way of an instance of this role, or goes wrong with it, is told, and no more: DM does not
     /// need its monitoring, and a run that is for DM does not end there. Who patches monitoring wants to know at once.
     pub(super) fn tolerates(self, role: Role, is_for_dm: bool) -> bool {
@@ -735,21 +746,31 @@ impl Blocker {
         }
     }
 
-    /// What can be done about it.
-    pub fn hint(&self) -> Option<&'static str> {
+    /// What can be done about it, for a command of this kind.
+    pub fn hint(&self, kind: Kind) -> Option<&'static str> {
         match self {
             Self::WayBackGone { .. } => Some(
                 "`patch` with the package of that build brings it again, `-N` leaves this node out",
             ),
-            Self::DmSilent { .. } => Some(
-                "start the cluster, or stop it wholly and use `patch --offline`, then start it",
-            ),
+            Self::DmSilent { .. } => Some(match kind {
+                Kind::Hotfix => {
+                    "start the cluster, or stop it wholly and use `patch --offline`, then start it"
+                }
+                Kind::Upgrade => {
+                    "start the cluster, or stop it wholly and use `upgrade --offline`, then start it"
+                }
+                Kind::Restart | Kind::Reload | Kind::Rollback => "start the cluster",
+            }),
             Self::QuorumAtRisk { .. } => Some(
                 "bring the masters up that are down, or select them as well with --include-down",
             ),
-            Self::HostUnreachable { .. } => {
-                Some("leave its instances out with -N, or make it reachable")
-            }
+            Self::HostUnreachable { .. } => Some(match kind {
+                // It takes no -N: half a cluster has no version.
+                Kind::Upgrade => "make it reachable",
+                Kind::Hotfix | Kind::Rollback | Kind::Restart | Kind::Reload => {
+                    "leave its instances out with -N, or make it reachable"
+                }
+            }),
             Self::SubtaskFailing { .. } | Self::RelayFailing { .. } => {
                 Some("look at it with `dmctl query-status`")
             }

@@ -291,3 +291,43 @@ async fn killed_at_any_effect_an_upgrade_whose_monitoring_fails_comes_to_the_sam
         }
     }
 }
+
+#[tokio::test]
+async fn killed_at_any_effect_all_that_went_wrong_with_monitoring_is_told_in_the_end() {
+    let bad = |sim: &Sim| {
+        change(sim);
+        let mut state = sim.state.lock().unwrap();
+        for role in [Role::Prometheus, Role::Alertmanager] {
+            state.behaviours.insert(new(role), Behaviour::ExitsAtStart);
+        }
+        // As long as it is unpacked; once another process goes on, only the journal knows.
+        state.bad_package = Some(new(Role::Grafana));
+    };
+    let whole = Sim::new(&SMALL, 1);
+    let plan = planned(&whole, &SMALL, &quick()).await;
+    bad(&whole);
+    let told = |end: &RunEnd| {
+        let RunEnd::Failed { why } = end else { panic!("{end:?}") };
+        assert!(why.starts_with("h1:3000 stays as it is: "), "{why}");
+        assert!(!why.contains("it was not prepared"), "{why}");
+        for back in ["h1:9090", "h1:9093"] {
+            assert_eq!(why.matches(&format!("{back} was put back: ")).count(), 1, "{back}: {why}");
+        }
+        why.clone()
+    };
+    let report = go(&plan, &whole, &mut MemoryJournal::default()).await.unwrap();
+    told(&report.end);
+    let effects = whole.state.lock().unwrap().effects;
+    for effect in 1..effects {
+        for side in [Side::Before, Side::After] {
+            let sim = Sim::new(&SMALL, 1);
+            bad(&sim);
+            let mut journal = dead_at(&plan, &sim, effect, side).await;
+            sim.pass(Duration::from_secs(effect % 3 * 150));
+            let report = go_on(&plan, &sim, &mut journal).await.unwrap();
+            told(&report.end);
+            assert_eq!(kinds(&sim), Ok((0, dm(&SMALL))), "{effect} {side:?}");
+            assert_eq!(monitoring(&sim), [false; 3], "{effect} {side:?}");
+        }
+    }
+}

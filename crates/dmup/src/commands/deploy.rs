@@ -15,11 +15,11 @@ use dmup_remote::{AuthMethod, HostAddress, Login};
 use dmup_state::Cluster;
 use dmup_wire::message::UnitAction;
 
-use super::laying_out::{self, Hotfixes, Obstacles, Site};
+use super::laying_out::{self, Hotfixes, Obstacles, Site, Traces};
 use super::obtaining::Obtaining;
 use super::{exporters, units};
 use crate::args::DeployArgs;
-use crate::context::{Context, checked_name, checked_user, state_failure};
+use crate::context::{Context, checked_name, checked_user, state_failure, unrecorded};
 use crate::failure::{Failure, Kind};
 use crate::pointing;
 use crate::progress::Progress;
@@ -116,15 +116,18 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     let own =
         Login { user: user.clone(), auth: vec![AuthMethod::key_file(cluster.private_key_path())] };
     let fleet = context.fleet(own, reach, systemd, &keys, hosts)?;
-    step("Deploy DM instances");
-    laying_out::lay_out(&fleet, laid, &packages, &Hotfixes::new()).await?;
-    step("Enable the services at boot");
-    let all: Vec<&Instance> = instances.iter().collect();
-    units::order(&fleet, &all, UnitAction::Enable, context).await?;
-    exporters::order(&fleet, &pairs, UnitAction::Enable, context).await?;
-
-    let meta = Meta { user, version, topology };
-    cluster.save_meta(&meta, &jiff::Zoned::now()).map_err(state_failure)?;
+    let traces = Traces::of(&laid);
+    let work = async {
+        step("Deploy DM instances");
+        laying_out::lay_out(&fleet, laid, &packages, &Hotfixes::new()).await?;
+        step("Enable the services at boot");
+        let all: Vec<&Instance> = instances.iter().collect();
+        units::order(&fleet, &all, UnitAction::Enable, context).await?;
+        exporters::order(&fleet, &pairs, UnitAction::Enable, context).await?;
+        let meta = Meta { user, version, topology };
+        cluster.save_meta(&meta, &jiff::Zoned::now()).map_err(unrecorded)
+    };
+    traces.or_take_away(&fleet, work).await?;
     progress.end();
     context.printer.talk(format_args!(
         "Cluster `{name}` deployed successfully, you can start it with command: `dmup start {name}`"

@@ -10,7 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
 use dmup_core::display::table_text;
 use dmup_core::exporters::Exporters;
-use dmup_core::ids::{ClusterName, HostId, UserName};
+use dmup_core::ids::{ClusterName, HostId, UnitName, UserName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::layout::{self, Deployment, PlacedDir, PlacedFile};
 use dmup_core::preflight::{self, Finding, Found, Owner, Planned, Weight};
@@ -25,7 +25,7 @@ use dmup_remote::hosts::{probe_instance, store};
 use dmup_remote::ssh::ReachError;
 use dmup_remote::{Fleet, HostAddress, Login};
 use dmup_state::Cluster;
-use dmup_wire::message::{EnsureUser, MakeDir, Probe, PutFile};
+use dmup_wire::message::{EnsureUser, MakeDir, Probe, PutFile, UnitAction};
 use futures::future::join_all;
 
 use super::obtaining::Obtaining;
@@ -352,13 +352,14 @@ async fn found_on(
         Planned::Instance { instance, .. } => Some(*instance),
         Planned::Exporters { .. } => None,
     });
-    let mut paths: Vec<Utf8PathBuf> = own.iter().flat_map(|it| it.paths(site.owner)).collect();
+    // Most of a host have the same folders above them, and a look has room for so many.
+    let mut paths: BTreeSet<Utf8PathBuf> = own.iter().flat_map(|it| it.paths(site.owner)).collect();
     paths.extend([preflight::BOOTED].iter().chain(&preflight::TOOLS).map(Utf8PathBuf::from));
     let probe = Probe {
         instances: instances.filter(|_| has_units).map(probe_instance).collect(),
         ports: own.iter().flat_map(Planned::ports).collect(),
         disks: own.iter().flat_map(Planned::disks).collect(),
-        paths,
+        paths: paths.into_iter().collect(),
         users: vec![user.clone()],
         ..Probe::default()
     };
@@ -437,8 +438,16 @@ pub(crate) async fn prepare_hosts(
         };
         fleet.ensure_user(host, order)
     });
-    all_or_failure("prepare the hosts", join_all(work).await)
+    all_or_failure("prepare the hosts", join_all(work).await).map_err(|failure| {
+        let now = format!(
+            "nothing is laid out and nothing recorded; on hosts that are not named here {user} has its key, on the others perhaps"
+        );
+        failure.now(now).hint(AGAIN)
+    })
 }
+
+/// What is begun anew finds what was made already, and goes on.
+const AGAIN: &str = "give the same command again after the cause is gone";
 
 /// What is laid out as one.
 enum Part {
@@ -474,6 +483,13 @@ impl Laid {
         match &self.part {
             Part::Instance(instance) => &instance.host,
             Part::Exporters(pair) => &pair.host,
+        }
+    }
+
+    fn units(&self) -> Vec<UnitName> {
+        match &self.part {
+            Part::Instance(instance) => vec![instance.unit.clone()],
+            Part::Exporters(pair) => pair.both.iter().map(|it| it.instance.unit.clone()).collect(),
         }
     }
 
@@ -641,8 +657,58 @@ fn small_file(path: Utf8PathBuf, content: String) -> PutFile {
     PutFile { path, mode: 0o644, root: false, owner: None, content }
 }
 
+/// What lies on hosts once something is laid out, and was not there before: `look` saw to that.
+pub(crate) struct Traces(BTreeMap<HostId, (Vec<UnitName>, Vec<Utf8PathBuf>)>);
+
+impl Traces {
+    pub(crate) fn of(laid: &[Laid]) -> Self {
+        let mut by_host = BTreeMap::<_, (Vec<_>, Vec<_>)>::new();
+        for part in laid {
+            let (units, paths) = by_host.entry(part.host().clone()).or_default();
+            units.extend(part.units());
+            paths.push(part.bin_dir());
+            paths.extend(part.unit_files.iter().cloned());
+        }
+        Self(by_host)
+    }
+
+    /// Does what is left until it is recorded. If that breaks off, all of it is taken away again, so that the same command
+    /// finds nothing in its way.
+    pub(crate) async fn or_take_away(
+        self,
+        fleet: &Fleet,
+        work: impl Future<Output = Result<(), Failure>>,
+    ) -> Result<(), Failure> {
+        let Err(failure) = work.await else { return Ok(()) };
+        let within = Duration::from_secs(30);
+        let taken = self.0.into_iter().map(|(host, (units, paths))| async move {
+            // Of a unit that is not there yet, systemd knows nothing, and that is well.
+            drop(fleet.unit(&host, units, UnitAction::Disable, within).await);
+            fleet.remove(&host, paths).await
+        });
+        let left: Vec<String> = join_all(taken)
+            .await
+            .into_iter()
+            .filter_map(|it| Some(it.err()?.to_string()))
+            .collect();
+        let now = "nothing of it is recorded and nothing was started";
+        let now = if left.is_empty() {
+            format!("{now}; units and programs are taken away again, folders stay")
+        } else {
+            format!("{now}; not taken away again:\n{}", left.join("\n"))
+        };
+        // What helps a cluster that is there helps nobody here.
+        let failure = Failure { hints: Vec::new(), ..failure }.now(now);
+        Err(if left.is_empty() {
+            failure.hint(AGAIN)
+        } else {
+            failure.hint("remove that where it lies, then give the same command again")
+        })
+    }
+}
+
 /// Folders, binaries, units, run scripts, configs: host by host, all hosts at once. A hotfix goes over the official
-/// binary the way `patch --offline` does it. What breaks off is taken away again, so that it can be given anew.
+/// binary the way `patch --offline` does it.
 pub(crate) async fn lay_out(
     fleet: &Fleet,
     laid: Vec<Laid>,
@@ -653,14 +719,6 @@ pub(crate) async fn lay_out(
     for part in laid {
         by_host.entry(part.host().clone()).or_default().push(part);
     }
-    let begun: Vec<(HostId, Vec<Utf8PathBuf>)> = by_host
-        .iter()
-        .map(|(host, own)| {
-            let mut paths: Vec<Utf8PathBuf> = own.iter().map(Laid::bin_dir).collect();
-            paths.extend(own.iter().flat_map(|it| it.unit_files.clone()));
-            (host.clone(), paths)
-        })
-        .collect();
     let work = by_host.into_iter().map(|(host, own)| async move {
         for part in own {
             let (needed, bin_dir) = (part.packages(), part.bin_dir());
@@ -681,15 +739,7 @@ pub(crate) async fn lay_out(
         }
         Ok(())
     });
-    let done = all_or_failure("lay the instances out", join_all(work).await);
-    if done.is_err() {
-        // Nothing of this was there before: `look` saw to that.
-        join_all(begun.into_iter().map(|(host, paths)| async move {
-            drop(fleet.remove(&host, paths).await);
-        }))
-        .await;
-    }
-    done
+    all_or_failure("lay the instances out", join_all(work).await)
 }
 
 fn parcel_of(parcel: &package::Parcel) -> Parcel {
@@ -739,8 +789,5 @@ fn all_or_failure(what: &str, results: Vec<Result<(), EffectError>>) -> Result<(
     if failed.is_empty() {
         return Ok(());
     }
-    Err(Failure::failed(what)
-        .because(failed)
-        .now("nothing of it is recorded and nothing was started; some files may lie on the hosts")
-        .hint("give the same command again after the cause is gone"))
+    Err(Failure::failed(what).because(failed))
 }

@@ -7,7 +7,7 @@ use camino::Utf8Path;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::Inventory;
 use dmup_core::plan::{
-    Allowances, HotfixRequest, ParcelSpec, Plan, Purpose, TargetBuild, plan_hotfix,
+    Allowances, HotfixRequest, Kind as RunKind, ParcelSpec, Plan, Purpose, TargetBuild, plan_hotfix,
 };
 use dmup_core::policy::Policy;
 use dmup_core::report::RunEnd;
@@ -72,7 +72,7 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
     };
     let apply_plan = args.apply_plan.as_ref();
     let roll_out = RollOut {
-        what: "patch",
+        kind: RunKind::Hotfix,
         question: &|plan| {
             format!(
                 "Will patch {} node(s) of {} with {}, one after the other",

@@ -36,28 +36,36 @@ pub(crate) async fn run(args: &PruneArgs, context: &Context) -> Result<(), Failu
     }
     let fleet = known.fleet(context, &all)?;
     let work = async {
-        let mut failed = Vec::new();
+        let (mut done, mut left, mut failed) = (Vec::new(), Vec::new(), Vec::new());
         for stray in strays {
             // DM knows nothing of leases.
             fleet.still_ours().await.map_err(Failure::failed)?;
             match dm.remove_named(stray.role, &stray.name, None).await {
                 Ok(()) => {
                     context.printer.talk(format_args!("  pruned {} {}", stray.role, stray.name));
+                    done.push(stray.name.to_string());
                 }
-                Err(error) => failed.push(error.to_string()),
+                Err(error) => {
+                    left.push(stray.name.to_string());
+                    failed.push(error.to_string());
+                }
             }
         }
-        Ok::<_, Failure>(failed)
+        Ok::<_, Failure>((done, left, failed))
     };
-    let failed = context.with_lease(&known.name, "prune", &fleet, work).await?;
+    let (done, left, failed) = context.with_lease(&known.name, "prune", &fleet, work).await?;
     if failed.is_empty() {
         context.printer.talk(format_args!("Pruned cluster `{}` successfully", known.name));
         return Ok(());
     }
     Err(Failure::failed("not every member could be taken off")
         .because(failed)
-        .now("they are on DM's list still; nothing else has changed")
-        .hint(format_args!("`dmup prune {}` again", known.name)))
+        .now(if done.is_empty() {
+            format!("not taken off: {}; nothing has changed", left.join(", "))
+        } else {
+            format!("not taken off: {}; taken off: {}", left.join(", "), done.join(", "))
+        })
+        .hint(format_args!("`dmup prune {}` again takes off what is left", known.name)))
 }
 
 /// A member that the topology does not know.

@@ -9,7 +9,7 @@ use dmup_core::exporters::Reach;
 use dmup_core::ids::InstanceId;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::layout::Deployment;
-use dmup_core::plan::{RestartRequest, plan_restart};
+use dmup_core::plan::{Kind as RunKind, RestartRequest, plan_restart};
 use dmup_core::selection::select;
 use dmup_core::texts::{Text, Texts, TextsChange};
 use dmup_core::version::DmVersion;
@@ -73,7 +73,7 @@ pub(crate) async fn run(args: &ReloadArgs, context: &Context) -> Result<(), Fail
     };
     let policy = rolling::policy_of(&args.rolling, args.on_failure, context);
     let roll_out = RollOut {
-        what: "reload",
+        kind: RunKind::Reload,
         question: &|plan| restart::question("reload", plan, &known),
         all: &all,
         with_dm: selected.iter().any(|it| it.role.is_dm()),

@@ -1,7 +1,7 @@
 //! `restart`: node by node, with the order, the checks, the journal and the gates of `patch`; `--fast` as TiUP does it.
 
 use dmup_core::exporters::Reach;
-use dmup_core::plan::{Plan, RestartRequest, plan_restart};
+use dmup_core::plan::{Kind as RunKind, Plan, RestartRequest, plan_restart};
 use dmup_core::selection::select;
 
 use super::rolling::{self, RollOut, Rolled};
@@ -41,7 +41,7 @@ pub(crate) async fn run(args: &RestartArgs, context: &Context) -> Result<(), Fai
     };
     let policy = rolling::policy_of(&args.rolling, OnFailureArg::RollbackNode, context);
     let roll_out = RollOut {
-        what: "restart",
+        kind: RunKind::Restart,
         question: &|plan| question("restart", plan, &known),
         all: &all,
         with_dm: selected.iter().any(|it| it.role.is_dm()),

@@ -1,6 +1,9 @@
 //! `resume`: goes on with a run that was interrupted.
 
-use super::run;
+use dmup_core::plan::Kind;
+use dmup_core::report::RunEnd;
+
+use super::{rolling, run, upgrade};
 use crate::args::ResumeArgs;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -27,6 +30,12 @@ pub(crate) async fn run(args: &ResumeArgs, context: &Context) -> Result<(), Fail
     let fleet = known.fleet(context, &all)?;
     let dm = known.dm(context, &all).await?;
     let work = run::go_on(&folder, run::Onward::Forth, &known, &fleet, &dm, context);
-    let (report, kind) = context.with_lease(&known.name, "resume", &fleet, work).await?;
-    run::end(&report, kind, &known, context)
+    let (report, plan) = context.with_lease(&known.name, "resume", &fleet, work).await?;
+    match &plan.to_version {
+        // One that was on its way back has brought nothing.
+        Some(to) if plan.kind == Kind::Upgrade && report.end != RunEnd::TakenBack => {
+            upgrade::end(&report, &plan, to, &known, context)
+        }
+        Some(_) | None => rolling::end(&report, &plan, &known, context),
+    }
 }

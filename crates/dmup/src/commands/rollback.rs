@@ -62,7 +62,7 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
         match wanted.decide(&fleet, &dm, context, &RefCell::default()).await? {
             Decision::NothingToDo => nothing_to_do(context),
             Decision::Blocked(blockers) => {
-                return Err(run::blocked("roll back", &known, &blockers));
+                return Err(run::blocked(Kind::Rollback, &known, &blockers));
             }
             Decision::Go(plan) => {
                 run::refuse_without_rights(&fleet, plan.needed()).await?;
@@ -124,7 +124,9 @@ impl Wanted<'_> {
             run::decide_patiently(decide, Blocker::may_pass, run::PATIENCE, context).await?;
         let plan = match decision {
             Decision::NothingToDo => return Ok(Begun::Ran(None)),
-            Decision::Blocked(blockers) => return Err(run::blocked("roll back", known, &blockers)),
+            Decision::Blocked(blockers) => {
+                return Err(run::blocked(Kind::Rollback, known, &blockers));
+            }
             Decision::Go(plan) => plan,
         };
         run::refuse_without_rights(fleet, plan.needed()).await?;
@@ -294,6 +296,6 @@ async fn take_back(run: &PastRun, known: &Known, context: &Context) -> Result<()
     let fleet = known.fleet(context, &all)?;
     let dm = known.dm(context, &all).await?;
     let work = run::go_on(&run.path, onward, known, &fleet, &dm, context);
-    let (report, kind) = context.with_lease(&known.name, "rollback", &fleet, work).await?;
-    run::end(&report, kind, known, context)
+    let (report, plan) = context.with_lease(&known.name, "rollback", &fleet, work).await?;
+    run::end(&report, plan.kind, known, context)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dmup_core::instance::Instance;
 use dmup_core::inventory::Inventory;
-use dmup_core::plan::{Allowances, Blocker, Decision, Plan, Warning, render};
+use dmup_core::plan::{Allowances, Blocker, Decision, Kind as RunKind, Plan, Warning, render};
 use dmup_core::policy::{OnBusy, OnFailure, Policy};
 use dmup_core::report::{Report, RunEnd};
 use dmup_core::texts::Texts;
@@ -22,8 +22,8 @@ use crate::progress::Progress;
 
 /// A run that goes node by node.
 pub(crate) struct RollOut<'a> {
-    /// The command, for messages.
-    pub(crate) what: &'static str,
+    /// What it is for.
+    pub(crate) kind: RunKind,
     /// What is asked before the nodes are named.
     pub(crate) question: &'a dyn Fn(&Plan) -> String,
     /// Those that are looked at. Others than those that are meant count as well: quorum and spares are theirs, too.
@@ -92,7 +92,7 @@ impl RollOut<'_> {
             let mut plan = match decision {
                 Decision::NothingToDo => return Ok(Rolled::NothingToDo),
                 Decision::Blocked(blockers) => {
-                    return Err(run::blocked(self.what, known, &blockers));
+                    return Err(run::blocked(self.kind, known, &blockers));
                 }
                 Decision::Go(plan) => *plan,
             };
@@ -126,7 +126,7 @@ impl RollOut<'_> {
             }
             Ok::<_, Failure>(report)
         };
-        let report = context.with_lease(&known.name, self.what, fleet, work).await?;
+        let report = context.with_lease(&known.name, self.kind.command(), fleet, work).await?;
         Ok(Rolled::Ran { report: Box::new(report), plan: Box::new(plan) })
     }
 }

@@ -204,7 +204,7 @@ pub(crate) async fn go_on(
     fleet: &Fleet,
     dm: &DmClient,
     context: &Context,
-) -> Result<(Report, RunKind), Failure> {
+) -> Result<(Report, Plan), Failure> {
     let run = RunFolder::at(folder);
     let plan = run.plan().map_err(|error| not_begun(&error.into()))?;
     let (mut journal, past) = run.journal().map_err(|error| not_begun(&error.into()))?;
@@ -235,7 +235,7 @@ pub(crate) async fn go_on(
     }
     record_version(&plan, &report, known, context)?;
     settle(folder, &report.end, known, context)?;
-    Ok((report, plan.kind))
+    Ok((report, plan))
 }
 
 /// The version in `meta.yaml` changes once every node of DM has its build, and not before; it changes back when they
@@ -628,7 +628,8 @@ pub(crate) fn agree(
 }
 
 /// All obstacles at once.
-pub(crate) fn blocked(what: &str, known: &Known, blockers: &[Blocker]) -> Failure {
+pub(crate) fn blocked(kind: RunKind, known: &Known, blockers: &[Blocker]) -> Failure {
+    let what = if kind == RunKind::Rollback { "roll back" } else { kind.command() };
     let mut failure = Failure::refused(format_args!(
         "cannot {what} {} now: {} thing(s) in the way",
         known.name,
@@ -640,7 +641,7 @@ pub(crate) fn blocked(what: &str, known: &Known, blockers: &[Blocker]) -> Failur
             .map(|needed| format!(" ({} goes on all the same)", needed.flag()))
             .unwrap_or_default();
         failure = failure.because([format!("{blocker}{flag}")]);
-        if let Some(hint) = blocker.hint()
+        if let Some(hint) = blocker.hint(kind)
             && !failure.hints.iter().any(|known| known == hint)
         {
             failure = failure.hint(hint);

@@ -26,9 +26,12 @@ use super::refreshing::{POLL, refresh};
 use super::{destroy, exporters, units};
 use crate::args::ScaleInArgs;
 use crate::ask;
-use crate::context::{Context, Known, bad_selection, state_failure};
+use crate::context::{Context, Known, bad_selection, unrecorded};
 use crate::failure::Failure;
 use crate::progress::Progress;
+
+/// What was done already is seen, and not done twice.
+const AGAIN: &str = "give the same command again after the cause is gone";
 
 /// TiUP's sentence for `--force`.
 const SENTENCE: &str = "Yes, I know my data might be lost.";
@@ -96,7 +99,11 @@ pub(crate) async fn run(args: &ScaleInArgs, context: &Context) -> Result<(), Fai
             ours(fleet).await?;
             let topology = known.meta.topology.without(&[instance.id.as_str()]);
             known.meta = Meta { topology, ..known.meta.clone() };
-            known.cluster.save_meta(&known.meta, &jiff::Zoned::now()).map_err(state_failure)?;
+            known.cluster.save_meta(&known.meta, &jiff::Zoned::now()).map_err(|error| {
+                unrecorded(error)
+                    .now(format_args!("{} is gone, and recorded still", instance.id))
+                    .hint(AGAIN)
+            })?;
         }
         progress.say("+ Refresh the configuration of the others");
         for note in refresh(&staying, &known.name, &known.meta.topology, &fleet, context).await {
@@ -233,7 +240,8 @@ impl Leave<'_> {
     ) -> Result<(), Failure> {
         let (instance, fleet) = (self.instance, self.fleet);
         ours(fleet).await?;
-        let settle = Duration::from_secs(u64::from(Policy::default().settle_within_s));
+        let settle = u64::from(Policy::default().settle_within_s);
+        let settle = Duration::from_secs(settle.min(context.global.wait_timeout));
         let mut moved = Vec::new();
         match instance.role {
             Role::DmMaster => {
@@ -255,18 +263,27 @@ impl Leave<'_> {
         }
         if instance.role == Role::DmMaster {
             progress.under_way("wait until the masters that stay are one group again");
-            self.bear(self.await_group(dm, settle).await, context)?;
+            let group = self.await_group(dm, settle).await;
+            self.bear(group.map_err(|it| self.is_stopped(it)), context)?;
         }
         if instance.role == Role::DmWorker {
             progress.under_way(&format!("wait until DM has let {} go", instance.name));
             // A worker that could not say good-bye has its lease for a minute more.
             let patience = settle * 2;
-            self.bear(self.await_bound_elsewhere(&moved, dm, patience).await, context)?;
+            let bound = self.await_bound_elsewhere(&moved, dm, patience).await;
+            self.bear(bound.map_err(|it| self.is_stopped(it)), context)?;
             let off = wait("take the worker off the member list", patience, async || {
                 self.remove_member(dm).await
             });
             let off = off.await.map_err(|failure| {
-                failure.hint(format_args!("`dmup prune {}` takes it off later", known.name))
+                let prune = format!("`dmup prune {}` takes it off", known.name);
+                match self.force {
+                    // Nobody knows it any more then.
+                    true => failure.hint(format_args!("{prune} later")),
+                    false => self.is_stopped(failure).hint(format_args!(
+                        "or with --force, which goes on without that; {prune} afterwards"
+                    )),
+                }
             });
             self.bear(off, context)?;
         }
@@ -275,7 +292,8 @@ impl Leave<'_> {
         let removed = if failed.is_empty() {
             Ok(())
         } else {
-            Err(Failure::failed(format_args!("remove {}", instance.id)).because(failed))
+            let failure = Failure::failed(format_args!("remove {}", instance.id)).because(failed);
+            Err(self.is_stopped(failure))
         };
         self.bear(removed, context)?;
         if !self.rest.iter().any(|it| it.ssh_host == instance.ssh_host) {
@@ -298,6 +316,16 @@ impl Leave<'_> {
         Ok(())
     }
 
+    /// How things are after something failed once it was stopped.
+    fn is_stopped(&self, failure: Failure) -> Failure {
+        let id = &self.instance.id;
+        failure
+            .now(format_args!(
+                "{id} is stopped, does not start at boot, and is recorded; files of it are there"
+            ))
+            .hint(AGAIN)
+    }
+
     /// With `--force` a failure is a note.
     fn bear<T: Default>(
         &self,
@@ -314,10 +342,13 @@ impl Leave<'_> {
                 context.printer.talk(format_args!("note: {}: {}", failure.error, words.join("; ")));
                 Ok(T::default())
             }
-            Err(failure) => Err(failure.now(format_args!(
-                "{} is still recorded; the instances before it are gone",
-                self.instance.id
-            ))),
+            Err(failure) => {
+                let now = failure.now.as_deref().map_or_else(
+                    || format!("{} is still recorded", self.instance.id),
+                    str::to_owned,
+                );
+                Err(failure.now(format_args!("{now}; the instances before it are gone")))
+            }
             Ok(value) => Ok(value),
         }
     }
@@ -326,23 +357,51 @@ impl Leave<'_> {
         let id = &self.instance.id;
         let seen = dm.look(&[]).await.map_err(effect)?;
         let Some(master) = master_of(&seen, id) else { return Ok(()) };
-        if master.leader {
-            ours(self.fleet).await?;
-            dm.evict_leader(self.instance).await.map_err(effect)?;
-            let avoiding = [id.clone()];
-            wait("wait for another leader", settle, async || {
-                let seen = dm.look(&avoiding).await.map_err(|it| it.to_string())?;
-                match leader_of(&seen) {
-                    Some(leader) if leader.instance.as_ref() != Some(id) => Ok(()),
-                    Some(leader) => Err(format!("{} still leads", leader.name)),
-                    None => Err("no master leads".to_owned()),
-                }
-            })
-            .await?;
-        }
-        // etcd refuses for some seconds after a member has come or gone.
-        wait("take the master off the member list", settle, async || self.remove_member(dm).await)
-            .await
+        let off = async {
+            if master.leader {
+                self.give_leadership(dm, settle).await?;
+            }
+            // etcd refuses for some seconds after a member has come or gone.
+            let off = wait("take the master off the member list", settle, async || {
+                self.remove_member(dm).await
+            });
+            off.await
+        };
+        let Err(failure) = off.await else { return Ok(()) };
+        let failure = failure.hint(AGAIN);
+        let now = format!("{id} runs, is a member as before, and is recorded");
+        // It stays: then it must be able to lead, too.
+        let released = match master.leader && !self.force {
+            true => self.let_lead_again(dm).await,
+            false => Ok(()),
+        };
+        Err(match released {
+            Ok(()) => failure.now(now),
+            Err(why) => failure.now(format_args!("{now}; it may not lead: {why}")).hint(
+                format_args!("`dmctl --master-addr {id} operate-leader cancel-evict` lets it"),
+            ),
+        })
+    }
+
+    async fn give_leadership(&self, dm: &DmClient, settle: Duration) -> Result<(), Failure> {
+        let id = &self.instance.id;
+        ours(self.fleet).await?;
+        dm.evict_leader(self.instance).await.map_err(effect)?;
+        let avoiding = [id.clone()];
+        wait("wait for another leader", settle, async || {
+            let seen = dm.look(&avoiding).await.map_err(|it| it.to_string())?;
+            match leader_of(&seen) {
+                Some(leader) if leader.instance.as_ref() != Some(id) => Ok(()),
+                Some(leader) => Err(format!("{} still leads", leader.name)),
+                None => Err("no master leads".to_owned()),
+            }
+        })
+        .await
+    }
+
+    async fn let_lead_again(&self, dm: &DmClient) -> Result<(), String> {
+        self.fleet.still_ours().await.map_err(|it| it.to_string())?;
+        dm.cancel_evict(self.instance).await.map_err(|it| it.to_string())
     }
 
     async fn remove_member(&self, dm: &DmClient) -> Result<(), String> {

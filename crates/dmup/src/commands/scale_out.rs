@@ -21,12 +21,12 @@ use dmup_remote::dm_api::DmClient;
 use dmup_remote::ssh::Reach;
 use dmup_wire::message::UnitAction;
 
-use super::laying_out::{self, Obstacles, Site};
+use super::laying_out::{self, Obstacles, Site, Traces};
 use super::obtaining::Obtaining;
 use super::refreshing::{POLL, refresh};
 use super::{exporters, units};
 use crate::args::ScaleOutArgs;
-use crate::context::{Context, Known, state_failure};
+use crate::context::{Context, Known, state_failure, unrecorded};
 use crate::failure::Failure;
 use crate::pointing;
 use crate::progress::Progress;
@@ -142,14 +142,18 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
             }
             first.disconnect().await;
         }
-        step("Deploy the new instances");
-        laying_out::lay_out(&fleet, laid, &packages, &hotfixes).await?;
-        step("Enable the services at boot");
-        let refs: Vec<&Instance> = instances.iter().collect();
-        units::order(&fleet, &refs, UnitAction::Enable, context).await?;
-        exporters::order(&fleet, &pairs, UnitAction::Enable, context).await?;
-        let meta = Meta { topology: merged.clone(), ..known.meta.clone() };
-        known.cluster.save_meta(&meta, &jiff::Zoned::now()).map_err(state_failure)?;
+        let traces = Traces::of(&laid);
+        let until_recorded = async {
+            step("Deploy the new instances");
+            laying_out::lay_out(&fleet, laid, &packages, &hotfixes).await?;
+            step("Enable the services at boot");
+            let refs: Vec<&Instance> = instances.iter().collect();
+            units::order(&fleet, &refs, UnitAction::Enable, context).await?;
+            exporters::order(&fleet, &pairs, UnitAction::Enable, context).await?;
+            let meta = Meta { topology: merged.clone(), ..known.meta.clone() };
+            known.cluster.save_meta(&meta, &jiff::Zoned::now()).map_err(unrecorded)
+        };
+        traces.or_take_away(&fleet, until_recorded).await?;
 
         step("Start the new instances");
         let started = async {

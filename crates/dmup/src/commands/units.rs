@@ -10,17 +10,20 @@ use std::time::{Duration, Instant};
 use dmup_core::exporters::Reach;
 use dmup_core::ids::{HostId, UnitName};
 use dmup_core::instance::{Instance, Role};
+use dmup_core::inventory::ProcessSeen;
 use dmup_core::selection::select;
 use dmup_exec::ports::Dm;
 use dmup_remote::Fleet;
-use dmup_wire::message::UnitAction;
+use dmup_remote::hosts::probe_instance;
+use dmup_remote::ssh::Reach as Way;
+use dmup_wire::message::{Probe, UnitAction};
 use futures::future::join_all;
 
 use super::exporters;
 use crate::args::SelectedArgs;
 use crate::ask;
 use crate::context::{Context, Known};
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::progress::{Progress, span};
 
 pub(crate) async fn start(args: &SelectedArgs, context: &Context) -> Result<(), Failure> {
@@ -29,12 +32,14 @@ pub(crate) async fn start(args: &SelectedArgs, context: &Context) -> Result<(), 
     let _lock = known.lock("start")?;
     let fleet = known.fleet(context, &known.meta.instances())?;
     let topology = &known.meta.topology;
+    refuse_taken_ports(&fleet, &selected, &known, context).await?;
     let work = async {
         bring_up(&fleet, &known, &selected, context).await?;
         let beside = exporters::reached(topology, &selected, Reach::Any);
         exporters::bring_up(&fleet, &beside, context).await
     };
-    context.with_lease(&known.name, "start", &fleet, work).await?;
+    let started = context.with_lease(&known.name, "start", &fleet, work).await;
+    started.map_err(|failure| hint_if_begun(failure, &known))?;
     context.printer.talk(format_args!("Started cluster `{}` successfully", known.name));
     Ok(())
 }
@@ -75,6 +80,7 @@ pub(crate) async fn restart(
     let fleet = known.fleet(context, &known.meta.instances())?;
     // What cannot be started again must not be stopped.
     super::run::refuse_without_rights(&fleet, selected).await?;
+    refuse_taken_ports(&fleet, selected, known, context).await?;
     let topology = &known.meta.topology;
     let work = async {
         bring_down(&fleet, selected, context).await?;
@@ -84,9 +90,26 @@ pub(crate) async fn restart(
         let beside = exporters::reached(topology, selected, Reach::Any);
         exporters::bring_up(&fleet, &beside, context).await
     };
-    context.with_lease(&known.name, "restart", &fleet, work).await?;
+    let started = context.with_lease(&known.name, "restart", &fleet, work).await;
+    started.map_err(|failure| hint_if_begun(failure, known))?;
     context.printer.talk(format_args!("Restarted cluster `{}` successfully", known.name));
     Ok(())
+}
+
+/// What to type when not everything could be started.
+fn hint_if_begun(failure: Failure, known: &Known) -> Failure {
+    match failure.kind {
+        Kind::Failed => failure.hint(format_args!(
+            "`dmup start {}` once the cause is gone: what is up by then is left alone",
+            known.name
+        )),
+        Kind::Usage
+        | Kind::Refused
+        | Kind::RolledBack
+        | Kind::Mixed
+        | Kind::Unknown
+        | Kind::Interrupted => failure,
+    }
 }
 
 pub(crate) async fn enable(args: &SelectedArgs, context: &Context) -> Result<(), Failure> {
@@ -128,6 +151,53 @@ fn known_and_selected(
     Ok((known, selected))
 }
 
+/// What is down cannot have its port while somebody else has it; and whoever has it would be taken for it. Hosts that do
+/// not answer are told of when they are given the order.
+async fn refuse_taken_ports(
+    fleet: &Fleet,
+    selected: &[Instance],
+    known: &Known,
+    context: &Context,
+) -> Result<(), Failure> {
+    // On a playground all hosts are one, and have each other's ports.
+    let reach = context.reach(known.meta.topology.global.ssh_type.as_str());
+    if matches!(reach, Way::Local { playground: Some(_) }) {
+        return Ok(());
+    }
+    let mut by_host: BTreeMap<&HostId, Vec<&Instance>> = BTreeMap::new();
+    for instance in selected {
+        by_host.entry(&instance.host).or_default().push(instance);
+    }
+    let looks = by_host.into_iter().map(|(host, own)| async move {
+        let probe = Probe {
+            instances: own.iter().map(|it| probe_instance(it)).collect(),
+            ports: own.iter().flat_map(|it| it.ports.clone()).collect(),
+            ..Probe::default()
+        };
+        let Ok(seen) = fleet.probe(host, probe).await else { return Vec::new() };
+        let is_down = |it: &&&Instance| {
+            seen.processes.iter().any(|(id, process)| *id == it.id && process.pid.is_none())
+        };
+        let taken = own.iter().filter(is_down).flat_map(|it| {
+            let ports = it.ports.iter().filter(|port| seen.listening.contains(port));
+            ports.map(|port| {
+                format!(
+                    "{}: its unit is down, and somebody else listens on port {port} (`ss -ltnp` there names it)",
+                    it.id
+                )
+            })
+        });
+        taken.collect()
+    });
+    let taken: Vec<String> = join_all(looks).await.into_iter().flatten().collect();
+    if taken.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::refused("not every instance can have its port")
+        .because(taken)
+        .hint("stop who has the port, then give the same command again"))
+}
+
 /// Starts role by role, each when the ones before answer on their ports.
 pub(crate) async fn bring_up(
     fleet: &Fleet,
@@ -136,6 +206,7 @@ pub(crate) async fn bring_up(
     context: &Context,
 ) -> Result<(), Failure> {
     let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
+    let mut up: Vec<&Instance> = Vec::new();
     for role in Role::ALL {
         let of_role: Vec<&Instance> = selected.iter().filter(|it| it.role == role).collect();
         if of_role.is_empty() {
@@ -145,28 +216,67 @@ pub(crate) async fn bring_up(
         progress.under_way(&format!("start {role}"));
         order(fleet, &of_role, UnitAction::Start, context).await?;
         let limit = Duration::from_secs(context.global.wait_timeout);
-        let closed: Vec<String> = join_all(of_role.iter().map(|it| opens(it, limit)))
-            .await
-            .into_iter()
-            .filter_map(Result::err)
-            .collect();
+        let seen = join_all(of_role.iter().map(|it| opens(it, limit))).await;
+        let (closed, open): (Vec<_>, Vec<_>) =
+            of_role.iter().zip(seen).partition(|(_, seen)| seen.is_err());
         if !closed.is_empty() {
+            up.extend(open.into_iter().map(|(instance, _)| *instance));
+            let down: Vec<&Instance> = closed.iter().map(|(instance, _)| **instance).collect();
+            let later = |it: &&Instance| !up.contains(it) && !of_role.contains(it);
+            let later: Vec<&Instance> = selected.iter().filter(later).collect();
+            let whys = closed.into_iter().filter_map(|(it, seen)| Some((*it, seen.err()?)));
+            let whys = join_all(whys.map(|(it, why)| why_closed(fleet, it, why))).await;
             return Err(Failure::failed(format_args!("start {role}"))
-                .because(closed)
-                .now("the units were started; what came before them runs")
-                .hint("the log of an instance is in its deploy folder, under log/"));
+                .because(whys)
+                .now(how_far(&up, &down, &later))
+                .hint("the whole log of an instance is in its deploy folder, under log/"));
         }
         progress.say(&format!(
             "  started {role}: {} ({})",
             named_refs(&of_role),
             span(began.elapsed())
         ));
+        up.extend(&of_role);
         if role == Role::DmMaster && selected.iter().any(|it| it.role == Role::DmWorker) {
             progress.under_way("wait until the masters have a leader");
             await_leader(known, context, limit).await?;
         }
     }
     Ok(())
+}
+
+/// Lines of each log that are told of a node that is not up.
+const LAST_LINES: usize = 5;
+
+/// What its unit and its logs say of a node whose port stays closed.
+async fn why_closed(fleet: &Fleet, instance: &Instance, seen: String) -> String {
+    let mut lines = vec![seen];
+    let probe = Probe { instances: vec![probe_instance(instance)], ..Probe::default() };
+    if let Ok(looked) = fleet.probe(&instance.host, probe).await {
+        lines.extend(looked.processes.into_iter().map(|(_, process)| {
+            let ProcessSeen { active, sub_state, restarts, .. } = process;
+            let state = format!("{active:?} ({sub_state})").to_lowercase();
+            let again = match restarts {
+                0 => String::new(),
+                times => format!(", started again {times} time(s)"),
+            };
+            format!("{} is {state}{again}", instance.unit)
+        }));
+    }
+    match fleet.last_words(instance, LAST_LINES).await {
+        Ok(words) => lines.extend(words),
+        Err(error) => lines.push(error.to_string()),
+    }
+    lines.join("\n")
+}
+
+/// How things are when not everything that was to start has.
+fn how_far(up: &[&Instance], down: &[&Instance], later: &[&Instance]) -> String {
+    let parts = [("up", up), ("started, and not answering", down), ("not started yet", later)];
+    let told = parts.into_iter().filter(|(_, instances)| !instances.is_empty());
+    let told: Vec<String> =
+        told.map(|(words, instances)| format!("{words}: {}", named_refs(instances))).collect();
+    told.join("\n")
 }
 
 /// A worker that finds no leader exits, and systemd starts it again only 15 s later: wait for the leader first.

@@ -16,8 +16,8 @@ use dmup_core::ids::InstanceId;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::Inventory;
 use dmup_core::journal::TurnEnd;
-use dmup_core::plan::{HotfixRequest, Purpose, TargetBuild, plan_hotfix};
-use dmup_core::report::RunEnd;
+use dmup_core::plan::{HotfixRequest, Kind as RunKind, Plan, Purpose, TargetBuild, plan_hotfix};
+use dmup_core::report::{Report, RunEnd};
 use dmup_core::version::DmVersion;
 use dmup_mirror::package::Parcel;
 
@@ -105,7 +105,7 @@ pub(crate) async fn run(args: &UpgradeArgs, context: &Context) -> Result<(), Fai
         Ok(plan_hotfix(&HotfixRequest { ways_back, ..request.clone() }, inventory, &policy))
     };
     let roll_out = RollOut {
-        what: "upgrade",
+        kind: RunKind::Upgrade,
         question: &|plan| {
             let nodes = plan.turns.len();
             format!(
@@ -132,26 +132,43 @@ pub(crate) async fn run(args: &UpgradeArgs, context: &Context) -> Result<(), Fai
             context.printer.talk(format_args!("every node of DM runs {to} already"));
             known.record_version(&to, true)?;
         }
-        Rolled::Ran { report, plan } => {
-            let ended = rolling::end(&report, &plan, &known, context);
-            let again = format!("`dmup upgrade {} {to}`", known.name);
-            if known.cluster.meta().map_err(state_failure)?.version != to {
-                context.printer.talk(format_args!(
-                    "Not every node runs {to} yet, so {from} stays recorded: {again} goes on"
-                ));
-                return ended;
-            }
-            if report.end == RunEnd::Paused {
-                return ended;
-            }
-            ended.map_err(|failure| match failure.kind {
-                Kind::Failed | Kind::RolledBack | Kind::Mixed => failure
-                    .hint(format_args!("DM itself has {to}; {again} tries its monitoring again")),
-                Kind::Usage | Kind::Refused | Kind::Unknown | Kind::Interrupted => failure,
-            })?;
-        }
+        Rolled::Ran { report, plan } => return end(&report, &plan, &to, &known, context),
     }
+    say_upgraded(&known, context);
+    Ok(())
+}
+
+fn say_upgraded(known: &Known, context: &Context) {
     context.printer.talk(format_args!("Upgraded cluster `{}` successfully", known.name));
+}
+
+/// The end of a run that brings this version, its first one or a resumed one.
+pub(crate) fn end(
+    report: &Report,
+    plan: &Plan,
+    to: &DmVersion,
+    known: &Known,
+    context: &Context,
+) -> Result<(), Failure> {
+    let ended = rolling::end(report, plan, known, context);
+    let again = format!("`dmup upgrade {} {to}`", known.name);
+    let recorded = known.cluster.meta().map_err(state_failure)?.version;
+    if recorded != *to {
+        context.printer.talk(format_args!(
+            "Not every node runs {to} yet, so {recorded} stays recorded: {again} goes on"
+        ));
+        return ended;
+    }
+    if report.end == RunEnd::Paused {
+        return ended;
+    }
+    ended.map_err(|failure| match failure.kind {
+        Kind::Failed | Kind::RolledBack | Kind::Mixed => {
+            failure.hint(format_args!("DM itself has {to}; {again} tries its monitoring again"))
+        }
+        Kind::Usage | Kind::Refused | Kind::Unknown | Kind::Interrupted => failure,
+    })?;
+    say_upgraded(known, context);
     Ok(())
 }
 

@@ -437,11 +437,83 @@ fn a_service_that_never_opens_its_port_is_told_and_where_its_log_is() {
     put_packages(&desk);
     let output = deploy(&desk, &topology(&desk, &[]));
     assert!(output.status.success(), "{}", desk.told(&output.stderr));
-    let words = ["start", "prod", "-R", "dm-worker", "--wait-timeout", "1"];
-    let said = on_playground(&desk, &words, 1);
-    for part in ["start dm-worker", "127.0.0.77:3", "now: the units were started", "under log/"] {
+    let words = ["start", "prod", "-R", "dm-worker,grafana", "--wait-timeout", "1"];
+    for _ in 0..2 {
+        let said = on_playground(&desk, &words, 1);
+        for part in [
+            "error: start dm-worker\n",
+            "why: 127.0.0.77:3: port 3 is not open after",
+            "dm-worker-3.service is failed (failed)\n",
+            // How it ended, and what it said: the binary of this package is none.
+            "dm-worker-3.service: exited, status=1",
+            "Exec format error",
+            "now: started, and not answering: 127.0.0.77:3\n",
+            "not started yet: 127.0.0.77:5\n",
+            "under log/",
+            "hint: `dmup start prod` once the cause is gone",
+        ] {
+            assert!(said.contains(part), "{part}\n{said}");
+        }
+    }
+}
+
+/// Nothing of the cluster, but folders.
+#[track_caller]
+fn is_taken_away(desk: &Desk, said: &str) {
+    for part in [
+        "now: nothing of it is recorded and nothing was started; units and programs are taken away",
+        "hint: give the same command again after the cause is gone",
+    ] {
         assert!(said.contains(part), "{part}\n{said}");
     }
+    for folder in ["m", "w", "p", "g", "a", "x"] {
+        assert!(!std::fs::exists(desk.path(&format!("{folder}/bin"))).unwrap(), "{folder}\n{said}");
+    }
+    let units = std::fs::read_dir(desk.path("services/127.0.0.77/units"));
+    assert_eq!(units.map_or(0, Iterator::count), 0, "{said}");
+    assert!(!std::fs::exists(desk.path("tiup/storage/dm/clusters/prod/meta.yaml")).unwrap());
+    assert!(!desk.ok(&["list"]).contains("prod"), "{said}");
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_leaves_nothing_in_the_way_of_the_same_command() {
+    let desk = Desk::empty();
+    put_packages(&desk);
+    let file = with_exporters(&desk, "");
+    desk.put("w/conf", b"somebody's");
+    let output = deploy(&desk, &file);
+    let said = desk.told(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in [
+        "error: lay the instances out",
+        "make folder DESK/w/conf: there is something of that name that is no folder",
+    ] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    is_taken_away(&desk, &said);
+    std::fs::remove_file(desk.path("w/conf")).unwrap();
+    let output = deploy(&desk, &file);
+    assert!(output.status.success(), "{}", desk.told(&output.stderr));
+}
+
+#[test]
+fn a_unit_that_cannot_be_enabled_leaves_nothing_in_the_way_of_the_same_command() {
+    let desk = Desk::empty();
+    put_packages(&desk);
+    let file = with_exporters(&desk, "");
+    // Where the mark of this unit would lie.
+    desk.put("services/127.0.0.77/grafana-5.service/enabled/x", b"");
+    let output = deploy(&desk, &file);
+    let said = desk.told(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in ["error: enable 127.0.0.77:1, ", "grafana-5.service on 127.0.0.77: enable"] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    assert!(!said.contains("dmup display"), "there is no cluster to show\n{said}");
+    is_taken_away(&desk, &said);
+    std::fs::remove_dir_all(desk.path("services/127.0.0.77/grafana-5.service")).unwrap();
+    let output = deploy(&desk, &file);
+    assert!(output.status.success(), "{}", desk.told(&output.stderr));
 }
 
 const NODE: &str = "services/127.0.0.77/units/node_exporter-8.service";

@@ -5,8 +5,8 @@
 //! | command | error path: test |
 //! |---|---|
 //! | all | words that clap refuses, a cluster that is not there: `refusals`, `as_tiup`; the log beside an error: `as_tiup` |
-//! | `deploy` | topology that cannot be read, is none, has conflicts within itself or with another cluster, a name that is taken, no package, hosts that do not answer: `refusals`, `deploying`, `dmup-core/tests/topology.rs`; what only hosts can tell: `lab/tests/bad_input_hosts.rs` |
-//! | `start`, `stop`, `restart` | a unit that does not start, a port that stays closed: `deploying`; exporters: `deploying`, `lab/tests/exporters_hosts.rs` |
+//! | `deploy` | topology that cannot be read, is none, has conflicts within itself or with another cluster, a name that is taken, no package, hosts that do not answer, a folder that cannot be made, a unit that cannot be enabled: `refusals`, `deploying`, `dmup-core/tests/topology.rs`; what only hosts can tell: `lab/tests/bad_input_hosts.rs` |
+//! | `start`, `stop`, `restart` | a unit that does not start, a port that stays closed: `deploying`, `lab/tests/bad_input_hosts.rs`, where somebody else has the port, too; exporters: `deploying`, `lab/tests/exporters_hosts.rs` |
 //! | `list`, `display`, `audit`, `audit cleanup`, `template` | `showing`, `state` |
 //! | `destroy` | an answer that is no: `refusals`, `as_tiup` |
 //! | `exec`, `rotatessh` | `own_commands`; a rotation that was cut off: `lab/tests/scale_hosts.rs` |
@@ -15,7 +15,8 @@
 //! | `reload` | a file with which a node does not start: `lab/tests/manual_hosts.rs` |
 //! | `upgrade` | an older version, no package: `refusals`; a version that fails: `lab/tests/upgrade_hosts.rs` |
 //! | `patch` | `refusals`, `side_by_side`; what only hosts can tell, `--offline` of a cluster that runs: `lab/tests/bad_input_hosts.rs`, `manual_hosts.rs` |
-//! | `scale-out`, `scale-in`, `prune` | members that must stay, ports that are taken, a host that is gone: `lab/tests/scale_hosts.rs` |
+//! | `scale-out` | ports that are taken: `lab/tests/scale_hosts.rs`; a user or a folder that cannot be made: `lab/tests/bad_input_hosts.rs` |
+//! | `scale-in`, `prune` | members that must stay, a host that is gone: `lab/tests/scale_hosts.rs`; members that DM does not let go: `members`, `lab/tests/scale_hosts.rs` |
 
 use crate::desk::{Desk, SILENT};
 

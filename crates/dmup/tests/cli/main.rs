@@ -10,6 +10,7 @@ mod error_paths;
 mod help;
 mod locking;
 mod making;
+mod members;
 mod own_commands;
 mod reference;
 mod refusals;
