@@ -259,7 +259,7 @@ impl Folded {
     }
 
     fn hold(&mut self, step: &Step, note: Option<String>) {
-        if let Step::Stage { .. } | Step::Prepare { .. } = step {
+        if step.is_preparation() {
             self.prepared.push((step.clone(), note));
             return;
         }

@@ -117,7 +117,7 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
         Login { user: user.clone(), auth: vec![AuthMethod::key_file(cluster.private_key_path())] };
     let fleet = context.fleet(own, reach, systemd, &keys, hosts);
     step("Deploy DM instances");
-    laying_out::lay_out(&fleet, laid, &packages, &Hotfixes::new()).await?;
+    laying_out::lay_out(&fleet, laid, &packages, &Hotfixes::new(), context).await?;
     step("Enable the services at boot");
     let all: Vec<&Instance> = instances.iter().collect();
     units::order(&fleet, &all, UnitAction::Enable, context).await?;

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::config_check::ConfigTool;
 use dmup_core::digest::Digest;
 use dmup_core::display::table_text;
 use dmup_core::exporters::Exporters;
@@ -18,7 +19,9 @@ use dmup_core::systemd::SystemdMode;
 use dmup_core::texts::Texts;
 use dmup_core::topology::{Neighbour, Topology};
 use dmup_core::version::DmVersion;
-use dmup_exec::ports::{Around, Build, EffectError, Hosts, Parcel, WindowOrder};
+use dmup_exec::ports::{
+    Around, Build, CheckOrder, Checked, EffectError, Hosts, Parcel, Tree, WindowOrder,
+};
 use dmup_mirror::mirror::Version;
 use dmup_mirror::package::{self, ComponentPackage, Package, Wanted, component_package};
 use dmup_remote::hosts::{probe_instance, store};
@@ -655,6 +658,26 @@ fn small_file(path: Utf8PathBuf, content: String) -> PutFile {
     PutFile { path, mode: 0o644, root: false, owner: None, content }
 }
 
+/// Has a configuration judged by the program that the live tree has for it, if these files are part of one. The texts are
+/// those of them that are not live yet. Returns what the operator should know.
+///
+/// # Errors
+///
+/// [`EffectError`] with that program's words.
+pub(crate) async fn check_config(
+    fleet: &Fleet,
+    instance: &Instance,
+    paths: &[Utf8PathBuf],
+    texts: Texts,
+) -> Result<Option<String>, EffectError> {
+    let Some(tool) = ConfigTool::for_files(instance, paths) else { return Ok(None) };
+    let checked = fleet.check(instance, &CheckOrder { tool, tree: Tree::Live, texts }).await?;
+    Ok(match checked {
+        Checked::Fine => None,
+        Checked::Unjudged => Some(tool.is_missing_for(&instance.id)),
+    })
+}
+
 /// Folders, binaries, units, run scripts, configs: host by host, all hosts at once. A hotfix goes over the official
 /// binary the way `patch --offline` does it. What breaks off is taken away again, so that it can be given anew.
 pub(crate) async fn lay_out(
@@ -662,6 +685,7 @@ pub(crate) async fn lay_out(
     laid: Vec<Laid>,
     packages: &Packages,
     hotfixes: &Hotfixes,
+    context: &Context,
 ) -> Result<(), Failure> {
     let mut by_host: BTreeMap<HostId, Vec<Laid>> = BTreeMap::new();
     for part in laid {
@@ -686,11 +710,16 @@ pub(crate) async fn lay_out(
                 fleet.unpack(&host, &parcel, &bin_dir, None).await?;
                 from = Some(&official.binary);
             }
+            let paths: Vec<Utf8PathBuf> = part.files.iter().map(|it| it.path.clone()).collect();
             fleet.put(&host, part.files).await?;
-            if let Part::Instance(instance) = &part.part
-                && let (Some(hotfix), Some(from)) = (hotfixes.get(&instance.role), from)
-            {
+            let Part::Instance(instance) = &part.part else { continue };
+            if let (Some(hotfix), Some(from)) = (hotfixes.get(&instance.role), from) {
                 put_hotfix_over(fleet, instance, from, hotfix).await?;
+            }
+            // All of it lies there, and nothing reads it yet.
+            let nothing_new = Texts::default();
+            if let Some(note) = check_config(fleet, instance, &paths, nothing_new).await? {
+                context.printer.talk(format_args!("note: {note}"));
             }
         }
         Ok(())

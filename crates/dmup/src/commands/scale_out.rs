@@ -143,7 +143,7 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
             first.disconnect().await;
         }
         step("Deploy the new instances");
-        laying_out::lay_out(&fleet, laid, &packages, &hotfixes).await?;
+        laying_out::lay_out(&fleet, laid, &packages, &hotfixes, context).await?;
         step("Enable the services at boot");
         let refs: Vec<&Instance> = instances.iter().collect();
         units::order(&fleet, &refs, UnitAction::Enable, context).await?;
