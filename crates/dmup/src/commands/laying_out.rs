@@ -299,8 +299,23 @@ pub(crate) struct Site<'a> {
     pub(crate) owner: Owner<'a>,
     /// No systemd is wanted.
     pub(crate) is_playground: bool,
-    /// Masters join others that run.
+    /// Masters join others that run, and exporters that the cluster has left on a host are taken over.
     pub(crate) joins: bool,
+}
+
+/// What a look before laying out has found.
+#[derive(Default)]
+pub(crate) struct Looked {
+    pub(crate) findings: Vec<Finding>,
+    /// Where exporters of this cluster are left.
+    pub(crate) left: BTreeSet<HostId>,
+}
+
+impl Looked {
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.findings.extend(other.findings);
+        self.left.extend(other.left);
+    }
 }
 
 /// Everything that would be in the way on the hosts, and what should be known. Changes nothing. Hosts that did not
@@ -312,7 +327,7 @@ pub(crate) async fn look(
     packages: &Packages,
     silent: &BTreeSet<HostId>,
     site: Site<'_>,
-) -> Vec<Finding> {
+) -> Looked {
     let mut by_host: BTreeMap<HostId, Vec<Planned<'_>>> = BTreeMap::new();
     let bytes_of = |component: Role, arch: &str| {
         packages.get(&(component, arch.to_owned())).map_or(0, |it| it.parcel.unpacked_bytes)
@@ -331,10 +346,10 @@ pub(crate) async fn look(
     by_host.retain(|host, _| !silent.contains(host));
     let in_the_way = |text: String| Finding { weight: Weight::InTheWay, text };
     let looks = by_host.iter().map(|(host, own)| async move {
-        let mut findings = Vec::new();
+        let mut looked = Looked::default();
         let rights = fleet.check_rights(host).await;
         if let Err(error) = &rights {
-            findings.push(in_the_way(match fleet.systemd_mode() {
+            looked.findings.push(in_the_way(match fleet.systemd_mode() {
                 SystemdMode::System => format!(
                     "{error}: log in as root, or as somebody with NOPASSWD in /etc/sudoers.d"
                 ),
@@ -342,12 +357,16 @@ pub(crate) async fn look(
             }));
         }
         match found_on(fleet, host, own, site, rights.is_ok()).await {
-            Ok(found) => findings.extend(found),
-            Err(error) => findings.push(in_the_way(error)),
+            Ok(found) => looked.extend(found),
+            Err(error) => looked.findings.push(in_the_way(error)),
         }
-        findings
+        looked
     });
-    join_all(looks).await.into_iter().flatten().collect()
+    let mut all = Looked::default();
+    for looked in join_all(looks).await {
+        all.extend(looked);
+    }
+    all
 }
 
 async fn found_on(
@@ -356,7 +375,7 @@ async fn found_on(
     own: &[Planned<'_>],
     site: Site<'_>,
     has_rights: bool,
-) -> Result<Vec<Finding>, String> {
+) -> Result<Looked, String> {
     let Owner { user, systemd } = site.owner;
     let hello = fleet.hello(host).await.map_err(|error| error.to_string())?;
     // Without systemd nobody can be asked about units; that it is missing is found anyway.
@@ -365,9 +384,9 @@ async fn found_on(
         // Nobody else can ask a user's systemd, and it may not run yet.
         SystemdMode::User => hello.systemd_mode == systemd && has_rights,
     };
-    let instances = own.iter().filter_map(|it| match it {
-        Planned::Instance { instance, .. } => Some(*instance),
-        Planned::Exporters { .. } => None,
+    let instances = own.iter().flat_map(|it| match it {
+        Planned::Instance { instance, .. } => vec![*instance],
+        Planned::Exporters { pair, .. } => pair.both.iter().map(|it| &it.instance).collect(),
     });
     let mut paths: Vec<Utf8PathBuf> = own.iter().flat_map(|it| it.paths(site.owner)).collect();
     paths.extend([preflight::BOOTED].iter().chain(&preflight::TOOLS).map(Utf8PathBuf::from));
@@ -381,6 +400,18 @@ async fn found_on(
     };
     let asked_at_ms = jiff::Timestamp::now().as_millisecond();
     let seen = fleet.probe(host, probe).await.map_err(|error| error.to_string())?;
+    let mut pairs = own.iter().filter_map(|it| match it {
+        Planned::Exporters { pair, .. } => Some(*pair),
+        Planned::Instance { .. } => None,
+    });
+    // A machine has one.
+    let pair = pairs.next().filter(|_| site.joins);
+    let mut unit_files = Vec::new();
+    for exporter in pair.iter().flat_map(|it| &it.both) {
+        let file = &exporter.unit_file;
+        let text = fleet.get(host, file).await.map_err(|error| error.to_string())?;
+        unit_files.extend(text.map(|text| (file.clone(), text)));
+    }
     let found = Found {
         host,
         os: &hello.os,
@@ -391,10 +422,14 @@ async fn found_on(
         paths: &seen.existing,
         disks: &seen.disks,
         units: &seen.processes,
+        unit_files: &unit_files,
         has_user: !seen.users.is_empty(),
         has_root: hello.systemd_mode == SystemdMode::System,
     };
-    Ok(preflight::judge(&found, own, site.owner))
+    let is_left = |it: &&Exporters| preflight::are_left(&found, it, site.owner);
+    let left = pair.filter(is_left).map(|it| it.host.clone());
+    let findings = preflight::judge(&found, own, site.owner);
+    Ok(Looked { findings, left: left.into_iter().collect() })
 }
 
 /// Shows the new instances and asks.
@@ -679,12 +714,14 @@ pub(crate) async fn check_config(
 }
 
 /// Folders, binaries, units, run scripts, configs: host by host, all hosts at once. A hotfix goes over the official
-/// binary the way `patch --offline` does it. What breaks off is taken away again, so that it can be given anew.
+/// binary the way `patch --offline` does it. What breaks off is taken away again, so that it can be given anew. Where
+/// exporters are left, whoever calls has stopped them.
 pub(crate) async fn lay_out(
     fleet: &Fleet,
     laid: Vec<Laid>,
     packages: &Packages,
     hotfixes: &Hotfixes,
+    left: &BTreeSet<HostId>,
     context: &Context,
 ) -> Result<(), Failure> {
     let mut by_host: BTreeMap<HostId, Vec<Laid>> = BTreeMap::new();
@@ -694,9 +731,10 @@ pub(crate) async fn lay_out(
     let begun: Vec<(HostId, Vec<Utf8PathBuf>)> = by_host
         .iter()
         .map(|(host, own)| {
-            let mut paths: Vec<Utf8PathBuf> = own.iter().map(Laid::bin_dir).collect();
-            paths.extend(own.iter().flat_map(|it| it.unit_files.clone()));
-            (host.clone(), paths)
+            let is_new = |it: &&Laid| it.instance().is_some() || !left.contains(host);
+            let new = own.iter().filter(is_new);
+            let paths = new.flat_map(|it| it.unit_files.iter().cloned().chain([it.bin_dir()]));
+            (host.clone(), paths.collect())
         })
         .collect();
     let work = by_host.into_iter().map(|(host, own)| async move {
@@ -726,7 +764,7 @@ pub(crate) async fn lay_out(
     });
     let done = all_or_failure("lay the instances out", join_all(work).await);
     if done.is_err() {
-        // Nothing of this was there before: `look` saw to that.
+        // Nothing of this was there before: `look` saw to that. Exporters that are left can be taken over again.
         join_all(begun.into_iter().map(|(host, paths)| async move {
             drop(fleet.remove(&host, paths).await);
         }))
