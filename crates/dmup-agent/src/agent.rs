@@ -3,6 +3,7 @@
 //! | verb | who |
 //! |---|---|
 //! | stage, prepare | the agent's user (prepare again by root if permission is denied) |
+//! | check | the agent's user, always: what it starts is the service's own program |
 //! | unit, switch, guards, users and their keys | root |
 //! | shell | the agent's user; root where asked for |
 //! | lease, leave | the agent's user, always |
@@ -24,6 +25,7 @@ use dmup_wire::message::{
 };
 
 use crate::accounts::{Account, ensure_user, forget_key, owner_named};
+use crate::config_check::check_config;
 use crate::fence::Session;
 use crate::files::{self, check_absolute};
 use crate::hash::Hashes;
@@ -99,6 +101,7 @@ impl Agent {
             Request::Stage(order) => stage::stage(order, stream),
             Request::Unpack(order) => self.unpack(order, &request, stream),
             Request::Prepare(order) => self.or_root(&request, || prepare(order)),
+            Request::Check(order) => check_config(order),
             Request::Switch(order) => {
                 let order = &Switch { texts: self.with_owners(&order.texts), ..order.clone() };
                 let request = Request::Switch(order.clone());
@@ -213,6 +216,7 @@ impl Agent {
             Request::Probe(_)
             | Request::CheckRights
             | Request::Prepare(_)
+            | Request::Check(_)
             | Request::Switch(_)
             | Request::Unit(_)
             | Request::Put { .. }
@@ -412,6 +416,10 @@ fn check(request: &Request) -> Result<(), Refusal> {
         Request::Prepare(order) => {
             at_most("replaced files", order.replace.len(), 4096)?;
             at_most("version arguments", order.version_arguments.as_ref().map_or(0, Vec::len), 16)
+        }
+        Request::Check(order) => {
+            check_files(&order.files, 256)?;
+            at_most("arguments", order.arguments.len(), 16)
         }
         Request::Switch(order) => {
             order.guard_s.map_or(Ok(()), check_guard_time)?;

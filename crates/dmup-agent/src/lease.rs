@@ -98,6 +98,7 @@ impl Leases {
             // The operator's own may take hours, and it is not about the cluster's files.
             Request::Shell(_) => false,
             Request::Prepare(_)
+            | Request::Check(_)
             | Request::Switch(_)
             | Request::Unit(_)
             | Request::Put { .. }

@@ -13,6 +13,7 @@
 mod accounts;
 mod agent;
 mod archive;
+mod config_check;
 mod every_word;
 mod fence;
 mod files;
@@ -24,6 +25,7 @@ mod prepare;
 mod privileged;
 mod probe;
 mod processes;
+mod program;
 mod refuse;
 mod run;
 mod serve;

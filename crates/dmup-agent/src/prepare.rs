@@ -7,10 +7,7 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
@@ -20,10 +17,9 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use sha2::{Digest as _, Sha256};
 
 use crate::files::{check_absolute, check_relative, remove, sync_folder};
-use crate::refuse::{Reply, When, bad, refuse, system};
-use crate::run::{self, NotRun};
+use crate::refuse::{Reply, When, bad, refuse};
 use crate::stage::{check_space, manifest};
-use crate::trees;
+use crate::{program, trees};
 
 /// A version is printed in milliseconds; a cold disk takes longer.
 const VERSION_LIMIT: Duration = Duration::from_secs(20);
@@ -276,95 +272,20 @@ fn try_executable(
     let Some(arguments) = &order.version_arguments else { return Ok(None) };
     let binary = part.join(&order.binary);
     let attempted = || format!("run {binary} {}", arguments.join(" "));
-    if let Some(words) = not_executable(&binary).when(attempted)? {
+    let ran = program::run_of_package(&binary, arguments, part, live, VERSION_LIMIT)?;
+    if !ran.status.success() {
+        return Err(refuse(RefusalKind::Content, attempted(), ran.words()));
+    }
+    let said = if ran.stdout.trim().is_empty() { &ran.stderr } else { &ran.stdout };
+    if said.trim().is_empty() {
+        let words = "it ended well and printed nothing".to_owned();
         return Err(refuse(RefusalKind::Content, attempted(), words));
     }
-    let began = Instant::now();
-    let ran = loop {
-        let mut command = Command::new(&binary);
-        command.args(arguments).env_clear().env("PATH", run::PATH).current_dir(part);
-        if rustix::process::geteuid().is_root() && live.uid() != 0 {
-            command.uid(live.uid()).gid(live.gid());
-        }
-        match run::run(command, VERSION_LIMIT) {
-            // ETXTBSY: another request forked while our pen was on the file, and its child has not yet let go.
-            Err(NotRun::Spawn(error))
-                if error.raw_os_error() == Some(26) && began.elapsed() < VERSION_LIMIT =>
-            {
-                thread::sleep(Duration::from_millis(5));
-            }
-            other => break other,
-        }
-    };
-    match ran {
-        Ok(ran) if ran.status.success() => {
-            let said = if ran.stdout.trim().is_empty() { &ran.stderr } else { &ran.stdout };
-            if said.trim().is_empty() {
-                let words = "it ended well and printed nothing".to_owned();
-                return Err(refuse(RefusalKind::Content, attempted(), words));
-            }
-            let end = (0..=said.len().min(VERSION_BYTES))
-                .rev()
-                .find(|at| said.is_char_boundary(*at))
-                .unwrap_or(0);
-            Ok(Some(said[..end].to_owned()))
-        }
-        Ok(ran) => Err(refuse(RefusalKind::Content, attempted(), ran.words())),
-        Err(NotRun::TooSlow(limit)) => {
-            let words = format!("it did not end within {} s and was killed", limit.as_secs());
-            Err(refuse(RefusalKind::Content, attempted(), words))
-        }
-        // A missing interpreter (dynamic loader) reads as a missing file.
-        Err(NotRun::Spawn(error)) if error.kind() == io::ErrorKind::NotFound => Err(refuse(
-            RefusalKind::Content,
-            attempted(),
-            format!("the file is there, but the loader that it names is not ({error})"),
-        )),
-        Err(NotRun::Spawn(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Err(refuse(
-                RefusalKind::Content,
-                attempted(),
-                format!("not executable: {error} (its mode, or a file system mounted noexec)"),
-            ))
-        }
-        Err(NotRun::Spawn(error)) => Err(system(attempted(), &error)),
-    }
-}
-
-/// Why this host cannot execute a file, by its head; none if it can.
-///
-/// Not left to the kernel: the C library hands what the kernel does not know to a shell, which
-/// would read 180 MB of another machine's code as a script.
-fn not_executable(binary: &Utf8Path) -> io::Result<Option<String>> {
-    let mut head = Vec::new();
-    fs::File::open(binary)?.take(20).read_to_end(&mut head)?;
-    if head.starts_with(b"#!") {
-        return Ok(None);
-    }
-    // man 5 elf: e_ident, e_type, e_machine; little endian on everything that DM is built for.
-    let (true, Some(machine)) = (head.starts_with(b"\x7fELF"), head.get(18..20)) else {
-        return Ok(Some(
-            "this host cannot execute it: it is neither an ELF program nor a script".to_owned(),
-        ));
-    };
-    let uname = rustix::system::uname();
-    let arch = uname.machine().to_string_lossy();
-    let (own, machine) = (
-        match &*arch {
-            "x86_64" => Some(62),
-            "aarch64" => Some(183),
-            _ => None, // the kernel knows better than this table
-        },
-        u16::from_le_bytes([machine[0], machine[1]]),
-    );
-    let named = match machine {
-        62 => "x86_64".to_owned(),
-        183 => "aarch64".to_owned(),
-        other => format!("ELF machine {other}"),
-    };
-    Ok(own.filter(|own| *own != machine).map(|_| {
-        format!("this host cannot execute it: it is built for {named}, the host is {arch}")
-    }))
+    let end = (0..=said.len().min(VERSION_BYTES))
+        .rev()
+        .find(|at| said.is_char_boundary(*at))
+        .unwrap_or(0);
+    Ok(Some(said[..end].to_owned()))
 }
 
 /// Whether this file system can exchange two folders in one step: better known now than inside the window.

@@ -9,6 +9,7 @@
 //! Nothing in this crate is async, reads a clock, or touches a file or socket.
 
 pub mod builds;
+pub mod config_check;
 pub mod digest;
 pub mod display;
 pub mod exporters;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
-use crate::exporters::Exporters;
+use crate::exporters::{Exporter, Exporters, UnitOwner};
 use crate::ids::{HostId, InstanceId, UnitName, UserName};
 use crate::instance::{Instance, Role};
 use crate::inventory::{ProcessSeen, UnitActive};
@@ -87,6 +87,8 @@ pub struct Found<'a> {
     pub disks: &'a [DiskSeen],
     /// What systemd says of the units.
     pub units: &'a [(InstanceId, ProcessSeen)],
+    /// Unit files of exporters, where those that are left by this cluster may be taken over.
+    pub unit_files: &'a [(Utf8PathBuf, String)],
     /// Whether the deploy user exists.
     pub has_user: bool,
     /// Whether whoever looked can do what only root may.
@@ -290,10 +292,62 @@ fn of_system(found: &Found<'_>, user: &UserName) -> Vec<(Weight, String)> {
     said
 }
 
+/// Whether exporters of this very cluster are left on the host, as a scale-in of TiUP leaves them: units that start this
+/// cluster's scripts as its user, programs that belong to that user, and nobody else on their ports. Anything else is
+/// somebody else's, or cannot be told.
+pub fn are_left(found: &Found<'_>, pair: &Exporters, owner: Owner<'_>) -> bool {
+    let text = |file: &Utf8Path| found.unit_files.iter().find(|(path, _)| path == file);
+    let is_ours = |exporter: &Exporter| {
+        let instance = &exporter.instance;
+        let is_active = found
+            .units
+            .iter()
+            .any(|(of, seen)| *of == instance.id && seen.active == UnitActive::Active);
+        let is_free = !found.listening.contains(&instance.port);
+        match text(&exporter.unit_file) {
+            // Half of a pair that somebody has removed.
+            None => is_free && !found.paths.iter().any(|it| it.path == exporter.unit_file),
+            Some((_, text)) => {
+                exporter.owner_of(Some(text)) == UnitOwner::Ours
+                    && runs_as(text, owner)
+                    && (is_free || is_active)
+            }
+        }
+    };
+    let is_of_user = |folder: &Utf8Path| {
+        let seen = found.paths.iter().find(|it| it.path == folder);
+        seen.is_some_and(|it| it.kind != PathKind::Other && it.owner_name == owner.user.as_str())
+    };
+    pair.both.iter().any(|it| text(&it.unit_file).is_some())
+        && pair.both.iter().all(is_ours)
+        && is_of_user(&pair.deploy_dir)
+        && is_of_user(&pair.bin_dir())
+}
+
+fn runs_as(unit_file: &str, owner: Owner<'_>) -> bool {
+    let mut users = unit_file.lines().filter_map(|line| line.trim().strip_prefix("User="));
+    match owner.systemd {
+        SystemdMode::System => users.next() == Some(owner.user.as_str()) && users.next().is_none(),
+        // A user's systemd runs everything as that user.
+        SystemdMode::User => users.next().is_none(),
+    }
+}
+
 fn of_planned(found: &Found<'_>, plan: &Planned<'_>, owner: Owner<'_>) -> Vec<(Weight, String)> {
     let user = owner.user;
     let name = plan.name();
     let mut said = Vec::new();
+    if let Planned::Exporters { pair, .. } = plan
+        && are_left(found, pair, owner)
+    {
+        let ports = pair.both.each_ref().map(|it| it.instance.port.to_string()).join(" and ");
+        return vec![(
+            Weight::ToKnow,
+            format!(
+                "exporters of this cluster are left on ports {ports}, as a scale-in of TiUP leaves them: they are stopped, laid out anew and started"
+            ),
+        )];
+    }
     let at = |path: &Utf8Path| found.paths.iter().find(|it| it.path == path);
     for port in plan.ports().iter().filter(|port| found.listening.contains(port)) {
         said.push((
@@ -328,7 +382,7 @@ fn of_planned(found: &Found<'_>, plan: &Planned<'_>, owner: Owner<'_>) -> Vec<(W
                 )
             }
             Planned::Exporters { .. } if at(&file).is_some() => format!(
-                "{file} exists already: another cluster has exporters there (then `ignore_exporter: true` for the instances of this host, or other ports in `monitored`), or a deploy or scale-out broke off, or TiUP has scaled in there, which leaves them; then stop it, and remove it with its folder"
+                "{file} exists already: another cluster has exporters there (then `ignore_exporter: true` for the instances of this host, or other ports in `monitored`), or a deploy or scale-out broke off; then stop it, and remove it with its folder"
             ),
             Planned::Exporters { .. } => continue,
         };
@@ -493,6 +547,7 @@ mod tests {
             paths: &paths,
             disks: &disks,
             units: &[],
+            unit_files: &[],
             has_user: true,
             has_root: true,
         };
@@ -587,6 +642,89 @@ mod tests {
             "/home/tidb/deploy/monitor-9100/bin exists already",
         ] {
             assert!(said.contains(text), "{text}\n{said}");
+        }
+    }
+
+    /// A host with exporters as a scale-in of TiUP leaves them, its units and paths bent by a test.
+    fn left(change: impl FnOnce(&mut Found<'_>, &mut Vec<(Utf8PathBuf, String)>)) -> String {
+        let unit = |role: &str, port: u16| {
+            let script = format!("/home/tidb/deploy/monitor-9100/scripts/run_{role}.sh");
+            let text = format!("[Service]\nUser=tidb\nExecStart=/bin/bash -c '{script}'\n");
+            (Utf8PathBuf::from(format!("/etc/systemd/system/{role}-{port}.service")), text)
+        };
+        let mut files = vec![unit("node_exporter", 9100), unit("blackbox_exporter", 9115)];
+        let paths = [
+            path("/etc/systemd/system/node_exporter-9100.service", PathKind::Other, "root"),
+            path("/home/tidb/deploy/monitor-9100", PathKind::Folder, "tidb"),
+            path("/home/tidb/deploy/monitor-9100/bin", PathKind::Folder, "tidb"),
+        ];
+        let units = [9100, 9115].map(|port| {
+            let seen = ProcessSeen {
+                active: UnitActive::Active,
+                sub_state: "running".to_owned(),
+                restarts: 0,
+                pid: None,
+                enabled: true,
+                running: None,
+                on_disk: None,
+                active_since_ms: None,
+            };
+            (InstanceId::new(format!("h1:{port}")).unwrap(), seen)
+        });
+        let bend = |found: &mut Found<'_>| {
+            found.units = Vec::from(units).leak();
+            found.listening = &[9100, 9115];
+            change(found, &mut files);
+            found.unit_files = files.leak();
+        };
+        findings(bend, &paths, true)
+    }
+
+    #[test]
+    fn exporters_that_this_cluster_has_left_are_taken_over() {
+        let taken = "ToKnow h1: exporters of this cluster are left on ports 9100 and 9115";
+        let said = left(|_, _| {});
+        assert!(said.starts_with(taken) && said.lines().count() == 1, "{said}");
+        // Stopped meanwhile, or one of them removed.
+        let said = left(|found, _| (found.units, found.listening) = (&[], &[]));
+        assert!(said.starts_with(taken), "{said}");
+        let said = left(|found, files| {
+            files.pop();
+            found.listening = &[9100];
+        });
+        assert!(said.starts_with(taken), "{said}");
+    }
+
+    #[test]
+    fn exporters_of_which_it_cannot_be_told_that_this_cluster_left_them_are_in_the_way() {
+        let without = |paths: &[PathSeen], end: &str| {
+            let rest = paths.iter().filter(|it| !it.path.as_str().ends_with(end));
+            &*rest.cloned().collect::<Vec<_>>().leak()
+        };
+        for (why, said) in [
+            ("no unit was read", left(|_, files| files.clear())),
+            (
+                "another user's",
+                left(|_, files| files[1].1 = files[1].1.replace("User=tidb", "User=other")),
+            ),
+            ("nobody's", left(|_, files| files[0].1 = files[0].1.replace("User=tidb\n", ""))),
+            (
+                "another cluster's folder",
+                left(|_, files| files[0].1 = files[0].1.replace("/deploy/", "/elsewhere/")),
+            ),
+            ("somebody else listens", left(|found, _| found.units = &found.units[..1])),
+            (
+                "the file of one that is left is not read",
+                left(|found, files| {
+                    files.remove(0);
+                    found.listening = &[];
+                }),
+            ),
+            ("no programs", left(|found, _| found.paths = without(found.paths, "/bin"))),
+        ] {
+            let in_the_way = |line: &str| line.starts_with("InTheWay") && line.contains("already");
+            assert!(said.lines().any(in_the_way), "{why}: {said}");
+            assert!(!said.contains("laid out anew"), "{why}: {said}");
         }
     }
 

@@ -265,6 +265,7 @@ fn transcript(plan: &Plan) -> String {
                 Step::Window { .. } => line(&mut text, "  window".to_owned()),
                 Step::Stage { .. }
                 | Step::Prepare { .. }
+                | Step::Check { .. }
                 | Step::EvictLeader { .. }
                 | Step::AwaitNewLeader { .. }
                 | Step::AwaitQuiet { .. }
@@ -1036,7 +1037,7 @@ type Damage = fn(&mut Plan);
 
 /// One broken plan for each rule of the checker; where the rule is broken several others may be as well.
 const BROKEN: [(&str, Damage); 23] = [
-    ("it only stages and prepares", |plan| {
+    ("it only stages, prepares and checks", |plan| {
         let step = plan.turns[0].steps[0].clone();
         plan.preparation.push(step);
     }),
@@ -1782,6 +1783,69 @@ fn a_node_of_an_upgrade_that_has_the_build_gets_its_files_and_one_that_has_both_
         let is_prepared =
             |it: &Step| matches!(it, Step::Prepare { instance, .. } if *instance == turn.instance);
         assert!(!plan.preparation.iter().any(is_prepared));
+    }
+}
+
+#[test]
+fn a_new_configuration_of_monitoring_is_checked_before_all_turns_and_never_on_the_way_back() {
+    let mut cluster = upgrade(cluster_with(3, 1, 3, 2, "v8.1.0", true, &[]));
+    let instances = cluster.request.instances.clone();
+    let of = |instance: &Instance, file: &str| {
+        let paths = vec![instance.deploy_dir.join(file)];
+        (instance.id.clone(), TextsChange { paths, ..texts() })
+    };
+    let checks = |plan: &Plan| -> Vec<String> {
+        let is_check = |it: &&Step| matches!(it, Step::Check { .. });
+        plan.preparation.iter().filter(is_check).map(Step::describe).collect()
+    };
+    let both = [
+        "check the new configuration of h1:9090 with promtool",
+        "check the new configuration of h1:9093 with amtool",
+    ];
+    for (file, expected) in
+        [("conf/any.yml", &both[..]), ("scripts/run.sh", &[]), ("conf/grafana.ini", &[])]
+    {
+        let texts: BTreeMap<_, _> = instances.iter().map(|it| of(it, file)).collect();
+        let to = "v8.5.0".parse().unwrap();
+        cluster.request.purpose = Purpose::Upgrade { to, texts: texts.clone() };
+        let mut plan = cluster.plan();
+        assert_eq!(checks(&plan), expected, "{file}");
+        plan.preparation.retain(|it| !matches!(it, Step::Check { .. }));
+        let rule = "a new configuration is checked before any window";
+        let broken = check(&plan).iter().filter(|it| it.rule == rule).count();
+        assert_eq!(broken, expected.len(), "{file}");
+
+        let mut targets = BTreeMap::new();
+        targets.extend(texts.into_iter().map(|(id, change)| (id, Some(change))));
+        let request = RestartRequest {
+            cluster: cluster.request.cluster.clone(),
+            version: cluster.request.version.clone(),
+            instances: instances.clone(),
+            targets,
+            is_reload: true,
+            allow: Allowances::default(),
+        };
+        let decision = plan_restart(&request, &cluster.inventory, &cluster.policy);
+        let Decision::Go(plan) = decision else { panic!("{decision:?}") };
+        assert_eq!(checks(&plan), expected, "{file}");
+        plan.preparation.iter().for_each(|it| assert!(it.is_preparation(), "{it:?}"));
+
+        let back = |(id, change): (InstanceId, Option<TextsChange>)| {
+            let (build, texts) = (Some(old()), change.map(|it| it.reversed()));
+            (id, RollbackTarget { build, patched: false, texts })
+        };
+        let request = RollbackRequest {
+            cluster: request.cluster,
+            version: request.version,
+            to_version: None,
+            instances: request.instances,
+            targets: request.targets.into_iter().map(back).collect(),
+            offline: false,
+            allow: Allowances::default(),
+        };
+        let decision = plan_rollback(&request, &cluster.inventory, &cluster.policy);
+        let Decision::Go(plan) = decision else { panic!("{decision:?}") };
+        assert_eq!((plan.turns.len(), checks(&plan)), (instances.len(), Vec::new()), "{file}");
     }
 }
 

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dmup_core::config_check::ConfigTool;
 use dmup_core::digest::Digest;
 use dmup_core::ids::{HostId, InstanceId, SourceId, TaskName};
 use dmup_core::instance::{Instance, Role};
@@ -24,7 +25,9 @@ use crate::error::RunError;
 use crate::events::Event;
 use crate::journal::Journal;
 use crate::look::look;
-use crate::ports::{Build, Certainty, Clock, Dm, EffectError, Hosts, Parcel, Records};
+use crate::ports::{
+    Build, Certainty, CheckOrder, Checked, Clock, Dm, EffectError, Hosts, Parcel, Records, Tree,
+};
 use crate::recorder::Recorder;
 
 /// The ports, together.
@@ -668,17 +671,19 @@ impl<'a> Run<'a> {
         queue.pop_front()
     }
 
-    /// Stages all hosts, then prepares all instances; several at once.
+    /// Stages all hosts, then prepares all instances, then has new configurations judged; several at once.
     async fn prepare_all(&mut self, done: &[(Step, Option<String>)]) -> Result<(), Halt> {
         let begun = self.reach.clock.elapsed();
         let is_open = |step: &&Step| !done.iter().any(|(held, _)| held == *step);
-        let (stages, prepares): (Vec<&Step>, Vec<&Step>) = self
+        let (stages, others): (Vec<&Step>, Vec<&Step>) = self
             .plan
             .preparation
             .iter()
             .filter(is_open)
             .partition(|step| matches!(step, Step::Stage { .. }));
-        for wave in [stages, prepares] {
+        let (prepares, checks) =
+            others.into_iter().partition(|step| matches!(step, Step::Prepare { .. }));
+        for wave in [stages, prepares, checks] {
             if self.cancel.is_cancelled() {
                 return Ok(());
             }
@@ -689,7 +694,7 @@ impl<'a> Run<'a> {
     }
 
     async fn prepare_wave(&mut self, steps: &[&Step]) -> Result<(), Halt> {
-        // What was not sent cannot be unpacked.
+        // What was not sent cannot be unpacked, and what was not unpacked cannot judge.
         let is_hopeless = |step: &&Step| {
             step.instance().is_some_and(|instance| self.unprepared.contains_key(instance))
         };
@@ -725,7 +730,12 @@ impl<'a> Run<'a> {
                         Prepared::Said(instance, Some(text)) => {
                             self.versions.insert(instance, text);
                         }
-                        Prepared::Said(_, None) => {}
+                        Prepared::Said(_, None) | Prepared::Checked(_, Checked::Fine) => {}
+                        Prepared::Checked(tool, Checked::Unjudged) => {
+                            if let Some(instance) = step.instance() {
+                                self.note(tool.is_missing_for(instance));
+                            }
+                        }
                     }
                     self.recorder.write(&Entry::Done {
                         step: step.clone(),
@@ -877,6 +887,7 @@ fn worst(ends: impl IntoIterator<Item = RunEnd>) -> Option<RunEnd> {
 enum Prepared {
     Sent(HostId, u64),
     Said(InstanceId, Option<String>),
+    Checked(ConfigTool, Checked),
 }
 
 impl Prepared {
@@ -885,11 +896,34 @@ impl Prepared {
             Self::Sent(_, 0) => Some("it was there".to_owned()),
             Self::Sent(_, bytes) => Some(format!("{bytes} bytes sent")),
             Self::Said(_, text) => text.clone(),
+            Self::Checked(_, Checked::Fine) => None,
+            Self::Checked(_, Checked::Unjudged) => Some("nobody judged it".to_owned()),
         }
     }
 }
 
+async fn check_one(
+    plan: &Plan,
+    reach: Reach<'_>,
+    id: &InstanceId,
+    tool: ConfigTool,
+    texts: &Digest,
+) -> Result<Prepared, Halt> {
+    let instance =
+        plan.instance(id).ok_or_else(|| Halt::Failed(format!("{id} is not in the plan")))?;
+    let texts = reach.records.texts(texts).map_err(Halt::Failed)?;
+    // The build that will read it.
+    let comes_with = |step: &Step| matches!(step, Step::Prepare { instance, .. } if instance == id);
+    let tree = if plan.preparation.iter().any(comes_with) { Tree::Staged } else { Tree::Live };
+    let order = CheckOrder { tool, tree, texts };
+    let checked = attempt(reach.clock, || reach.hosts.check(instance, &order)).await?;
+    Ok(Prepared::Checked(tool, checked))
+}
+
 async fn prepare_one(plan: &Plan, reach: Reach<'_>, step: &Step) -> Result<Prepared, Halt> {
+    if let Step::Check { instance, tool, texts } = step {
+        return check_one(plan, reach, instance, *tool, texts).await;
+    }
     let parcel = parcel_of(plan, step)
         .ok_or_else(|| Halt::Failed(format!("the plan has nothing to {}", step.describe())))?;
     if let Step::Stage { host, .. } = step {

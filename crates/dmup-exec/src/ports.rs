@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::Utf8PathBuf;
+use dmup_core::config_check::ConfigTool;
 use dmup_core::digest::Digest;
 use dmup_core::ids::{HostId, InstanceId, MemberName, SourceId, TaskName};
 use dmup_core::instance::Instance;
@@ -131,6 +132,35 @@ pub struct GuardOrder {
     pub after: Duration,
 }
 
+/// Which of an instance's two trees a program is taken from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Tree {
+    /// The one that runs.
+    Live,
+    /// The one that was prepared beside it.
+    Staged,
+}
+
+/// A configuration to be judged.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CheckOrder {
+    /// By which program.
+    pub tool: ConfigTool,
+    /// Of which tree.
+    pub tree: Tree,
+    /// New files of the instance; those that the program does not read are left out.
+    pub texts: Texts,
+}
+
+/// What came of it. That the program does not take it is no answer, but an error with its words.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Checked {
+    /// It is fine.
+    Fine,
+    /// The tree has no such program.
+    Unjudged,
+}
+
 /// What the hosts can be asked to do. Implemented with one agent per host.
 #[async_trait]
 pub trait Hosts: Send + Sync {
@@ -158,6 +188,9 @@ pub trait Hosts: Send + Sync {
         parcel: &Parcel,
         build: &Build,
     ) -> Result<Option<String>, EffectError>;
+
+    /// Lets a program of the instance's package judge a new configuration, beside the live one, which stays.
+    async fn check(&self, instance: &Instance, order: &CheckOrder) -> Result<Checked, EffectError>;
 
     /// Stops, exchanges, writes files, starts: one remote program, no round trip within. The builds are checked first.
     async fn switch(&self, instance: &Instance, order: &WindowOrder)

@@ -371,8 +371,8 @@ impl Run<'_> {
     async fn take_step(&self, stage: &mut Stage, step: &Step) -> Result<Taken, Halt> {
         let reach = self.reach;
         match step {
-            Step::Stage { .. } | Step::Prepare { .. } => {
-                Err(Halt::Failed("everything is staged before the first turn".to_owned()))
+            Step::Stage { .. } | Step::Prepare { .. } | Step::Check { .. } => {
+                Err(Halt::Failed("everything is prepared before the first turn".to_owned()))
             }
             Step::EvictLeader { instance } => self.evict(stage, step, instance).await,
             Step::AwaitNewLeader { former, within_s } => {

@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::config_check::ConfigTool;
 use dmup_core::ids::{ClusterName, HostId, InstanceId};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::{HostSeen, ProcessSeen};
 use dmup_core::texts::Text;
 use dmup_exec::ports::{
-    Around, Build, Certainty, EffectError, GuardOrder, Hosts, Parcel, Window, WindowOrder,
+    Around, Build, Certainty, CheckOrder, Checked, EffectError, GuardOrder, Hosts, Parcel, Tree,
+    Window, WindowOrder,
 };
 use dmup_wire::message::{
-    Guard, Leave, Outcome, Prepare, Probe, ProbeInstance, PutFile, Request, Stage, Switch,
+    Check, Guard, Leave, Outcome, Prepare, Probe, ProbeInstance, PutFile, Request, Stage, Switch,
 };
 
 use crate::fleet::{Fleet, certainty_of, time_to_send, unfitting};
@@ -50,6 +52,8 @@ pub fn version_arguments(role: Role) -> Vec<String> {
 
 /// Copying a tree of some hundred megabytes, hashing it, running it once.
 const PREPARING: Duration = Duration::from_secs(300);
+/// The agent gives the program a minute.
+const CHECKING: Duration = Duration::from_secs(120);
 /// Hashing before the stop, systemd's own 90 s after it (dm.md 12: a stop of 90 s was seen), the start.
 const AROUND_A_WINDOW: Duration = Duration::from_secs(300);
 /// Writing a unit pair and reloading systemd.
@@ -140,6 +144,27 @@ impl Hosts for Fleet {
             return Err(unfitting(&attempted, host));
         };
         Ok(version)
+    }
+
+    async fn check(&self, instance: &Instance, order: &CheckOrder) -> Result<Checked, EffectError> {
+        let CheckOrder { tool, tree, texts } = order;
+        let host = &instance.host;
+        let attempted = format!("check the new configuration of {}", instance.id);
+        let bin = match tree {
+            Tree::Live => instance.bin_dir(),
+            Tree::Staged => staged_tree(instance),
+        };
+        let read = texts.0.iter().filter(|text| tool.reads(instance, &text.path));
+        let request = Request::Check(Check {
+            instance: instance.id.clone(),
+            folder: ConfigTool::folder(instance),
+            files: read.cloned().map(put_file).collect(),
+            program: bin.join(tool.below_bin()),
+            arguments: tool.arguments().iter().map(|&it| it.to_owned()).collect(),
+        });
+        let outcome = self.request(host, &attempted, &request, CHECKING).await?;
+        let Outcome::Checked { judged } = outcome else { return Err(unfitting(&attempted, host)) };
+        Ok(if judged { Checked::Fine } else { Checked::Unjudged })
     }
 
     async fn switch(

@@ -670,6 +670,7 @@ fn act_as_agent() {
                     }
                     Request::Unpack(_)
                     | Request::Prepare(_)
+                    | Request::Check(_)
                     | Request::Switch(_)
                     | Request::Unit(_)
                     | Request::Put { .. }

@@ -62,6 +62,9 @@ pub enum Request {
     Unpack(Unpack),
     /// Builds the tree that a window will exchange for `bin`. Answer: [`Outcome::Prepared`].
     Prepare(Prepare),
+    /// Lets a program of the package judge a configuration that is not live yet. Answer: [`Outcome::Checked`], or refused with
+    /// that program's words.
+    Check(Check),
     /// The window: stop, exchange, start, in one go. Answer: [`Outcome::Switched`].
     Switch(Switch),
     /// Acts on units, one after the other. Answer: [`Outcome::Units`].
@@ -200,6 +203,21 @@ pub struct Prepare {
     pub version_arguments: Option<Vec<String>>,
     /// A build whose tree stays, if it lies where the new one goes.
     pub keeps: Option<Digest>,
+}
+
+/// A configuration to be judged, beside the one that is live.
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize)]
+pub struct Check {
+    /// Whose.
+    pub instance: InstanceId,
+    /// The folder of the live configuration. What is in it and not among `files` counts as well; nothing in it changes.
+    pub folder: Utf8PathBuf,
+    /// New files, directly in `folder`; at most 256.
+    pub files: Vec<PutFile>,
+    /// The program that judges; where there is none nobody does.
+    pub program: Utf8PathBuf,
+    /// What it is started with, in a folder that has the new files, beside `folder`; at most 16.
+    pub arguments: Vec<String>,
 }
 
 /// A window.
@@ -405,7 +423,7 @@ pub enum RefusalKind {
     Permission,
     /// Not enough room.
     NoSpace,
-    /// The content is not what it should be: hash, archive, `-V`.
+    /// The content is not what it should be: hash, archive, `-V`, a configuration.
     Content,
     /// It took longer than allowed.
     TooSlow,
@@ -436,6 +454,11 @@ pub enum Outcome {
     Prepared {
         /// What the executable printed, at most 4 KiB; none if it was not run.
         version: Option<String>,
+    },
+    /// Of [`Request::Check`].
+    Checked {
+        /// A program was there and takes the configuration; else nobody has judged it.
+        judged: bool,
     },
     /// Of [`Request::Switch`].
     Switched(Switched),

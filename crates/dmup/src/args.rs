@@ -626,7 +626,8 @@ Examples:
   dmup reload prod -N 10.0.1.11:8262
 
 Units, run scripts and configurations as the topology has them, and a restart, node by node, as `restart` does it; last come
-the exporters of all hosts of these nodes. A node that is not healthy with them gets its files from before.")]
+the exporters of all hosts of these nodes. A node that is not healthy with them gets its files from before.
+A configuration that promtool or amtool of its package refuses is written nowhere.")]
 pub struct ReloadArgs {
     /// Which cluster
     #[arg(value_name = "CLUSTER")]

@@ -184,10 +184,57 @@ fn exporters_run_and_come_and_go_with_their_hosts() {
     assert!(exists(second, &lease("another")) && !exists(second, &lease(CLUSTER)), "{said}");
     assert_eq!(both_are(first, "is-active"), [true; 2], "{said}");
 
+    // Somebody else's keeps a new instance out. Where a scale-in of TiUP has left this cluster's own, they are taken over.
+    let scale_out = [&words[..], &["--accept-new-host-keys", "--yes"]].concat();
+    let refused = scene.dmup(&scale_out).with_code(3);
+    assert!(refused.stderr.contains("node_exporter-9100.service exists already"), "{refused}");
+    second.must_run(&["systemctl", "stop", NODE]).unwrap();
+    second.must_run(&["rm", &unit_file(NODE)]).unwrap();
+    second.must_run(&["systemctl", "daemon-reload"]).unwrap();
+    scene.dmup(&scale_out).well();
+    leave_exporters(&scene, &id);
+    let pid = |unit: &str| {
+        let words = ["systemctl", "show", "-p", "MainPID", "--value", unit];
+        scene.hosts.run_on(2, &words).unwrap()
+    };
+    let theirs = [NODE, BLACKBOX].map(pid);
+    assert!(theirs.iter().all(|pid| pid.trim() != "0"), "{theirs:?}");
+    let said = scene.dmup(&scale_out).well();
+    assert!(
+        said.stderr.contains("exporters of this cluster are left on ports 9100 and 9115"),
+        "{said}"
+    );
+    assert_eq!(both_are(second, "is-active"), [true; 2], "{said}");
+    assert_eq!(both_are(second, "is-enabled"), [true; 2], "{said}");
+    let now = [NODE, BLACKBOX].map(pid);
+    assert!(now.iter().zip(&theirs).all(|(now, then)| now != then), "{now:?} {theirs:?}");
+    assert!(page(second, 9100, "/metrics").contains("node_uname_info"));
+    scene.dmup(&["scale-in", CLUSTER, "-N", &id, "--yes"]).well();
+    assert_eq!(both_are(second, "is-active"), [false; 2]);
+    assert!(!exists(second, FOLDER) && !exists(second, &unit_file(NODE)));
+
     let said = scene.dmup(&["destroy", CLUSTER, "--yes"]).well();
     assert_eq!(both_are(first, "is-active"), [false; 2], "{said}");
     for path in [FOLDER, &unit_file(NODE), &unit_file(BLACKBOX), "/home/tidb/.dmup"] {
         assert!(!exists(first, path), "{path} is still there\n{said}");
     }
-    assert!(is(second, "is-active", NODE), "{said}");
+}
+
+/// As a `scale-in` of TiUP: the instance goes, what lies of it, and the key; exporters run on.
+fn leave_exporters(scene: &Scene, id: &str) {
+    let second = scene.hosts.host(2).unwrap();
+    let copies = ["/root/units", "/root/monitor"];
+    second.must_run(&["mkdir", copies[0]]).unwrap();
+    for unit in [NODE, BLACKBOX] {
+        second.must_run(&["cp", "-p", &unit_file(unit), copies[0]]).unwrap();
+    }
+    second.must_run(&["cp", "-pr", FOLDER, copies[1]]).unwrap();
+    scene.dmup(&["scale-in", CLUSTER, "-N", id, "--yes"]).well();
+    for unit in [NODE, BLACKBOX] {
+        second.must_run(&["mv", &format!("{}/{unit}", copies[0]), &unit_file(unit)]).unwrap();
+    }
+    second.must_run(&["mv", copies[1], FOLDER]).unwrap();
+    second.must_run(&["systemctl", "daemon-reload"]).unwrap();
+    second.must_run(&["systemctl", "enable", "--now", NODE, BLACKBOX]).unwrap();
+    assert_eq!(both_are(second, "is-active"), [true; 2]);
 }

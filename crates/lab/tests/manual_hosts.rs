@@ -116,6 +116,7 @@ fn the_manual_as_it_is_written() {
     let package = scene.hotfix("second.tar.gz", &second).unwrap();
     scene.dmup(&["patch", CLUSTER, package.as_str(), "--yes"]).well();
     settings_are_brought_to_the_nodes(&scene);
+    what_the_packages_own_programs_refuse_restarts_nothing(&scene);
     let flow = scene.flow().expect("rows flow");
     for (source, seen) in flow.witness.settle(&flow.writer, Duration::from_secs(90)) {
         assert!(seen.is_whole(), "{source}: {seen}");
@@ -158,6 +159,113 @@ fn the_manual_as_it_is_written() {
     assert!(gone.stderr.contains("not exists"), "{gone}");
 }
 
+fn topology_of(scene: &Scene) -> String {
+    let meta = scene.operator.tiup_home().join("storage/dm/clusters/prod/meta.yaml");
+    let text = std::fs::read_to_string(&meta).expect("a cluster");
+    let (_, topology) = text.split_once("topology:\n").expect("a topology");
+    topology
+        .lines()
+        .map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line)))
+        .collect()
+}
+
+fn edit_config(scene: &Scene, topology: &str) {
+    let file = scene.operator.folder().join("edited.yaml");
+    std::fs::write(&file, topology).expect("a file");
+    let words = ["edit-config", CLUSTER, "--topology-file", file.as_str(), "--yes"];
+    scene.dmup(&words).well();
+}
+
+/// Alert rules and an Alertmanager's configuration of the operator's own, each with a mistake, then without it.
+fn what_the_packages_own_programs_refuse_restarts_nothing(scene: &Scene) {
+    let on_host = |words: &[&str]| scene.hosts.run_on(1, words).expect("it runs");
+    let pid = |unit: &str| on_host(&["systemctl", "show", "-p", "MainPID", "--value", unit]);
+    let pids =
+        || ["prometheus-9090", "alertmanager-9093", "dm-master-8261", "dm-worker-8262"].map(pid);
+    let of = |component: &str| format!("/home/tidb/dm/deploy/{component}");
+    let live = || {
+        let conf = |of: &str| {
+            on_host(&["ls", "-A", of]) + &on_host(&["cat", &format!("{of}/conf/alertmanager.yml")])
+        };
+        let of_prometheus = on_host(&["grep", "-r", "", &of("prometheus-9090/conf")]);
+        (
+            of_prometheus,
+            on_host(&["ls", "-A", &of("prometheus-9090")]),
+            conf(&of("alertmanager-9093")),
+        )
+    };
+    let put = |name: &str, text: &str| {
+        let file = scene.operator.folder().join(name);
+        std::fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+        std::fs::write(&file, text).expect("a file");
+        file
+    };
+    let rules = |expression: &str| {
+        let text = format!(
+            "groups:\n  - name: own\n    rules:\n      - alert: OfMine\n        expr: {expression}\n"
+        );
+        put("rules/mine.rules.yml", &text)
+    };
+    let receivers = |name: &str| {
+        put("alerts.yml", &format!("route: {{receiver: mail}}\nreceivers: [{{name: {name}}}]\n"))
+    };
+    let (folder, file) = (rules("up =="), receivers("post"));
+    let folder = folder.parent().expect("a folder");
+    let mut topology = String::new();
+    let mut section = String::new();
+    for line in topology_of(scene).lines() {
+        if !line.starts_with(' ') {
+            section = line.to_owned();
+        }
+        topology.push_str(&format!("{line}\n"));
+        if line.trim_start().starts_with("- host:") {
+            match section.as_str() {
+                "monitoring_servers:" => topology.push_str(&format!("      rule_dir: {folder}\n")),
+                "alertmanager_servers:" => {
+                    topology.push_str(&format!("      config_file: {file}\n"));
+                }
+                _ => {}
+            }
+        }
+    }
+    edit_config(scene, &topology);
+
+    let before = (pids(), live());
+    for (role, words) in [
+        ("prometheus", ["promtool check config prometheus.yml", "mine.rules.yml"]),
+        ("alertmanager", ["amtool check-config alertmanager.yml", "undefined receiver"]),
+    ] {
+        for how in ["--soak=0", "--skip-restart"] {
+            let refused = scene.dmup(&["reload", CLUSTER, "-R", role, how, "--yes"]).with_code(1);
+            let has = |word: &&str| refused.stderr.contains(word);
+            assert!(words.iter().all(has), "{words:?}: {refused}");
+            assert_eq!((pids(), live()), before, "{refused}");
+        }
+    }
+    // A run that is for DM goes on, and tells.
+    let said = scene.dmup(&["reload", CLUSTER, "--soak", "0", "--yes"]).with_code(6);
+    assert!(
+        said.stderr.contains(":9090 stays as it is") && said.stderr.contains("FAILED"),
+        "{said}"
+    );
+    assert_eq!(live(), before.1, "{said}");
+    let (then, now) = (&before.0, pids());
+    assert!(then[..2] == now[..2] && then[2] != now[2] && then[3] != now[3], "{said}");
+
+    rules("up == 0");
+    receivers("mail");
+    scene
+        .dmup(&["reload", CLUSTER, "-R", "prometheus,alertmanager", "--soak", "0", "--yes"])
+        .well();
+    let url = format!("http://{}:9090/api/v1/rules", scene.hosts.hosts()[0].address);
+    let known = || {
+        let page =
+            ureq::get(&url).call().ok().and_then(|mut it| it.body_mut().read_to_string().ok());
+        page.is_some_and(|page| page.contains("OfMine"))
+    };
+    assert!(lab::wait_until(Duration::from_secs(60), known), "Prometheus has the rules");
+}
+
 /// `edit-config`, `reload` and `restart`, with rows flowing.
 fn settings_are_brought_to_the_nodes(scene: &Scene) {
     let worker = &format!("{}:8262", scene.hosts.hosts()[0].address);
@@ -175,24 +283,18 @@ fn settings_are_brought_to_the_nodes(scene: &Scene) {
         "{plan}"
     );
 
-    let meta = scene.operator.tiup_home().join("storage/dm/clusters/prod/meta.yaml");
     let edit = |settings: &[&str]| {
-        let text = std::fs::read_to_string(&meta).expect("a cluster");
-        let (_, topology) = text.split_once("topology:\n").expect("a topology");
         let mut edited = String::from("server_configs:\n    worker:\n");
         edited.extend(settings.iter().map(|setting| format!("        {setting}\n")));
         let mut is_former = false;
-        for line in topology.lines().map(|line| line.strip_prefix("    ").unwrap_or(line)) {
+        for line in topology_of(scene).lines() {
             is_former = line == "server_configs:" || is_former && line.starts_with(' ');
             if !is_former {
                 edited.push_str(line);
                 edited.push('\n');
             }
         }
-        let file = scene.operator.folder().join("edited.yaml");
-        std::fs::write(&file, edited).expect("a file");
-        let words = ["edit-config", CLUSTER, "--topology-file", file.as_str(), "--yes"];
-        scene.dmup(&words).well();
+        edit_config(scene, &edited);
     };
     edit(&["log-level: debug"]);
     let plan = scene.dmup(&["reload", CLUSTER, "--plan"]).well();

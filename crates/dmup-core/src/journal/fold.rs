@@ -190,7 +190,7 @@ impl Folded {
                     return Ok(()); // it stays in doubt
                 }
                 self.finish(step);
-                if is_preparing(step) {
+                if step.is_preparation() {
                     self.unprepared.push((step.clone(), error.clone()));
                 }
                 if self.state == RunState::Ready {
@@ -264,7 +264,7 @@ impl Folded {
     }
 
     fn hold(&mut self, step: &Step, note: Option<String>) {
-        if is_preparing(step) {
+        if step.is_preparation() {
             self.unprepared.retain(|(failed, _)| failed != step);
             self.prepared.push((step.clone(), note));
             return;
@@ -308,8 +308,4 @@ impl Folded {
             self.evicted.remove(instance);
         }
     }
-}
-
-fn is_preparing(step: &Step) -> bool {
-    matches!(step, Step::Stage { .. } | Step::Prepare { .. })
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::decision::{Kind, Plan, Turn};
-use super::step::{Around, Step};
+use super::step::{Around, Step, config_check};
 use super::turn::{master_of, worker_of};
 use crate::ids::{HostId, InstanceId, SourceId, TaskName};
 use crate::instance::Role;
@@ -36,11 +36,8 @@ pub fn check(plan: &Plan) -> Vec<BrokenRule> {
         )
         .collect();
     let sends = plan.parcel.is_some() || !plan.parcels.is_empty();
-    let only_prepares = plan
-        .preparation
-        .iter()
-        .all(|step| matches!(step, Step::Stage { .. } | Step::Prepare { .. }));
-    rule("preparation", only_prepares, "it only stages and prepares");
+    let only_prepares = plan.preparation.iter().all(Step::is_preparation);
+    rule("preparation", only_prepares, "it only stages, prepares and checks");
 
     let mut seen = BTreeSet::new();
     let mut had_monitoring = false;
@@ -67,6 +64,12 @@ pub fn check(plan: &Plan) -> Vec<BrokenRule> {
             Kind::Reload => turn.from == turn.to,
         };
         rule(place, may_stay, "a window does what its kind of run is for");
+        let judged = config_check(plan.kind, instance, turn.texts.as_ref());
+        rule(
+            place,
+            judged.is_none_or(|step| plan.preparation.contains(&step)),
+            "a new configuration is checked before any window",
+        );
 
         rule(place, !(had_monitoring && instance.role.is_dm()), "monitoring comes after DM");
         had_monitoring |= !instance.role.is_dm();
@@ -152,7 +155,7 @@ fn rules_of_a_turn(turn: &Turn) -> Vec<(bool, &'static str)> {
             "an exchange is recorded after its window, and nothing else is",
         ),
         (
-            !turn.steps.iter().any(|s| matches!(s, Step::Stage { .. } | Step::Prepare { .. })),
+            !turn.steps.iter().any(Step::is_preparation),
             "everything is staged before the first turn",
         ),
         (

@@ -8,7 +8,7 @@ use super::decision::{
     Blocker, Consent, Decision, Kind, Override, ParcelSpec, Plan, TargetBuild, Turn, Warning,
     parcel_of,
 };
-use super::step::{Around, Step};
+use super::step::{Around, Step, config_check};
 use super::turn::{TurnFacts, is_up, leader_of, master_of, turn_steps, worker_of};
 use crate::builds::unmarked_patch;
 use crate::digest::Digest;
@@ -970,8 +970,10 @@ fn in_order<'a>(
 }
 
 fn prepare(work: &Work<'_>, ordered: &[Candidate<'_>], inventory: &Inventory) -> Vec<Step> {
+    let checks =
+        ordered.iter().filter_map(|it| config_check(work.kind, it.instance, it.goal.texts()));
     if work.parcel.is_none() && work.parcels.is_empty() {
-        return Vec::new();
+        return checks.collect();
     }
     let sent: BTreeSet<(&HostId, Option<Role>)> = ordered
         .iter()
@@ -989,7 +991,7 @@ fn prepare(work: &Work<'_>, ordered: &[Candidate<'_>], inventory: &Inventory) ->
             keeps: work.ways_back.get(&c.instance.id).cloned(),
         }
     });
-    stages.chain(prepares).collect()
+    stages.chain(prepares).chain(checks).collect()
 }
 
 /// Goes through the turns with a forecast of DM's state.

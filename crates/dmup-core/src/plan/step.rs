@@ -2,9 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::decision::Kind;
+use crate::config_check::ConfigTool;
 use crate::digest::Digest;
 use crate::ids::{HostId, InstanceId, MemberName, SourceId, TaskName};
-use crate::instance::Role;
+use crate::instance::{Instance, Role};
+use crate::texts::TextsChange;
 
 /// How a window treats the unit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize, Serialize)]
@@ -43,6 +46,15 @@ pub enum Step {
         /// The build before the one that runs, if there is one: its tree stays.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         keeps: Option<Digest>,
+    },
+    /// Lets a program of the instance's package judge a new configuration, beside the live one.
+    Check {
+        /// Whose.
+        instance: InstanceId,
+        /// Which program.
+        tool: ConfigTool,
+        /// The files, by their digest.
+        texts: Digest,
     },
     /// Makes the leader give up leadership.
     EvictLeader {
@@ -166,6 +178,22 @@ pub enum Step {
     },
 }
 
+/// The step in which a turn's new configuration is judged, if it has one that somebody can judge. What a way back brings was
+/// live before: nothing holds it up.
+pub(super) fn config_check(
+    kind: Kind,
+    instance: &Instance,
+    texts: Option<&TextsChange>,
+) -> Option<Step> {
+    match kind {
+        Kind::Upgrade | Kind::Reload => {}
+        Kind::Hotfix | Kind::Rollback | Kind::Restart => return None,
+    }
+    let texts = texts?;
+    let tool = ConfigTool::for_files(instance, &texts.paths)?;
+    Some(Step::Check { instance: instance.id.clone(), tool, texts: texts.after.clone() })
+}
+
 impl Step {
     /// One line in the operator's language.
     pub fn describe(&self) -> String {
@@ -174,6 +202,9 @@ impl Step {
             Self::Stage { host, of: Some(role) } => format!("send the package of {role} to {host}"),
             Self::Prepare { instance, to, .. } => {
                 format!("prepare build {to} beside the live one of {instance} and run its -V")
+            }
+            Self::Check { instance, tool, .. } => {
+                format!("check the new configuration of {instance} with {tool}")
             }
             Self::EvictLeader { instance } => format!("evict the leader {instance}"),
             Self::AwaitNewLeader { former, within_s } => {
@@ -245,6 +276,7 @@ impl Step {
     pub fn instance(&self) -> Option<&InstanceId> {
         match self {
             Self::Prepare { instance, .. }
+            | Self::Check { instance, .. }
             | Self::EvictLeader { instance }
             | Self::AwaitNewLeader { former: instance, .. }
             | Self::AwaitQuiet { worker: instance, .. }
@@ -264,6 +296,11 @@ impl Step {
         }
     }
 
+    /// Whether it comes before all turns, and changes nothing that systemd can start.
+    pub fn is_preparation(&self) -> bool {
+        matches!(self, Self::Stage { .. } | Self::Prepare { .. } | Self::Check { .. })
+    }
+
     /// Whether it only waits: nothing has to be written down before it.
     pub fn is_wait(&self) -> bool {
         match self {
@@ -275,6 +312,7 @@ impl Step {
             | Self::Soak { .. } => true,
             Self::Stage { .. }
             | Self::Prepare { .. }
+            | Self::Check { .. }
             | Self::EvictLeader { .. }
             | Self::PauseSubtask { .. }
             | Self::Transfer { .. }

@@ -5,6 +5,7 @@
     reason = "the whole crate is a test, its cluster as well"
 )]
 
+mod checks;
 mod folders;
 mod gates;
 mod offline;

@@ -19,8 +19,8 @@ use dmup_core::inventory::{
 use dmup_core::plan::{Allowances, HotfixRequest, ParcelSpec, Purpose, TargetBuild};
 use dmup_core::texts::Texts;
 use dmup_exec::ports::{
-    Around, Build, Certainty, Clock, Dm, EffectError, GuardOrder, Hosts, Parcel, Records,
-    ReportedBuild, Window, WindowOrder,
+    Around, Build, Certainty, CheckOrder, Checked, Clock, Dm, EffectError, GuardOrder, Hosts,
+    Parcel, Records, ReportedBuild, Tree, Window, WindowOrder,
 };
 
 /// A small generator of numbers: same seed, same run.
@@ -98,6 +98,10 @@ pub(crate) struct State {
     /// Files kept for the run; a process that starts with bad ones ends at once.
     pub(crate) texts: BTreeMap<Digest, Texts>,
     pub(crate) bad_texts: Option<Digest>,
+    /// The packages have no program that judges a configuration.
+    pub(crate) has_no_judges: bool,
+    /// Whose configuration was judged, and of which tree the program was.
+    pub(crate) judged: Vec<(InstanceId, Tree)>,
     /// A build that no host can unpack.
     pub(crate) bad_package: Option<Digest>,
     pub(crate) stops_before_lease: bool,
@@ -314,6 +318,8 @@ impl Sim {
                 behaviours: BTreeMap::new(),
                 texts: BTreeMap::new(),
                 bad_texts: None,
+                has_no_judges: false,
+                judged: Vec::new(),
                 bad_package: None,
                 stops_before_lease: version.stops_subtasks_before_lease(),
                 windows: 0,
@@ -1017,6 +1023,26 @@ impl Hosts for Sim {
             }
             node.staged = Some(build.digest.clone());
             Ok(Some(version_text(&build.digest)))
+        })
+    }
+
+    async fn check(&self, instance: &Instance, order: &CheckOrder) -> Result<Checked, EffectError> {
+        self.check_reachable(&instance.host)?;
+        self.effect(instance.id.as_str(), |state| {
+            if state.nodes.values().any(|node| node.starts > 0) {
+                state.violations.push(format!("{} was judged after a window", instance.id));
+            }
+            if order.tree == Tree::Staged && state.nodes[&instance.id].staged.is_none() {
+                return Err("nothing is prepared".into());
+            }
+            if state.has_no_judges {
+                return Ok(Checked::Unjudged);
+            }
+            state.judged.push((instance.id.clone(), order.tree));
+            if state.bad_texts == Some(order.texts.digest()) {
+                return Err(format!("{}: FAILED", order.tool));
+            }
+            Ok(Checked::Fine)
         })
     }
 

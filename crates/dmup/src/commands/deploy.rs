@@ -82,9 +82,9 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
         is_playground: matches!(&reach, Reach::Local { playground: Some(_) }),
         joins: false,
     };
-    let findings = laying_out::look(&first, &instances, &pairs, &packages, &silent, site).await;
+    let looked = laying_out::look(&first, &instances, &pairs, &packages, &silent, site).await;
     progress.end();
-    obstacles.add_findings(findings, context);
+    obstacles.add_findings(looked.findings, context);
     let refused = obstacles.refuse(|count| format!("{count} thing(s) are in the way of {name}"));
     if let Err(failure) = refused {
         forget(&cluster);
@@ -116,10 +116,10 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     let own =
         Login { user: user.clone(), auth: vec![AuthMethod::key_file(cluster.private_key_path())] };
     let fleet = context.fleet(own, reach, systemd, &keys, hosts)?;
-    let traces = Traces::of(&laid);
+    let traces = Traces::of(&laid, &looked.left);
     let work = async {
         step("Deploy DM instances");
-        laying_out::lay_out(&fleet, laid, &packages, &Hotfixes::new()).await?;
+        laying_out::lay_out(&fleet, laid, &packages, &Hotfixes::new(), context).await?;
         step("Enable the services at boot");
         let all: Vec<&Instance> = instances.iter().collect();
         units::order(&fleet, &all, UnitAction::Enable, context).await?;

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::config_check::ConfigTool;
 use dmup_core::digest::Digest;
 use dmup_core::display::table_text;
 use dmup_core::exporters::Exporters;
@@ -18,7 +19,9 @@ use dmup_core::systemd::SystemdMode;
 use dmup_core::texts::Texts;
 use dmup_core::topology::{Neighbour, Topology};
 use dmup_core::version::DmVersion;
-use dmup_exec::ports::{Around, Build, EffectError, Hosts, Parcel, WindowOrder};
+use dmup_exec::ports::{
+    Around, Build, CheckOrder, Checked, EffectError, Hosts, Parcel, Tree, WindowOrder,
+};
 use dmup_mirror::mirror::Version;
 use dmup_mirror::package::{self, ComponentPackage, Package, Wanted, component_package};
 use dmup_remote::hosts::{probe_instance, store};
@@ -282,8 +285,23 @@ pub(crate) struct Site<'a> {
     pub(crate) owner: Owner<'a>,
     /// No systemd is wanted.
     pub(crate) is_playground: bool,
-    /// Masters join others that run.
+    /// Masters join others that run, and exporters that the cluster has left on a host are taken over.
     pub(crate) joins: bool,
+}
+
+/// What a look before laying out has found.
+#[derive(Default)]
+pub(crate) struct Looked {
+    pub(crate) findings: Vec<Finding>,
+    /// Where exporters of this cluster are left.
+    pub(crate) left: BTreeSet<HostId>,
+}
+
+impl Looked {
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.findings.extend(other.findings);
+        self.left.extend(other.left);
+    }
 }
 
 /// Everything that would be in the way on the hosts, and what should be known. Changes nothing. Hosts that did not
@@ -295,7 +313,7 @@ pub(crate) async fn look(
     packages: &Packages,
     silent: &BTreeSet<HostId>,
     site: Site<'_>,
-) -> Vec<Finding> {
+) -> Looked {
     let mut by_host: BTreeMap<HostId, Vec<Planned<'_>>> = BTreeMap::new();
     let bytes_of = |component: Role, arch: &str| {
         packages.get(&(component, arch.to_owned())).map_or(0, |it| it.parcel.unpacked_bytes)
@@ -314,10 +332,10 @@ pub(crate) async fn look(
     by_host.retain(|host, _| !silent.contains(host));
     let in_the_way = |text: String| Finding { weight: Weight::InTheWay, text };
     let looks = by_host.iter().map(|(host, own)| async move {
-        let mut findings = Vec::new();
+        let mut looked = Looked::default();
         let rights = fleet.check_rights(host).await;
         if let Err(error) = &rights {
-            findings.push(in_the_way(match fleet.systemd_mode() {
+            looked.findings.push(in_the_way(match fleet.systemd_mode() {
                 SystemdMode::System => format!(
                     "{error}: log in as root, or as somebody with NOPASSWD in /etc/sudoers.d"
                 ),
@@ -325,12 +343,16 @@ pub(crate) async fn look(
             }));
         }
         match found_on(fleet, host, own, site, rights.is_ok()).await {
-            Ok(found) => findings.extend(found),
-            Err(error) => findings.push(in_the_way(error)),
+            Ok(found) => looked.extend(found),
+            Err(error) => looked.findings.push(in_the_way(error)),
         }
-        findings
+        looked
     });
-    join_all(looks).await.into_iter().flatten().collect()
+    let mut all = Looked::default();
+    for looked in join_all(looks).await {
+        all.extend(looked);
+    }
+    all
 }
 
 async fn found_on(
@@ -339,7 +361,7 @@ async fn found_on(
     own: &[Planned<'_>],
     site: Site<'_>,
     has_rights: bool,
-) -> Result<Vec<Finding>, String> {
+) -> Result<Looked, String> {
     let Owner { user, systemd } = site.owner;
     let hello = fleet.hello(host).await.map_err(|error| error.to_string())?;
     // Without systemd nobody can be asked about units; that it is missing is found anyway.
@@ -348,9 +370,9 @@ async fn found_on(
         // Nobody else can ask a user's systemd, and it may not run yet.
         SystemdMode::User => hello.systemd_mode == systemd && has_rights,
     };
-    let instances = own.iter().filter_map(|it| match it {
-        Planned::Instance { instance, .. } => Some(*instance),
-        Planned::Exporters { .. } => None,
+    let instances = own.iter().flat_map(|it| match it {
+        Planned::Instance { instance, .. } => vec![*instance],
+        Planned::Exporters { pair, .. } => pair.both.iter().map(|it| &it.instance).collect(),
     });
     // Most of a host have the same folders above them, and a look has room for so many.
     let mut paths: BTreeSet<Utf8PathBuf> = own.iter().flat_map(|it| it.paths(site.owner)).collect();
@@ -365,6 +387,18 @@ async fn found_on(
     };
     let asked_at_ms = jiff::Timestamp::now().as_millisecond();
     let seen = fleet.probe(host, probe).await.map_err(|error| error.to_string())?;
+    let mut pairs = own.iter().filter_map(|it| match it {
+        Planned::Exporters { pair, .. } => Some(*pair),
+        Planned::Instance { .. } => None,
+    });
+    // A machine has one.
+    let pair = pairs.next().filter(|_| site.joins);
+    let mut unit_files = Vec::new();
+    for exporter in pair.iter().flat_map(|it| &it.both) {
+        let file = &exporter.unit_file;
+        let text = fleet.get(host, file).await.map_err(|error| error.to_string())?;
+        unit_files.extend(text.map(|text| (file.clone(), text)));
+    }
     let found = Found {
         host,
         os: &hello.os,
@@ -375,10 +409,14 @@ async fn found_on(
         paths: &seen.existing,
         disks: &seen.disks,
         units: &seen.processes,
+        unit_files: &unit_files,
         has_user: !seen.users.is_empty(),
         has_root: hello.systemd_mode == SystemdMode::System,
     };
-    Ok(preflight::judge(&found, own, site.owner))
+    let is_left = |it: &&Exporters| preflight::are_left(&found, it, site.owner);
+    let left = pair.filter(is_left).map(|it| it.host.clone());
+    let findings = preflight::judge(&found, own, site.owner);
+    Ok(Looked { findings, left: left.into_iter().collect() })
 }
 
 /// Shows the new instances and asks.
@@ -657,13 +695,15 @@ fn small_file(path: Utf8PathBuf, content: String) -> PutFile {
     PutFile { path, mode: 0o644, root: false, owner: None, content }
 }
 
-/// What lies on hosts once something is laid out, and was not there before: `look` saw to that.
+/// What lies on hosts once something is laid out, and was not there before: `look` saw to that. Exporters that were left there are
+/// none of it: they can be taken over again.
 pub(crate) struct Traces(BTreeMap<HostId, (Vec<UnitName>, Vec<Utf8PathBuf>)>);
 
 impl Traces {
-    pub(crate) fn of(laid: &[Laid]) -> Self {
+    pub(crate) fn of(laid: &[Laid], left: &BTreeSet<HostId>) -> Self {
         let mut by_host = BTreeMap::<_, (Vec<_>, Vec<_>)>::new();
-        for part in laid {
+        let is_new = |it: &&Laid| it.instance().is_some() || !left.contains(it.host());
+        for part in laid.iter().filter(is_new) {
             let (units, paths) = by_host.entry(part.host().clone()).or_default();
             units.extend(part.units());
             paths.push(part.bin_dir());
@@ -707,13 +747,34 @@ impl Traces {
     }
 }
 
+/// Has a configuration judged by the program that the live tree has for it, if these files are part of one. The texts are
+/// those of them that are not live yet. Returns what the operator should know.
+///
+/// # Errors
+///
+/// [`EffectError`] with that program's words.
+pub(crate) async fn check_config(
+    fleet: &Fleet,
+    instance: &Instance,
+    paths: &[Utf8PathBuf],
+    texts: Texts,
+) -> Result<Option<String>, EffectError> {
+    let Some(tool) = ConfigTool::for_files(instance, paths) else { return Ok(None) };
+    let checked = fleet.check(instance, &CheckOrder { tool, tree: Tree::Live, texts }).await?;
+    Ok(match checked {
+        Checked::Fine => None,
+        Checked::Unjudged => Some(tool.is_missing_for(&instance.id)),
+    })
+}
+
 /// Folders, binaries, units, run scripts, configs: host by host, all hosts at once. A hotfix goes over the official
-/// binary the way `patch --offline` does it.
+/// binary the way `patch --offline` does it. Where exporters are left, whoever calls has stopped them.
 pub(crate) async fn lay_out(
     fleet: &Fleet,
     laid: Vec<Laid>,
     packages: &Packages,
     hotfixes: &Hotfixes,
+    context: &Context,
 ) -> Result<(), Failure> {
     let mut by_host: BTreeMap<HostId, Vec<Laid>> = BTreeMap::new();
     for part in laid {
@@ -730,11 +791,16 @@ pub(crate) async fn lay_out(
                 fleet.unpack(&host, &parcel, &bin_dir, None).await?;
                 from = Some(&official.binary);
             }
+            let paths: Vec<Utf8PathBuf> = part.files.iter().map(|it| it.path.clone()).collect();
             fleet.put(&host, part.files).await?;
-            if let Part::Instance(instance) = &part.part
-                && let (Some(hotfix), Some(from)) = (hotfixes.get(&instance.role), from)
-            {
+            let Part::Instance(instance) = &part.part else { continue };
+            if let (Some(hotfix), Some(from)) = (hotfixes.get(&instance.role), from) {
                 put_hotfix_over(fleet, instance, from, hotfix).await?;
+            }
+            // All of it lies there, and nothing reads it yet.
+            let nothing_new = Texts::default();
+            if let Some(note) = check_config(fleet, instance, &paths, nothing_new).await? {
+                context.printer.talk(format_args!("note: {note}"));
             }
         }
         Ok(())

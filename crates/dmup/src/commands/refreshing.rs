@@ -15,6 +15,8 @@ use dmup_exec::ports::Hosts;
 use dmup_remote::Fleet;
 use dmup_wire::message::{PutFile, UnitAction};
 
+use super::laying_out::check_config;
+use super::reload::texts_of;
 use super::units;
 use crate::context::Context;
 use crate::failure::chain;
@@ -37,8 +39,11 @@ pub(crate) async fn refresh(
             notes.push(format!("{}: has configuration of its own, left as it is", instance.id));
             continue;
         }
-        if let Err(why) = refresh_one(&deployment, instance, fleet, context).await {
-            notes.push(format!("the configuration of {} is as before: {why}", instance.id));
+        match refresh_one(&deployment, instance, fleet, context).await {
+            Ok(note) => notes.extend(note),
+            Err(why) => {
+                notes.push(format!("the configuration of {} is as before: {why}", instance.id));
+            }
         }
     }
     notes
@@ -49,7 +54,7 @@ async fn refresh_one(
     instance: &Instance,
     fleet: &Fleet,
     context: &Context,
-) -> Result<(), String> {
+) -> Result<Option<String>, String> {
     let mut changed = Vec::new();
     for file in layout::files(deployment, instance).map_err(|bad| chain(&bad))? {
         if !depends_on_members(instance.role, &file) {
@@ -67,11 +72,14 @@ async fn refresh_one(
         }
     }
     if changed.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
+    let paths: Vec<_> = changed.iter().map(|it| it.path.clone()).collect();
+    let checked = check_config(fleet, instance, &paths, texts_of(&changed)).await;
+    let note = checked.map_err(|it| it.to_string())?;
     fleet.put(&instance.host, changed).await.map_err(|it| it.to_string())?;
     if instance.role.is_dm() {
-        return Ok(());
+        return Ok(note);
     }
     let own = [instance.clone()];
     let (_, seen) =
@@ -81,7 +89,7 @@ async fn refresh_one(
             .await
             .map_err(|failure| failure.to_string())?;
     }
-    Ok(())
+    Ok(note)
 }
 
 /// Files that name other members of the cluster.

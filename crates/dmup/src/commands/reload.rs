@@ -1,7 +1,8 @@
 //! `reload`: units, run scripts and configurations as the topology has them, and a restart, node by node.
 //!
 //! What is rendered is compared with what lies on the hosts. Files are written in the node's own window, between
-//! stop and start, and go back with it; those of exporters, too.
+//! stop and start, and go back with it; those of exporters, too. A configuration that a program of the package can judge
+//! is judged before anything is restarted.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,7 @@ use dmup_core::plan::{Kind as RunKind, RestartRequest, plan_restart};
 use dmup_core::selection::select;
 use dmup_core::texts::{Text, Texts, TextsChange};
 use dmup_core::version::DmVersion;
+use dmup_exec::ports::EffectError;
 use dmup_mirror::mirror::Version;
 use dmup_mirror::package::component_package;
 use dmup_remote::Fleet;
@@ -202,7 +204,8 @@ pub(crate) async fn compare(
     Ok(differing)
 }
 
-fn texts_of(files: &[PutFile]) -> Texts {
+/// The same, as a run keeps them.
+pub(crate) fn texts_of(files: &[PutFile]) -> Texts {
     let text = |file: &PutFile| Text {
         path: file.path.clone(),
         mode: file.mode,
@@ -233,10 +236,19 @@ async fn only_write(
     }
     let work = async {
         let puts = differing.into_iter().map(|it| async move {
-            fleet.put(&it.instance.host, it.after).await.map_err(|error| error.to_string())
+            let paths: Vec<_> = it.after.iter().map(|file| file.path.clone()).collect();
+            let texts = texts_of(&it.after);
+            let note = laying_out::check_config(fleet, &it.instance, &paths, texts).await?;
+            if let Some(note) = note {
+                context.printer.talk(format_args!("note: {note}"));
+            }
+            fleet.put(&it.instance.host, it.after).await
         });
-        let failed: Vec<String> =
-            join_all(puts).await.into_iter().filter_map(Result::err).collect();
+        let failed: Vec<String> = join_all(puts)
+            .await
+            .into_iter()
+            .filter_map(|it| it.err().map(|error: EffectError| error.to_string()))
+            .collect();
         if failed.is_empty() {
             return Ok(());
         }

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use dmup_core::exporters::Exporters;
 use dmup_core::ids::HostId;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::DmSeen;
@@ -103,12 +104,12 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
         is_playground: matches!(&reach, Reach::Local { playground: Some(_) }),
         joins: true,
     };
-    let mut found = laying_out::look(&fleet, &own, &[], &packages, &silent, site).await;
+    let mut looked = laying_out::look(&fleet, &own, &[], &packages, &silent, site).await;
     if let Some((first, _)) = &first {
-        found.extend(laying_out::look(first, &strange, &pairs, &packages, &silent, site).await);
+        looked.extend(laying_out::look(first, &strange, &pairs, &packages, &silent, site).await);
     }
     progress.end();
-    obstacles.add_findings(found, context);
+    obstacles.add_findings(looked.findings, context);
     if instances.iter().any(|it| it.role.is_dm()) {
         match dm.look(&[]).await {
             Ok(seen) => obstacles.add(in_the_way(&instances, &known.meta.instances(), &seen)),
@@ -142,10 +143,17 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
             }
             first.disconnect().await;
         }
-        let traces = Traces::of(&laid);
+        let is_left = |it: &&Exporters| looked.left.contains(&it.host);
+        let left: Vec<_> = pairs.iter().filter(is_left).cloned().collect();
+        if !left.is_empty() {
+            step("Stop the exporters that are left there");
+            let stopped = exporters::order(&fleet, &left, UnitAction::Stop, context).await;
+            stopped.map_err(|failure| failure.now("nothing was laid out; some may be stopped"))?;
+        }
+        let traces = Traces::of(&laid, &looked.left);
         let until_recorded = async {
             step("Deploy the new instances");
-            laying_out::lay_out(&fleet, laid, &packages, &hotfixes).await?;
+            laying_out::lay_out(&fleet, laid, &packages, &hotfixes, context).await?;
             step("Enable the services at boot");
             let refs: Vec<&Instance> = instances.iter().collect();
             units::order(&fleet, &refs, UnitAction::Enable, context).await?;

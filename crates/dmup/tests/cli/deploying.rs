@@ -178,6 +178,65 @@ fn files_of_the_operators_own_come_first() {
     assert_eq!(read(&desk, "a/conf/alertmanager.yml"), "route: {receiver: mail}\n");
 }
 
+/// In place of promtool: it knows how it must be started, and one mistake.
+const JUDGE: &[u8] = b"#!/bin/sh
+[ \"$*\" = 'check config prometheus.yml' ] && grep -q mine.rules.yml prometheus.yml || exit 9
+if grep -q ELSEWHERE mine.rules.yml; then echo 'FAILED: mine.rules.yml' >&2; exit 1; fi
+";
+
+#[test]
+fn a_configuration_is_judged_by_the_packages_own_program_before_anything_starts_with_it() {
+    let desk = Desk::empty();
+    put_packages(&desk);
+    let (machine, arch) = this_machine();
+    let package = archive_of(&[
+        ("prometheus/prometheus", 0o755, &elf(machine, b"x")),
+        ("prometheus/promtool", 0o755, JUDGE),
+    ]);
+    desk.put(&format!("tiup/storage/dm/packages/prometheus-v8.1.0-linux-{arch}.tar.gz"), &package);
+    let rules = |word: &str| {
+        desk.put("own/mine.rules.yml", RULES.replace("DM_worker_down", word).as_bytes());
+    };
+    let own = desk.path("own");
+    let topology = topology(&desk, &[("monitoring_servers", &format!("rule_dir: {own}"))]);
+    rules("ELSEWHERE");
+    let output = deploy(&desk, &topology);
+    let said = desk.told(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("check the new configuration of 127.0.0.77:4"), "{said}");
+    assert!(
+        said.contains("promtool check config prometheus.yml: FAILED: mine.rules.yml"),
+        "{said}"
+    );
+    assert!(!std::fs::exists(desk.path("p/bin")).unwrap(), "{said}");
+
+    rules("FINE");
+    let output = deploy(&desk, &topology);
+    let said = desk.told(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let untold =
+        "note: the configuration of 127.0.0.77:6 is not checked: its package has no amtool";
+    assert!(said.contains(untold) && !said.contains("127.0.0.77:4 is not checked"), "{said}");
+
+    // What lies there was not judged again: it stays until another text is fine.
+    rules("ELSEWHERE");
+    let lies = || read(&desk, "p/conf/mine.rules.yml");
+    let reload = || {
+        let words = ["reload", "prod", "-R", "prometheus", "--skip-restart", "--ssh", "none"];
+        let mut command = desk.command(&words);
+        command.args(["--yes"]).env("DMUP_SUPERVISED", desk.path("services"));
+        command.output().unwrap()
+    };
+    let output = reload();
+    let said = desk.told(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("FAILED: mine.rules.yml") && lies().contains("FINE"), "{said}");
+    rules("BETTER");
+    let output = reload();
+    assert_eq!(output.status.code(), Some(0), "{}", desk.told(&output.stderr));
+    assert!(lies().contains("BETTER"));
+}
+
 #[test]
 fn a_deploy_without_its_packages_or_files_writes_nothing() {
     let desk = Desk::empty();
