@@ -193,8 +193,10 @@ fn a_cluster_of_a_user_without_rights_is_deployed_hotfixed_and_taken_back() {
         assert!(says(&scene, first, question, &all), "{question}");
     }
 
-    // A host that knows no such user: root makes it and lets it linger, and has nothing else to do with it.
+    // A host that knows no such user: root makes it and lets it linger.
     let fourth = scene.hosts.host(4).unwrap();
+    // The cluster's folders are not below that user's home there, and a user without rights makes none where it may not.
+    fourth.must_run(&["install", "-d", "-m", "1777", "/srv/people"]).unwrap();
     let more = scene.operator.folder().join("more.yaml");
     fs_err::write(&more, format!("worker_servers:\n  - host: {}\n", fourth.address)).unwrap();
     let key = scene.hosts.key_path();
