@@ -486,6 +486,9 @@ pub(crate) fn end(
                     known.name
                 ));
             }
+            if kind == Kind::Failed {
+                failure = failure.hint("once the cause is gone, give the same command again");
+            }
             if kind == Kind::Unknown {
                 failure = failure
                     .hint(format_args!(
