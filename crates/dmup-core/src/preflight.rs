@@ -659,17 +659,7 @@ mod tests {
             path("/home/tidb/deploy/monitor-9100/bin", PathKind::Folder, "tidb"),
         ];
         let units = [9100, 9115].map(|port| {
-            let seen = ProcessSeen {
-                active: UnitActive::Active,
-                sub_state: "running".to_owned(),
-                restarts: 0,
-                pid: None,
-                enabled: true,
-                running: None,
-                on_disk: None,
-                active_since_ms: None,
-            };
-            (InstanceId::new(format!("h1:{port}")).unwrap(), seen)
+            (InstanceId::new(format!("h1:{port}")).unwrap(), unit_that_is(UnitActive::Active))
         });
         let bend = |found: &mut Found<'_>| {
             found.units = Vec::from(units).leak();
@@ -728,22 +718,25 @@ mod tests {
         }
     }
 
+    fn unit_that_is(active: UnitActive) -> ProcessSeen {
+        ProcessSeen {
+            active,
+            sub_state: "so".to_owned(),
+            restarts: 0,
+            pid: None,
+            enabled: true,
+            running: None,
+            on_disk: None,
+            active_since_ms: None,
+        }
+    }
+
     #[test]
     fn a_unit_whose_file_is_gone_is_in_the_way_only_while_it_runs() {
         let said = |active| {
             let text = "master_servers:\n  - host: h1\n";
             let id = Topology::parse(text).unwrap().instances()[0].id.clone();
-            let seen = ProcessSeen {
-                active,
-                sub_state: "so".to_owned(),
-                restarts: 0,
-                pid: None,
-                enabled: true,
-                running: None,
-                on_disk: None,
-                active_since_ms: None,
-            };
-            let units = vec![(id, seen)].leak();
+            let units = vec![(id, unit_that_is(active))].leak();
             findings(|found| found.units = units, &[], false)
         };
         for active in [UnitActive::Inactive, UnitActive::Failed, UnitActive::Missing] {

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::digest::Digest;
-use dmup_core::ids::{HostId, InstanceId, MemberName, UnitName, UserName};
-use dmup_core::instance::{Instance, Role};
+use dmup_core::ids::{HostId, UserName};
+use dmup_core::instance::Instance;
 use dmup_core::systemd::SystemdMode;
+use dmup_core::topology::Topology;
 use dmup_exec::ports::{Certainty, Dm as _, Hosts as _, Parcel};
 use dmup_remote::dm_api::{DmClient, Timeouts};
 use dmup_remote::ssh::{
@@ -369,24 +370,8 @@ async fn a_host_in_between(say: &dyn Fn(&str)) {
 }
 
 fn prometheus(port: u16) -> Instance {
-    let host = HostId::new("127.0.0.1").unwrap();
-    Instance {
-        id: InstanceId::new(format!("127.0.0.1:{port}")).unwrap(),
-        role: Role::Prometheus,
-        name: MemberName::new("prometheus").unwrap(),
-        host: host.clone(),
-        ssh_host: host,
-        ssh_port: 22,
-        port,
-        ports: vec![port],
-        deploy_dir: "/d".into(),
-        data_dirs: Vec::new(),
-        log_dir: "/d/log".into(),
-        unit: UnitName::new("prometheus.service").unwrap(),
-        os: "linux".into(),
-        arch: "amd64".into(),
-        patched: false,
-    }
+    let text = format!("monitoring_servers:\n  - host: 127.0.0.1\n    port: {port}\n");
+    Topology::parse(&text).unwrap().instances().remove(0)
 }
 
 /// A temporary folder for everything.
