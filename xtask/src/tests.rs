@@ -19,14 +19,15 @@ use crate::{cargo, say};
 /// Test programs side by side.
 const LANES: usize = 3;
 /// Test programs that take minutes, longest first.
-const LONGEST: [&str; 7] = [
+const LONGEST: [&str; 8] = [
     "fault_hosts",
-    "scale_hosts",
     "patch_hosts",
-    "bad_input_hosts",
-    "guard_hosts",
     "user_mode_hosts",
     "manual_hosts",
+    "exporters_hosts",
+    "scale_hosts",
+    "guard_hosts",
+    "bad_input_hosts",
 ];
 /// The one test on hosts that needs none.
 const WITHOUT_HOSTS: &str = "playground_hosts";

@@ -3,9 +3,10 @@
 //! The beginning of most host tests and of the demo. What it says about instances
 //! (which build runs, how many rows arrived) is read from outside, never from `dmup`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -191,6 +192,8 @@ pub struct Scene {
     pub dm: DmCluster,
     has_real_dm: bool,
     folder: tempfile::TempDir,
+    /// Of executables that ran, by host and file.
+    hashes: Mutex<HashMap<(String, String), String>>,
 }
 
 impl Scene {
@@ -244,7 +247,9 @@ impl Scene {
         if shape.tls {
             dm = dm.over_tls(operator.certificates(CLUSTER));
         }
-        let scene = Self { rows: None, has_real_dm, dm, hosts, operator, packer, shape, folder };
+        let hashes = Mutex::default();
+        let scene =
+            Self { rows: None, has_real_dm, dm, hosts, operator, packer, shape, folder, hashes };
         fs_err::write(scene.topology(), scene.topology_text())
             .map_err(|error| broken("write the topology")(&error))?;
         Ok(scene)
@@ -432,8 +437,21 @@ impl Scene {
         if pid == "0" {
             return None;
         }
-        let sum = host.must_run(&["sha256sum", &format!("/proc/{pid}/exe")]).ok()?;
-        sum.split_whitespace().next().map(str::to_owned)
+        let exe = format!("/proc/{pid}/exe");
+        // Tests ask many times, and hashing was a fifth of what they all cost. Which file it is, is told by what a change of it changes.
+        let which = || host.must_run(&["stat", "-L", "-c", "%d %i %s %y %z", &exe]).ok();
+        let file = (host.name.clone(), which()?);
+        let hashes = || self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = hashes().get(&file) {
+            return Some(known.clone());
+        }
+        let sum = host.must_run(&["sha256sum", &exe]).ok()?;
+        let hash = sum.split_whitespace().next()?.to_owned();
+        // A run script may have become DM in between, under the same number.
+        if which().as_ref() == Some(&file.1) {
+            hashes().insert(file, hash.clone());
+        }
+        Some(hash)
     }
 
     /// Hash of every DM process: `h1 dm-master-8261.service` → SHA-256 or `down`.
