@@ -13,6 +13,7 @@ mod tests;
 mod arrows;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
@@ -69,17 +70,20 @@ fn say(line: &str) {
     eprintln!("{line}");
 }
 
-/// Runs cargo with these arguments, its output passed through.
+/// Runs cargo with these arguments, its output passed through, and says how long it took.
 fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<(), Failure> {
-    say(&format!("$ cargo {}", args.join(" ")));
+    let words = args.join(" ");
+    say(&format!("$ cargo {words}"));
+    let begins = Instant::now();
     let status = std::process::Command::new(env!("CARGO"))
         .args(args)
         .envs(env.iter().copied())
         .status()
         .map_err(|error| Failure::new(format!("cannot run cargo: {error}")))?;
     if status.success() {
+        say(&format!("`cargo {words}` took {:.0?}", begins.elapsed()));
         Ok(())
     } else {
-        Err(Failure::new(format!("`cargo {}` ended with {status}", args.join(" "))))
+        Err(Failure::new(format!("`cargo {words}` ended with {status}")))
     }
 }

@@ -59,7 +59,8 @@ fn path_seen(agent: &Agent, path: &Utf8Path) -> Option<PathSeen> {
         false => PathKind::Other,
     };
     let owner = meta.uid();
-    Some(PathSeen { path: path.to_owned(), kind, owner, owner_name: name_of(owner) })
+    let is_shared = meta.mode() & 0o022 != 0;
+    Some(PathSeen { path: path.to_owned(), kind, owner, owner_name: name_of(owner), is_shared })
 }
 
 fn process(

@@ -35,6 +35,9 @@ pub struct PathSeen {
     pub owner: u32,
     /// That user's name; the number if the host knows none.
     pub owner_name: String,
+    /// Whether others than that user may write there by its mode. A group or an access list may let in
+    /// nobody who matters; it counts all the same.
+    pub is_shared: bool,
 }
 
 /// What is at a path.
@@ -410,7 +413,20 @@ fn of_planned(found: &Found<'_>, plan: &Planned<'_>, owner: Owner<'_>) -> Vec<(W
                 ),
             ));
         }
-        let Some(seen) = at(folder) else { continue };
+        let Some(seen) = at(folder) else {
+            if let Some(above) = folder.ancestors().skip(1).find_map(at)
+                && keeps_out(found, above, folder, owner)
+            {
+                said.push((
+                    Weight::InTheWay,
+                    format!(
+                        "{folder} of {name} cannot be made by {user}, whose systemd runs it: {} belongs to {}; make {folder} there and `chown` it, or give another one",
+                        above.path, above.owner_name
+                    ),
+                ));
+            }
+            continue;
+        };
         let is_foreign = match owner.systemd {
             // Root makes mount points, and belongs to nobody.
             SystemdMode::System => seen.owner != 0 && seen.owner_name != user.as_str(),
@@ -451,6 +467,19 @@ fn of_planned(found: &Found<'_>, plan: &Planned<'_>, owner: Owner<'_>) -> Vec<(W
         ));
     }
     said
+}
+
+/// Whether the deploy user, who lays out without root, can make no folder below the nearest one that is there. Where that
+/// user logs in, the host itself has tried ([`DiskSeen::is_closed`]).
+fn keeps_out(found: &Found<'_>, above: &PathSeen, folder: &Utf8Path, owner: Owner<'_>) -> bool {
+    let is_in_home_to_be =
+        !found.has_user && folder.starts_with(Utf8Path::new("/home").join(owner.user.as_str()));
+    owner.systemd == SystemdMode::User
+        && found.has_root
+        && above.kind != PathKind::Other
+        && !above.is_shared
+        && above.owner_name != owner.user.as_str()
+        && !is_in_home_to_be
 }
 
 fn is_member(seen: &PathSeen, instance: &Instance) -> bool {
@@ -535,6 +564,7 @@ mod tests {
             kind: PathKind::Folder,
             owner: 0,
             owner_name: "root".into(),
+            is_shared: false,
         };
         let paths: Vec<PathSeen> = paths.iter().cloned().chain([booted]).collect();
         let mut found = Found {
@@ -566,7 +596,8 @@ mod tests {
 
     fn path(path: &str, kind: PathKind, owner: &str) -> PathSeen {
         let number = u32::from(owner != "root");
-        PathSeen { path: path.into(), kind, owner: number, owner_name: owner.into() }
+        let owner_name = owner.into();
+        PathSeen { path: path.into(), kind, owner: number, owner_name, is_shared: false }
     }
 
     fn disk(path: &str, free_mib: u64, device: u64) -> DiskSeen {
@@ -807,6 +838,19 @@ mod tests {
         let of_root = [path("/d/w", PathKind::EmptyFolder, "root")];
         let said = findings_of("systemd_mode: user", |_| {}, &of_root, false);
         assert!(said.contains("/d/w belongs to root") && said.lines().count() == 1, "{said}");
+        // Who logs in is root, and could make folders; the deploy user could not.
+        let by_root = |above: PathSeen| {
+            findings_of("systemd_mode: user", look(true), &[above, own[0].clone()], false)
+        };
+        let said = by_root(path("/", PathKind::Folder, "root"));
+        assert_eq!(said.matches("cannot be made by tidb, whose systemd").count(), 2, "{said}");
+        assert!(said.contains("/ belongs to root; make /d/m there and `chown` it"), "{said}");
+        for above in [
+            path("/", PathKind::Folder, "tidb"),
+            PathSeen { is_shared: true, ..path("/", PathKind::Folder, "root") },
+        ] {
+            assert_eq!(by_root(above), "");
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::agent_session::{AgentSession, SessionError};
 use crate::bootstrap::{Agents, start_agent};
 use crate::lease::Claim;
 use crate::login::Login;
-use crate::ssh::{Connection, HostKeys, Jump, Reach, ReachError, ReachLimits, Target};
+use crate::ssh::{Connection, HostKeys, Jump, Reach, ReachError, ReachLimits, Target, dial};
 
 /// TiUP's `--concurrency`.
 pub const DEFAULT_CONCURRENCY: usize = 5;
@@ -344,6 +344,21 @@ impl Fleet {
         let outcome = self.request(host, attempted, &Request::Probe(probe), within).await?;
         let Outcome::Probed(probed) = outcome else { return Err(unfitting(attempted, host)) };
         Ok(probed)
+    }
+
+    /// Opens a TCP port of a host and closes it again, from this machine or from the host in between.
+    ///
+    /// # Errors
+    ///
+    /// Why nobody answers there.
+    pub async fn opens(
+        &self,
+        host: &HostId,
+        port: u16,
+        within: Duration,
+    ) -> Result<(), ReachError> {
+        let host = host.as_str().trim_matches(['[', ']']);
+        dial(self.settings.jump.as_deref(), host, port, within).await.map(drop)
     }
 
     /// Whose systemd runs the services.

@@ -17,6 +17,8 @@ use crate::{StateError, base52};
 /// Longest first line that is read, and longest file that is shown.
 const LINE_BYTES: u64 = 1 << 20;
 const SHOWN_BYTES: u64 = 64 << 20;
+/// Longest mark in an id: file names end at 255 bytes.
+const MARK_BYTES: usize = 128;
 
 /// `<profile>/audit`.
 #[derive(Clone, Debug)]
@@ -49,24 +51,30 @@ impl AuditLog {
         Self { dir }
     }
 
-    /// Writes an entry; `arguments` include the program's name and must hold no secret.
+    /// Writes an entry; `arguments` include the program's name and must hold no secret. `mark` ends its id, after `_`.
     ///
     /// # Errors
     ///
-    /// When the folder cannot be written.
+    /// When the folder cannot be written, or the mark can be no part of an id.
     pub fn record(
         &self,
         now: Timestamp,
+        mark: Option<&str>,
         arguments: &[String],
         text: &str,
     ) -> Result<String, StateError> {
+        let mark = mark.map(|mark| format!("_{mark}")).unwrap_or_default();
+        if mark.len() > MARK_BYTES || !is_mark(&mark) {
+            let why = format!("takes no entry whose name ends with {mark:?}");
+            return Err(StateError::BadFile { path: self.dir.clone(), why });
+        }
         make_dir(&self.dir, 0o755)?;
         let attempt = || StateError::system(format!("write an entry in {}", self.dir));
         let first: Vec<String> = arguments.iter().map(|argument| query_escape(argument)).collect();
         let start = u64::try_from(now.as_nanosecond()).unwrap_or_default();
         // Two commands of one moment get the next free number; TiUP adds a random one.
         for nanos in start..start.saturating_add(1_000) {
-            let id = base52::encode(nanos);
+            let id = format!("{}{mark}", base52::encode(nanos));
             let mut options = fs_err::OpenOptions::new();
             options.write(true).create_new(true);
             options.mode(0o600);
@@ -171,7 +179,7 @@ impl AuditLog {
 /// The time in an id, if it is one. Old versions of TiUP counted seconds.
 fn time_of(id: &str) -> Option<Timestamp> {
     let (number, suffix) = id.split_once('_').unwrap_or((id, ""));
-    if !suffix.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
+    if !is_mark(suffix) {
         return None;
     }
     let number = base52::decode(number)?;
@@ -180,6 +188,11 @@ fn time_of(id: &str) -> Option<Timestamp> {
     } else {
         Timestamp::from_nanosecond(i128::from(number)).ok()
     }
+}
+
+/// What may follow the number in an id: nothing that leads to another folder.
+fn is_mark(text: &str) -> bool {
+    text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
 /// Go's `url.QueryEscape`.
@@ -235,6 +248,25 @@ mod tests {
         for bad in ["", "../meta.yaml", "a.b", "h49vrV2nD7H/x", "h49vrV2nD7H_/x"] {
             assert_eq!(time_of(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn an_entry_with_a_mark_has_it_in_its_id() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = Utf8PathBuf::from_path_buf(folder.path().join("audit")).unwrap();
+        let log = AuditLog::at(dir);
+        let now = Timestamp::from_second(1_795_000_000).unwrap();
+        let words = ["tiup-dm".to_owned(), "list".to_owned()];
+        for (mark, end) in [(Some("job-7.a"), "_job-7.a"), (None, "")] {
+            let id = log.record(now, mark, &words, "").unwrap();
+            assert!(id.ends_with(end) && id.contains('_') == mark.is_some(), "{id}");
+            assert_eq!(log.show(&id).unwrap().0.as_second(), now.as_second());
+        }
+        assert_eq!(log.entries().unwrap().len(), 2);
+        for bad in ["../x", "a b", &"x".repeat(MARK_BYTES)] {
+            assert!(log.record(now, Some(bad), &words, "").is_err(), "{bad}");
+        }
+        assert_eq!(log.entries().unwrap().len(), 2);
     }
 
     #[test]

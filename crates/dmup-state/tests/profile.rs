@@ -188,8 +188,8 @@ fn commands_are_logged_as_tiup_logs_them() {
     assert_eq!(log.entries().unwrap(), []);
     let at: Timestamp = "2026-11-23T04:22:47.5Z".parse().unwrap();
     let arguments = ["dmup", "patch", "prod", "pk/a b.tar.gz"].map(str::to_owned);
-    let first = log.record(at, &arguments, "what was said\n").unwrap();
-    let second = log.record(at, &arguments, "").unwrap();
+    let first = log.record(at, None, &arguments, "what was said\n").unwrap();
+    let second = log.record(at, None, &arguments, "").unwrap();
     assert_ne!(first, second);
     std::fs::write(log.dir().join("notes.txt"), "not ours").unwrap();
     let entries = log.entries().unwrap();

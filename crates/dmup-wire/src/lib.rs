@@ -26,8 +26,8 @@ use dmup_core::systemd::SystemdMode;
 /// 1: first. 2: leases; login keys are taken away; commands of the operator's run. 3: windows that
 /// write files, and those that exchange nothing; how file systems are mounted. 4: trees that stay.
 /// 5: a cluster leaves a host. 6: guards write files back. 7: what a window exchanges need not be called `bin`.
-/// 8: services of a user's systemd. 9: configurations are judged.
-pub const PROTOCOL: u32 = 9;
+/// 8: services of a user's systemd. 9: configurations are judged. 10: who else may write into a folder.
+pub const PROTOCOL: u32 = 10;
 
 /// What follows `agent` when it is started for clusters of that mode. All of a conversation is about one: that is
 /// said once, before it begins, and [`message::Hello`] says it back.

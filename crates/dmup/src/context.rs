@@ -32,6 +32,7 @@ use dmup_remote::{AuthMethod, Fleet, FleetSettings, HostAddress, Login, Secret};
 use dmup_state::{Cluster, ClusterLock, Profile, StateError};
 use dmup_wire::lease::Holder;
 use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
 
 use crate::args::{Command, Global, SshKind};
 use crate::ask;
@@ -52,13 +53,16 @@ pub(crate) struct Context {
     pub(crate) clock: SystemClock,
     /// The host in between, once it was asked for: one session for all that goes through it.
     jump: OnceLock<Option<Arc<Jump>>>,
+    /// Set once that host has let us in.
+    entered: OnceCell<()>,
 }
 
 impl Context {
     pub(crate) fn new(surroundings: Surroundings, global: Global, printer: Printer) -> Self {
         let profile = Profile::at(surroundings.profile.clone());
-        let (clock, jump) = (SystemClock(Instant::now()), OnceLock::new());
-        Self { surroundings, global, printer, profile, clock, jump }
+        let (jump, entered) = (OnceLock::new(), OnceCell::new());
+        let clock = SystemClock(Instant::now());
+        Self { surroundings, global, printer, profile, clock, jump, entered }
     }
 
     pub(crate) fn concurrency(&self) -> usize {
@@ -78,7 +82,7 @@ impl Context {
     }
 
     /// How hosts are reached with this login, and whose systemd is meant there; keys that are met for the first time go to `cluster_keys`.
-    pub(crate) fn fleet(
+    pub(crate) async fn fleet(
         &self,
         login: Login,
         ssh: Reach,
@@ -86,8 +90,14 @@ impl Context {
         cluster_keys: &Utf8Path,
         hosts: Vec<HostAddress>,
     ) -> Result<Fleet, Failure> {
+        let jump = self.jump(&ssh, cluster_keys)?;
+        if let Some(jump) = &jump
+            && matches!(ssh, Reach::Russh)
+        {
+            self.enter(jump).await?;
+        }
         let settings = FleetSettings {
-            jump: self.jump(&ssh, cluster_keys)?,
+            jump,
             reach: ssh,
             login,
             host_keys: self.trusted(cluster_keys),
@@ -168,6 +178,15 @@ impl Context {
             }
         };
         Ok(self.jump.get_or_init(|| jump).clone())
+    }
+
+    /// Logs in on the host in between, the first time. Whoever needs it asks before anything is changed, and hears at once that
+    /// it is of no use: else every host and node would look as if it were down.
+    async fn enter(&self, jump: &Jump) -> Result<(), Failure> {
+        let entered = self.entered.get_or_try_init(|| jump.open()).await;
+        entered
+            .map(drop)
+            .map_err(|error| Failure::refused(error).hint(laying_out::HOW_TO_GO_THROUGH))
     }
 
     /// How the operator proves who they are, in TiUP's order: password if asked for, key file, ssh-agent.
@@ -302,7 +321,7 @@ impl Context {
         };
         self.profile
             .audit()
-            .record(self.clock.now(), &words, &text)
+            .record(self.clock.now(), self.surroundings.audit_mark.as_deref(), &words, &text)
             .map(drop)
             .map_err(|error| Failure::failed(chain(&error)))
     }
@@ -326,17 +345,17 @@ struct BadBuilds {
 
 impl Known {
     /// All hosts of these instances, by the cluster's own user and key.
-    pub(crate) fn fleet(
+    pub(crate) async fn fleet(
         &self,
         context: &Context,
         instances: &[Instance],
     ) -> Result<Fleet, Failure> {
         let reach = context.reach(self.meta.topology.global.ssh_type.as_str());
-        self.fleet_by(&[self.cluster.private_key_path()], reach, context, instances)
+        self.fleet_by(&[self.cluster.private_key_path()], reach, context, instances).await
     }
 
     /// All hosts of these instances, by the cluster's own user and the first of these keys that is let in.
-    pub(crate) fn fleet_by(
+    pub(crate) async fn fleet_by(
         &self,
         keys: &[Utf8PathBuf],
         reach: Reach,
@@ -349,7 +368,7 @@ impl Known {
         };
         let hosts = HostAddress::of_instances(instances);
         let systemd = self.meta.topology.systemd_mode();
-        context.fleet(login, reach, systemd, &self.host_keys(), hosts)
+        context.fleet(login, reach, systemd, &self.host_keys(), hosts).await
     }
 
     /// Host keys that were accepted for this cluster.
@@ -376,9 +395,7 @@ impl Known {
         let reach = context.reach(self.meta.topology.global.ssh_type.as_str());
         let jump = context.jump(&reach, &self.host_keys())?;
         if let Some(jump) = &jump {
-            // Else every node would look as if it were down.
-            let opened = jump.open().await;
-            opened.map_err(|error| Failure::failed(error).hint(laying_out::HOW_TO_GO_THROUGH))?;
+            context.enter(jump).await?;
         }
         if !self.meta.topology.global.enable_tls {
             return Ok(DmClient::new(instances, timeouts).through(jump));

@@ -39,6 +39,8 @@ pub struct Surroundings {
     pub ssh_program: Utf8PathBuf,
     /// `TIUP_LOG_PATH`, else `<TIUP_HOME>/logs`: debug logs of TiUP's manner.
     pub logs: Utf8PathBuf,
+    /// `TIUP_AUDIT_ID`: ends the name of this command's entry in `audit`.
+    pub audit_mark: Option<String>,
     /// Our own executable: sent to hosts as their agent.
     pub executable: Utf8PathBuf,
 }
@@ -67,6 +69,7 @@ impl Surroundings {
             tiup_home,
             profile,
             mirror: variable("TIUP_MIRRORS"),
+            audit_mark: variable("TIUP_AUDIT_ID"),
             home,
             user: variable("USER")
                 .or_else(|| variable("LOGNAME"))

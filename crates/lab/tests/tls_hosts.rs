@@ -84,6 +84,16 @@ fn a_cluster_with_tls_is_deployed_made_larger_and_hotfixed() {
     assert_eq!(display.stdout.matches("Healthy").count(), 3, "{display}");
     through(&["rollback", CLUSTER, "--soak", "0", "--yes"]).well();
     assert_eq!(scene.running_hashes(), before);
+    // Ports are looked at from there, too.
+    through(&["restart", CLUSTER, "-R", "dm-worker", "--fast", "--yes"]).well();
+    let key = ["--ssh-proxy-identity-file", key.as_str()];
+    let stranger = [&["stop", CLUSTER, "--yes", "--ssh-proxy-host", &address][..], &key].concat();
+    for words in [&stranger[..], &[&["restart", "--fast"], &stranger[1..]].concat()] {
+        let words = [words, &["--ssh-proxy-user", "nobody"]].concat();
+        let said = scene.dmup(&words).with_code(3);
+        assert!(said.stderr.contains("nothing was touched"), "{said}");
+    }
+    assert_eq!(scene.running_hashes(), before);
     hosts.iter().for_each(|host| host.let_this_machine_in(&dm).unwrap());
     hosts[..2].iter().for_each(|host| host.let_this_machine_in(&ssh).unwrap());
 

@@ -195,13 +195,18 @@ fn a_cluster_of_a_user_without_rights_is_deployed_hotfixed_and_taken_back() {
 
     // A host that knows no such user: root makes it and lets it linger.
     let fourth = scene.hosts.host(4).unwrap();
-    // The cluster's folders are not below that user's home there, and a user without rights makes none where it may not.
-    fourth.must_run(&["install", "-d", "-m", "1777", "/srv/people"]).unwrap();
     let more = scene.operator.folder().join("more.yaml");
     fs_err::write(&more, format!("worker_servers:\n  - host: {}\n", fourth.address)).unwrap();
     let key = scene.hosts.key_path();
     let words = ["scale-out", CLUSTER, more.as_str(), "-u", "root", "-i", key.as_str()];
-    scene.dmup(&[&words[..], &["--accept-new-host-keys", "--yes"]].concat()).well();
+    let words = [&words[..], &["--accept-new-host-keys", "--yes"]].concat();
+    // The cluster's folders are not below that user's home there, and a user without rights makes none where it may not.
+    let refused = scene.dmup(&words).with_code(3);
+    let seen = "cannot be made by tidb, whose systemd runs it: /srv belongs to root";
+    assert!(refused.stderr.contains(seen), "{refused}");
+    assert!(fourth.must_run(&["id", "tidb"]).is_err(), "{refused}");
+    fourth.must_run(&["install", "-d", "-m", "1777", "/srv/people"]).unwrap();
+    scene.dmup(&words).well();
     assert!(says(&scene, fourth, "is-active", &[all[1], all[5], all[6]]));
     assert!(!exists(fourth, "/etc/sudoers.d/tidb"));
     assert!(exists(fourth, "/home/tidb/.config/systemd/user/dm-worker-8262.service"));

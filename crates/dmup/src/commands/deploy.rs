@@ -59,7 +59,7 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     let keys = cluster.own_dir().join("known_hosts");
     let systemd = topology.systemd_mode();
     let of_login = laying_out::systemd_mode_of(&login.user, &user, &topology);
-    let first = context.fleet(login.clone(), reach.clone(), of_login, &keys, hosts.clone())?;
+    let first = context.fleet(login.clone(), reach.clone(), of_login, &keys, hosts.clone()).await?;
     let mut obstacles = Obstacles::default();
     let silent = laying_out::meet(&first, &hosts, &mut topology, &mut obstacles).await;
     let (instances, pairs) = (topology.instances(), topology.exporters());
@@ -115,7 +115,7 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
 
     let own =
         Login { user: user.clone(), auth: vec![AuthMethod::key_file(cluster.private_key_path())] };
-    let fleet = context.fleet(own, reach, systemd, &keys, hosts)?;
+    let fleet = context.fleet(own, reach, systemd, &keys, hosts).await?;
     let traces = Traces::of(&laid, &looked.left);
     let work = async {
         step("Deploy DM instances");

@@ -63,7 +63,7 @@ pub(crate) async fn run(args: &DestroyArgs, context: &Context) -> Result<(), Fai
         )?;
     }
     let lock = known.lock("destroy")?;
-    let fleet = known.fleet(context, &instances)?;
+    let fleet = known.fleet(context, &instances).await?;
     let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
     progress.under_way("connect to the hosts");
     let silent = fleet.silent().await;

@@ -33,7 +33,7 @@ pub(crate) async fn run(args: &DisplayArgs, context: &Context) -> Result<(), Fai
     let statuses = dm.display_statuses(&shown).await;
     let mut up = std::collections::BTreeMap::new();
     if args.uptime && !shown.is_empty() {
-        let fleet = known.fleet(context, &shown)?;
+        let fleet = known.fleet(context, &shown).await?;
         let inventory = dmup_exec::look(
             &shown,
             &fleet,

@@ -26,7 +26,7 @@ pub(crate) async fn run(args: &ExecArgs, context: &Context) -> Result<(), Failur
     }
     let known = context.cluster(&args.cluster)?;
     let selected = on_hosts_of(args, &known.meta.instances())?;
-    let fleet = known.fleet(context, &selected)?;
+    let fleet = known.fleet(context, &selected).await?;
     let silent = fleet.silent().await;
     if !silent.is_empty() {
         return Err(Failure::refused("not every host can be reached")

@@ -46,7 +46,7 @@ pub(crate) async fn run(args: &PatchArgs, context: &Context) -> Result<(), Failu
         known.refuse_unfinished_runs()?;
     }
     let lock = if args.plan { None } else { Some(known.lock("patch")?) };
-    let fleet = known.fleet(context, &all)?;
+    let fleet = known.fleet(context, &all).await?;
     let request = HotfixRequest {
         cluster: known.name.clone(),
         version: known.meta.version.clone(),

@@ -34,7 +34,7 @@ pub(crate) async fn run(args: &PruneArgs, context: &Context) -> Result<(), Failu
         context.printer.talk("Nothing to do: the topology knows every member");
         return Ok(());
     }
-    let fleet = known.fleet(context, &all)?;
+    let fleet = known.fleet(context, &all).await?;
     let work = async {
         let (mut done, mut left, mut failed) = (Vec::new(), Vec::new(), Vec::new());
         for stray in strays {

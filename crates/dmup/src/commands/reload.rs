@@ -41,7 +41,7 @@ pub(crate) async fn run(args: &ReloadArgs, context: &Context) -> Result<(), Fail
         known.refuse_unfinished_runs()?;
     }
     let _lock = if args.plan { None } else { Some(known.lock("reload")?) };
-    let fleet = known.fleet(context, &all)?;
+    let fleet = known.fleet(context, &all).await?;
     // As TiUP: exporters of every host that something of is reloaded.
     let pairs = exporters::reached(&known.meta.topology, &selected, Reach::Any);
     let beside = exporters::as_instances(&fleet, &pairs, context).await;

@@ -25,7 +25,7 @@ pub(crate) async fn run(args: &RestartArgs, context: &Context) -> Result<(), Fai
         known.refuse_unfinished_runs()?;
     }
     let _lock = if args.plan { None } else { Some(known.lock("restart")?) };
-    let fleet = known.fleet(context, &all)?;
+    let fleet = known.fleet(context, &all).await?;
     // As TiUP: exporters are stopped with all that runs on their host.
     let pairs = exporters::reached(&known.meta.topology, &selected, Reach::Whole);
     let beside = exporters::as_instances(&fleet, &pairs, context).await;

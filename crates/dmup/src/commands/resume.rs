@@ -27,7 +27,7 @@ pub(crate) async fn run(args: &ResumeArgs, context: &Context) -> Result<(), Fail
     };
     let _lock = known.lock("resume")?;
     let all = known.meta.instances();
-    let fleet = known.fleet(context, &all)?;
+    let fleet = known.fleet(context, &all).await?;
     let dm = known.dm(context, &all).await?;
     let work = run::go_on(&folder, run::Onward::Forth, &known, &fleet, &dm, context);
     let (report, plan) = context.with_lease(&known.name, "resume", &fleet, work).await?;

@@ -47,7 +47,7 @@ pub(crate) async fn run(args: &RollbackArgs, context: &Context) -> Result<(), Fa
         return take_back(&unfinished, &known, context).await;
     }
     let lock = if args.plan { None } else { Some(known.lock("rollback")?) };
-    let fleet = known.fleet(context, &all)?;
+    let fleet = known.fleet(context, &all).await?;
     let dm = known.dm(context, &all).await?;
     if is_whole {
         let pairs = known.meta.topology.exporters();
@@ -293,7 +293,7 @@ async fn take_back(run: &PastRun, known: &Known, context: &Context) -> Result<()
     }
     let _lock = known.lock("rollback")?;
     let all = known.meta.instances();
-    let fleet = known.fleet(context, &all)?;
+    let fleet = known.fleet(context, &all).await?;
     let dm = known.dm(context, &all).await?;
     let work = run::go_on(&run.path, onward, known, &fleet, &dm, context);
     let (report, plan) = context.with_lease(&known.name, "rollback", &fleet, work).await?;

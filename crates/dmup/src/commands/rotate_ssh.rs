@@ -42,7 +42,7 @@ pub(crate) async fn run(args: &RotatesshArgs, context: &Context) -> Result<(), F
     let work = new_key_in_use(&fleet, &known, &reach, &instances, &progress, context);
     let former = context.with_lease(&known.name, "rotatessh", &fleet, work).await?;
     progress.under_way("take the old key away from every host");
-    let fleet = known.fleet(context, &instances)?;
+    let fleet = known.fleet(context, &instances).await?;
     let work = forget(&fleet, &known, &former);
     context.with_lease(&known.name, "rotatessh", &fleet, work).await?;
     known.cluster.end_rotation().map_err(|error| again(Failure::failed(chain(&error)), &known))?;
@@ -104,7 +104,7 @@ async fn reached(
 ) -> Result<Fleet, Failure> {
     let mut keys = vec![known.cluster.private_key_path(), known.cluster.next_private_key_path()];
     keys.retain(|path| path.exists());
-    let fleet = known.fleet_by(&keys, reach.clone(), context, instances)?;
+    let fleet = known.fleet_by(&keys, reach.clone(), context, instances).await?;
     let silent = fleet.silent().await;
     if silent.is_empty() {
         return Ok(fleet);
@@ -147,7 +147,7 @@ async fn log_in_with_it_alone(
         Reach::Russh | Reach::Local { .. } => reach.clone(),
     };
     let next = [known.cluster.next_private_key_path()];
-    let silent = known.fleet_by(&next, alone, context, instances)?.silent().await;
+    let silent = known.fleet_by(&next, alone, context, instances).await?.silent().await;
     if silent.is_empty() {
         return Ok(());
     }

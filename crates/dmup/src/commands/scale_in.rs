@@ -52,7 +52,7 @@ pub(crate) async fn run(args: &ScaleInArgs, context: &Context) -> Result<(), Fai
 
     let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
     progress.under_way("look at the cluster");
-    let fleet = known.fleet(context, &all)?;
+    let fleet = known.fleet(context, &all).await?;
     let dm = known.dm(context, &all).await?;
     let with_dm = leaving.iter().any(|it| it.role.is_dm());
     let inventory =

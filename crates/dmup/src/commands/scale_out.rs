@@ -27,7 +27,7 @@ use super::obtaining::Obtaining;
 use super::refreshing::{POLL, refresh};
 use super::{exporters, units};
 use crate::args::ScaleOutArgs;
-use crate::context::{Context, Known, state_failure, unrecorded};
+use crate::context::{Context, state_failure, unrecorded};
 use crate::failure::Failure;
 use crate::pointing;
 use crate::progress::Progress;
@@ -59,8 +59,9 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
         let login = laying_out::login(&args.login, context)?;
         let systemd = laying_out::systemd_mode_of(&login.user, &known.meta.user, old);
         let keys = known.host_keys();
-        let fleet =
-            context.fleet(login.clone(), reach.clone(), systemd, &keys, strange_hosts.clone())?;
+        let fleet = context
+            .fleet(login.clone(), reach.clone(), systemd, &keys, strange_hosts.clone())
+            .await?;
         silent = laying_out::meet(&fleet, &strange_hosts, &mut new, &mut obstacles).await;
         Some((fleet, login))
     };
@@ -95,7 +96,7 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
     let all = merged.instances();
 
     progress.under_way("look at the hosts");
-    let fleet = known.fleet(context, &all)?;
+    let fleet = known.fleet(context, &all).await?;
     let dm = known.dm(context, &all).await?;
     let (strange, own): (Vec<Instance>, Vec<Instance>) =
         instances.iter().cloned().partition(|it| is_new(&it));
@@ -165,7 +166,7 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
 
         step("Start the new instances");
         let started = async {
-            start(&instances, &fleet, &known, &dm, context).await?;
+            start(&instances, &fleet, &dm, context).await?;
             exporters::bring_up(&fleet, &pairs, context).await
         };
         started.await.map_err(|failure| {
@@ -223,17 +224,16 @@ fn in_the_way(new: &[Instance], old: &[Instance], dm: &DmSeen) -> Vec<String> {
 async fn start(
     instances: &[Instance],
     fleet: &dmup_remote::Fleet,
-    known: &Known,
     dm: &DmClient,
     context: &Context,
 ) -> Result<(), Failure> {
     let (masters, others): (Vec<Instance>, Vec<Instance>) =
         instances.iter().cloned().partition(|it| it.role == Role::DmMaster);
     for master in masters {
-        units::bring_up(fleet, known, std::slice::from_ref(&master), context).await?;
+        units::bring_up(fleet, dm, std::slice::from_ref(&master), context).await?;
         await_joined(std::slice::from_ref(&master), dm, context).await?;
     }
-    units::bring_up(fleet, known, &others, context).await?;
+    units::bring_up(fleet, dm, &others, context).await?;
     await_joined(&others, dm, context).await
 }
 

@@ -14,6 +14,7 @@ use dmup_core::inventory::ProcessSeen;
 use dmup_core::selection::select;
 use dmup_exec::ports::Dm;
 use dmup_remote::Fleet;
+use dmup_remote::dm_api::DmClient;
 use dmup_remote::hosts::probe_instance;
 use dmup_remote::ssh::Reach as Way;
 use dmup_wire::message::{Probe, UnitAction};
@@ -30,11 +31,12 @@ pub(crate) async fn start(args: &SelectedArgs, context: &Context) -> Result<(), 
     let (known, selected) = known_and_selected(args, context)?;
     known.refuse_unfinished_scale_out(false)?;
     let _lock = known.lock("start")?;
-    let fleet = known.fleet(context, &known.meta.instances())?;
+    let fleet = known.fleet(context, &known.meta.instances()).await?;
     let topology = &known.meta.topology;
+    let dm = known.dm(context, &known.meta.instances()).await?;
     refuse_taken_ports(&fleet, &selected, &known, context).await?;
     let work = async {
-        bring_up(&fleet, &known, &selected, context).await?;
+        bring_up(&fleet, &dm, &selected, context).await?;
         let beside = exporters::reached(topology, &selected, Reach::Any);
         exporters::bring_up(&fleet, &beside, context).await
     };
@@ -51,7 +53,7 @@ pub(crate) async fn stop(args: &SelectedArgs, context: &Context) -> Result<(), F
         ask::confirm(&format!("Will stop the cluster {}: {}.", known.name, named(&selected)))?;
     }
     let _lock = known.lock("stop")?;
-    let fleet = known.fleet(context, &known.meta.instances())?;
+    let fleet = known.fleet(context, &known.meta.instances()).await?;
     let topology = &known.meta.topology;
     let work = async {
         bring_down(&fleet, &selected, context).await?;
@@ -77,7 +79,8 @@ pub(crate) async fn restart(
         ))?;
     }
     let _lock = known.lock("restart")?;
-    let fleet = known.fleet(context, &known.meta.instances())?;
+    let fleet = known.fleet(context, &known.meta.instances()).await?;
+    let dm = known.dm(context, &known.meta.instances()).await?;
     // What cannot be started again must not be stopped.
     super::run::refuse_without_rights(&fleet, selected).await?;
     refuse_taken_ports(&fleet, selected, known, context).await?;
@@ -86,7 +89,7 @@ pub(crate) async fn restart(
         bring_down(&fleet, selected, context).await?;
         let beside = exporters::reached(topology, selected, Reach::Whole);
         exporters::bring_down(&fleet, &beside, context).await?;
-        bring_up(&fleet, known, selected, context).await?;
+        bring_up(&fleet, &dm, selected, context).await?;
         let beside = exporters::reached(topology, selected, Reach::Any);
         exporters::bring_up(&fleet, &beside, context).await
     };
@@ -128,7 +131,7 @@ async fn at_boot(
 ) -> Result<(), Failure> {
     let (known, selected) = known_and_selected(args, context)?;
     let _lock = known.lock(&done.to_lowercase())?;
-    let fleet = known.fleet(context, &known.meta.instances())?;
+    let fleet = known.fleet(context, &known.meta.instances()).await?;
     let all: Vec<&Instance> = selected.iter().collect();
     let beside = exporters::reached(&known.meta.topology, &selected, Reach::Whole);
     let work = async {
@@ -201,7 +204,7 @@ async fn refuse_taken_ports(
 /// Starts role by role, each when the ones before answer on their ports.
 pub(crate) async fn bring_up(
     fleet: &Fleet,
-    known: &Known,
+    dm: &DmClient,
     selected: &[Instance],
     context: &Context,
 ) -> Result<(), Failure> {
@@ -216,7 +219,7 @@ pub(crate) async fn bring_up(
         progress.under_way(&format!("start {role}"));
         order(fleet, &of_role, UnitAction::Start, context).await?;
         let limit = Duration::from_secs(context.global.wait_timeout);
-        let seen = join_all(of_role.iter().map(|it| opens(it, limit))).await;
+        let seen = join_all(of_role.iter().map(|it| opens(fleet, it, limit))).await;
         let (closed, open): (Vec<_>, Vec<_>) =
             of_role.iter().zip(seen).partition(|(_, seen)| seen.is_err());
         if !closed.is_empty() {
@@ -239,7 +242,7 @@ pub(crate) async fn bring_up(
         up.extend(&of_role);
         if role == Role::DmMaster && selected.iter().any(|it| it.role == Role::DmWorker) {
             progress.under_way("wait until the masters have a leader");
-            await_leader(known, context, limit).await?;
+            await_leader(dm, limit).await;
         }
     }
     Ok(())
@@ -281,8 +284,7 @@ fn how_far(up: &[&Instance], down: &[&Instance], later: &[&Instance]) -> String 
 
 /// A worker that finds no leader exits, and systemd starts it again only 15 s later: wait for the leader first.
 /// Without one in time the workers are started all the same; their ports will tell.
-async fn await_leader(known: &Known, context: &Context, limit: Duration) -> Result<(), Failure> {
-    let dm = known.dm(context, &known.meta.instances()).await?;
+async fn await_leader(dm: &DmClient, limit: Duration) {
     let began = Instant::now();
     while began.elapsed() < limit {
         if dm.look(&[]).await.is_ok_and(|seen| seen.masters.iter().any(|master| master.leader)) {
@@ -290,7 +292,6 @@ async fn await_leader(known: &Known, context: &Context, limit: Duration) -> Resu
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    Ok(())
 }
 
 /// Stops role by role, the other way round.
@@ -355,19 +356,14 @@ pub(crate) async fn order(
 }
 
 /// Waits until the instance's port is open.
-async fn opens(instance: &Instance, limit: Duration) -> Result<(), String> {
+async fn opens(fleet: &Fleet, instance: &Instance, limit: Duration) -> Result<(), String> {
     let began = Instant::now();
-    let host = instance.host.as_str().trim_matches(['[', ']']).to_owned();
     loop {
-        let connect = tokio::net::TcpStream::connect((host.as_str(), instance.port));
-        let seen = match tokio::time::timeout(Duration::from_secs(3), connect).await {
-            Ok(Ok(_)) => return Ok(()),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "no answer".to_owned(),
-        };
+        let seen = fleet.opens(&instance.host, instance.port, Duration::from_secs(3)).await;
+        let Err(error) = seen else { return Ok(()) };
         if began.elapsed() > limit {
             return Err(format!(
-                "{}: port {} is not open after {}: {seen}",
+                "{}: port {} is not open after {}: {error}",
                 instance.id,
                 instance.port,
                 span(limit)

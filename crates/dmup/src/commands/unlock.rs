@@ -54,7 +54,7 @@ impl HostLease {
 pub(crate) async fn run(args: &UnlockArgs, context: &Context) -> Result<(), Failure> {
     let known = context.cluster(&args.cluster)?;
     let all = known.meta.instances();
-    let fleet = known.fleet(context, &all)?;
+    let fleet = known.fleet(context, &all).await?;
     let hosts: Vec<HostId> =
         HostAddress::of_instances(&all).into_iter().map(|address| address.id).collect();
     let looks = join_all(hosts.iter().map(|host| fleet.look_at_lease(host, &known.name))).await;

@@ -49,7 +49,7 @@ pub(crate) async fn run(args: &UpgradeArgs, context: &Context) -> Result<(), Fai
     let _lock = if args.plan { None } else { Some(known.lock("upgrade")?) };
 
     let mut all = known.meta.instances();
-    let fleet = known.fleet(context, &all)?;
+    let fleet = known.fleet(context, &all).await?;
     let pairs = known.meta.topology.exporters();
     all.extend(exporters::as_instances(&fleet, &pairs, context).await);
     let scratch = context.scratch()?;

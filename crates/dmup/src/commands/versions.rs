@@ -84,7 +84,7 @@ pub(crate) async fn look(
     shown: &[Instance],
     context: &Context,
 ) -> Result<Builds, Failure> {
-    let fleet = known.fleet(context, shown)?;
+    let fleet = known.fleet(context, shown).await?;
     let dm = known.dm(context, all).await?;
     let (inventory, said) = futures::join!(
         dmup_exec::look(shown, &fleet, &dm, &context.clock, true, false, context.concurrency()),
