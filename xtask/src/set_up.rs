@@ -3,7 +3,8 @@
 //! Every change to the machine is said before it is made.
 
 use camino::Utf8PathBuf;
-use lab::{build, debian, hosts, root_image};
+use lab::build::{self, Built};
+use lab::{debian, hosts, root_image};
 
 use crate::failure::Failure;
 use crate::say;
@@ -29,10 +30,22 @@ pub(crate) fn machine() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Builds `dmup` and `lookalike`.
+/// Builds what goes to hosts, and this program.
 pub(crate) fn programs() -> Result<Programs, Failure> {
     say("building the programs");
-    let built = build::binaries()?;
+    among(&build::binaries()?)
+}
+
+/// The same, and with them the test programs on hosts.
+pub(crate) fn programs_and_tests() -> Result<(Programs, Vec<Built>), Failure> {
+    say("building the programs and their tests");
+    let mut built = build::with_tests()?;
+    let programs = among(&built)?;
+    built.retain(|it| it.name.ends_with("_hosts"));
+    Ok((programs, built))
+}
+
+fn among(built: &[Built]) -> Result<Programs, Failure> {
     let find = |name: &str| {
         built
             .iter()

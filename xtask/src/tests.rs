@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::build::{self, Built};
+use lab::build::Built;
 use lab::{hosts, surroundings};
 
 use crate::failure::Failure;
@@ -69,10 +69,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn on_hosts(only: Option<&str>) -> Result<(), Failure> {
-    let programs = set_up::programs()?;
-    let mut tests = build::tests("*_hosts")?;
-    // Cargo names the programs that belong to the tests' packages as well.
-    tests.retain(|test| test.name.ends_with("_hosts"));
+    let (programs, mut tests) = set_up::programs_and_tests()?;
     tests.retain(|test| only.is_none_or(|part| test.name.contains(part)));
     if tests.is_empty() {
         return Err(Failure::new("there is no such test program"));

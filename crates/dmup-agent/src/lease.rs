@@ -336,7 +336,7 @@ impl Leases {
     fn changing(&self, cluster: &ClusterName) -> Result<fs::File, Refusal> {
         let folder = self.folder(cluster)?;
         fs::create_dir_all(folder).when(|| format!("make {folder}"))?;
-        self.lock(cluster, "lock", Kind::Exclusive)
+        self.lock(cluster, "lock", Kind::Exclusive, PATIENCE)
     }
 
     fn busy(&self, cluster: &ClusterName, kind: Kind) -> Result<Option<fs::File>, Refusal> {
@@ -344,10 +344,16 @@ impl Leases {
         if !self.folder(cluster)?.exists() {
             return Ok(None);
         }
-        self.lock(cluster, "busy", kind).map(Some)
+        self.lock(cluster, "busy", kind, self.patience).map(Some)
     }
 
-    fn lock(&self, cluster: &ClusterName, which: &str, kind: Kind) -> Result<fs::File, Refusal> {
+    fn lock(
+        &self,
+        cluster: &ClusterName,
+        which: &str,
+        kind: Kind,
+        patience: Duration,
+    ) -> Result<fs::File, Refusal> {
         let path = self.path(cluster, which)?;
         let attempted = || format!("lock {path}");
         let mut options = fs::OpenOptions::new();
@@ -364,7 +370,7 @@ impl Leases {
                 Err(TryLockError::Error(error)) => {
                     return Err(error).when(attempted);
                 }
-                Err(TryLockError::WouldBlock) if began.elapsed() < self.patience => {
+                Err(TryLockError::WouldBlock) if began.elapsed() < patience => {
                     thread::sleep(PAUSE);
                 }
                 Err(TryLockError::WouldBlock) => {
@@ -430,9 +436,10 @@ mod tests {
             Self { _keep: keep, dir }
         }
 
-        /// One more conversation.
+        /// One more conversation. A process that another test starts has all our locks until it is another program: that
+        /// must not pass for an order under way.
         fn talk(&self) -> Leases {
-            Leases { patience: Duration::ZERO, ..Leases::at(Some(self.dir.clone())) }
+            Leases::patient(Some(self.dir.clone()), Duration::from_secs(2))
         }
     }
 

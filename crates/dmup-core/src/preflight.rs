@@ -414,7 +414,9 @@ fn of_planned(found: &Found<'_>, plan: &Planned<'_>, owner: Owner<'_>) -> Vec<(W
             ));
         }
         let Some(seen) = at(folder) else {
+            // One of its own folders above is told of itself.
             if let Some(above) = folder.ancestors().skip(1).find_map(at)
+                && plan.folders().all(|own| own != above.path)
                 && keeps_out(found, above, folder, owner)
             {
                 said.push((
@@ -840,7 +842,8 @@ mod tests {
         assert!(said.contains("/d/w belongs to root") && said.lines().count() == 1, "{said}");
         // Who logs in is root, and could make folders; the deploy user could not.
         let by_root = |above: PathSeen| {
-            findings_of("systemd_mode: user", look(true), &[above, own[0].clone()], false)
+            let seen = [path("/home/tidb", PathKind::Folder, "tidb"), above, own[0].clone()];
+            findings_of("systemd_mode: user", look(true), &seen, false)
         };
         let said = by_root(path("/", PathKind::Folder, "root"));
         assert_eq!(said.matches("cannot be made by tidb, whose systemd").count(), 2, "{said}");

@@ -48,13 +48,14 @@ pub fn binaries() -> Result<Vec<Built>, BuildError> {
     build(&["build", "--workspace", "--bins"])
 }
 
-/// Builds the integration tests whose names match, where `*` stands for anything.
+/// Builds all binaries and all integration tests of the workspace, with what `cargo test --workspace` has built: tests ask
+/// other features of dependencies, and [`binaries`] would compile them, and all that stands on them, once more.
 ///
 /// # Errors
 ///
 /// [`BuildError`].
-pub fn tests(pattern: &str) -> Result<Vec<Built>, BuildError> {
-    build(&["test", "--no-run", "--workspace", "--test", pattern])
+pub fn with_tests() -> Result<Vec<Built>, BuildError> {
+    build(&["build", "--workspace", "--bins", "--tests"])
 }
 
 fn build(args: &[&str]) -> Result<Vec<Built>, BuildError> {
@@ -83,13 +84,22 @@ fn artifact(message: &str) -> Option<Built> {
     struct Message {
         executable: Option<Utf8PathBuf>,
         target: Option<Target>,
+        profile: Option<Profile>,
     }
     #[derive(Deserialize)]
     struct Target {
+        kind: Vec<String>,
         name: String,
     }
+    #[derive(Deserialize)]
+    struct Profile {
+        test: bool,
+    }
     let message: Message = serde_json::from_str(message).ok()?;
-    Some(Built { name: message.target?.name, path: message.executable? })
+    let (target, path) = (message.target?, message.executable?);
+    // A library or a program built to run its own unit tests has the name of the real one.
+    let is_unit_test = message.profile?.test && !target.kind.iter().any(|kind| kind == "test");
+    (!is_unit_test).then_some(Built { name: target.name, path })
 }
 
 #[cfg(test)]
@@ -97,17 +107,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_messages_with_an_executable_name_a_program() {
-        let built = artifact(
-            r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"dmup"},"executable":"/t/debug/dmup","fresh":true}"#,
-        );
-        assert_eq!(built, Some(Built { name: "dmup".into(), path: "/t/debug/dmup".into() }));
-        assert_eq!(
-            artifact(
-                r#"{"reason":"compiler-artifact","target":{"name":"serde"},"executable":null}"#
-            ),
-            None
-        );
+    fn programs_and_integration_tests_are_told_from_everything_else() {
+        let of = |kind: &str, name: &str, executable: &str, test: bool| {
+            artifact(&format!(
+                r#"{{"reason":"compiler-artifact","target":{{"kind":["{kind}"],"name":"{name}"}},"profile":{{"test":{test}}},"executable":{executable},"fresh":true}}"#,
+            ))
+        };
+        let built = |name: &str| Some(Built { name: name.into(), path: "/t/x".into() });
+        assert_eq!(of("bin", "dmup", r#""/t/x""#, false), built("dmup"));
+        assert_eq!(of("test", "patch_hosts", r#""/t/x""#, true), built("patch_hosts"));
+        assert_eq!(of("bin", "dmup", r#""/t/x""#, true), None);
+        assert_eq!(of("lib", "lab", r#""/t/x""#, true), None);
+        assert_eq!(of("lib", "serde", "null", false), None);
         assert_eq!(artifact(r#"{"reason":"build-finished","success":true}"#), None);
     }
 }

@@ -118,7 +118,7 @@ pub fn ensure(mut say: impl FnMut(&str)) -> Result<Utf8PathBuf, RootImageError> 
 
 fn recipe_hash() -> String {
     // The number stands for what `furnish` does.
-    let recipe = format!("2 {SUITE} {PACKAGES} {MASKED:?} {SSHD_CONFIG} {SSHD_UNIT}");
+    let recipe = format!("3 {SUITE} {PACKAGES} {MASKED:?} {SSHD_CONFIG} {SSHD_UNIT}");
     hex::encode(&Sha256::digest(recipe)[..6])
 }
 
@@ -167,6 +167,12 @@ fn furnish(root: &Utf8Path) -> std::io::Result<()> {
         }
         symlink("/dev/null", &link)?;
     }
+    // Generators read fstab, init.d, the kernel's command line and disks, of which hosts have none, at each daemon-reload.
+    let generators = root.join("etc/systemd/system-generators");
+    fs::create_dir_all(&generators)?;
+    for entry in root.join("lib/systemd/system-generators").read_dir_utf8()? {
+        symlink("/dev/null", generators.join(entry?.file_name()))?;
+    }
     fs::create_dir_all(units.join("ssh.service.d"))?;
     fs::write(units.join("ssh.service.d/lab.conf"), SSHD_UNIT)?;
     let default = units.join("default.target");
@@ -186,9 +192,16 @@ mod tests {
     fn furnishing_leaves_no_host_key_no_dns_and_no_systemd_of_each_login_behind() {
         let temp = tempfile::tempdir().unwrap();
         let root = Utf8Path::from_path(temp.path()).unwrap();
-        for folder in ["etc/ssh/sshd_config.d", "etc/systemd/system", "etc/pam.d", "usr/share"] {
+        for folder in [
+            "etc/ssh/sshd_config.d",
+            "etc/systemd/system",
+            "etc/pam.d",
+            "lib/systemd/system-generators",
+            "usr/share",
+        ] {
             fs::create_dir_all(root.join(folder)).unwrap();
         }
+        fs::write(root.join("lib/systemd/system-generators/of-fstab"), "").unwrap();
         fs::write(root.join("etc/ssh/ssh_host_rsa_key"), "secret").unwrap();
         fs::write(root.join("etc/nsswitch.conf"), "passwd: files\nhosts: files dns\n").unwrap();
         let session = "session required pam_unix.so\nsession optional pam_systemd.so\n";
@@ -199,7 +212,9 @@ mod tests {
         assert_eq!(nsswitch, "passwd: files\nhosts: files\n");
         let session = fs::read_to_string(root.join("etc/pam.d/common-session")).unwrap();
         assert_eq!(session, "session required pam_unix.so\n");
-        let masked = fs::read_link(root.join("etc/systemd/system/apt-daily.timer")).unwrap();
-        assert_eq!(masked.to_str(), Some("/dev/null"));
+        for masked in ["system/apt-daily.timer", "system-generators/of-fstab"] {
+            let link = fs::read_link(root.join("etc/systemd").join(masked)).unwrap();
+            assert_eq!(link.to_str(), Some("/dev/null"));
+        }
     }
 }

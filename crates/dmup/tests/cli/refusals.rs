@@ -37,13 +37,18 @@ fn a_host_in_between_that_is_of_no_use_is_named_before_anything_is_asked() {
     // Nobody listens on the port of a listener that is gone.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
     let proxy = ["--ssh-proxy-host", "127.0.0.1", "--ssh-proxy-port", &port, "--ssh", "builtin"];
-    for command in [&["display", "prod"][..], &["versions", "prod"], &["restart", "prod", "--yes"]]
-    {
-        desk.refuses(
-            &[command, &proxy].concat(),
-            1,
-            &["go through 127.0.0.1:", "Connection refused", "--ssh-proxy-host"],
-        );
+    for command in [
+        &["display", "prod"][..],
+        &["versions", "prod"],
+        &["start", "prod"],
+        &["stop", "prod", "--yes"],
+        &["restart", "prod", "--yes"],
+        &["exec", "prod", "--command", "true"],
+        &["prune", "prod"],
+        &["destroy", "prod", "--yes"],
+    ] {
+        let seen = ["go through 127.0.0.1:", "Connection refused", "--ssh-proxy-host", "touched"];
+        desk.refuses(&[command, &proxy].concat(), 3, &seen);
     }
     let key = ["--ssh-proxy-identity-file", "id"];
     desk.refuses(

@@ -20,17 +20,22 @@ pub(super) fn of(place: &Place) -> Vec<Pid> {
     all().into_iter().filter(|pid| belongs(*pid, place, namespace)).collect()
 }
 
-/// The host's first process, PID 1 as the host sees it.
+/// The host's first process, PID 1 as the host sees it. Looked for by the host's network, which each command on a host needs:
+/// all that [`of`] looks at would cost more than many of these commands.
 pub(super) fn first(place: &Place) -> Option<Pid> {
-    of(place).into_iter().find(|pid| {
-        fs::read_to_string(proc_folder(*pid).join("status")).is_ok_and(|status| {
-            status.lines().any(|line| {
-                line.strip_prefix("NSpid:").is_some_and(|ids| {
-                    let ids: Vec<&str> = ids.split_whitespace().collect();
-                    ids.len() > 1 && ids.last() == Some(&"1")
+    let namespace = identity(&place.namespace())?;
+    all().into_iter().find(|pid| {
+        let folder = proc_folder(*pid);
+        identity(&folder.join("ns/net")) == Some(namespace)
+            && is_alive(&folder)
+            && fs::read_to_string(folder.join("status")).is_ok_and(|status| {
+                status.lines().any(|line| {
+                    line.strip_prefix("NSpid:").is_some_and(|ids| {
+                        let ids: Vec<&str> = ids.split_whitespace().collect();
+                        ids.len() > 1 && ids.last() == Some(&"1")
+                    })
                 })
             })
-        })
     })
 }
 
@@ -73,11 +78,7 @@ fn identity(path: &Utf8Path) -> Option<(u64, u64)> {
 
 fn belongs(pid: Pid, place: &Place, namespace: Option<(u64, u64)>) -> bool {
     let folder = proc_folder(pid);
-    let alive = fs::read_to_string(folder.join("stat")).is_ok_and(|stat| {
-        // The name before the state is in brackets and may hold anything.
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-    });
-    if !alive {
+    if !is_alive(&folder) {
         return false;
     }
     let in_namespace = namespace.is_some() && identity(&folder.join("ns/net")) == namespace;
@@ -91,4 +92,12 @@ fn belongs(pid: Pid, place: &Place, namespace: Option<(u64, u64)>) -> bool {
             .is_ok_and(|line| line.split(|byte| *byte == 0).any(|arg| arg == argument.as_bytes()))
     };
     in_namespace || in_group() || is_nspawn()
+}
+
+/// Whether it has not ended; one whose parent has not noticed yet has.
+fn is_alive(folder: &Utf8Path) -> bool {
+    fs::read_to_string(folder.join("stat")).is_ok_and(|stat| {
+        // The name before the state is in brackets and may hold anything.
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    })
 }
