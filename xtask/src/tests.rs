@@ -45,17 +45,21 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let hosts_possible = if args.fast {
-        // Some tests without hosts start real etcd; without it they say so themselves.
-        if rustix::process::geteuid().is_root() {
-            set_up::packages()?;
-        }
-        Err(Failure::new("left out by --fast"))
-    } else {
-        set_up::machine()
-    };
+    // The set-up waits for disks and downloads while cargo compiles.
+    let (hosts_possible, built) = thread::scope(|scope| {
+        let set_up = scope.spawn(|| set_up(args));
+        let built = match args.only {
+            Some(_) => Ok(()),
+            None => cargo(&["test", "--workspace", "--no-run"], &[]),
+        };
+        let panicked = |_| Err(Failure::new("the set-up of this machine panicked"));
+        (set_up.join().unwrap_or_else(panicked), built)
+    });
+    built?;
     if args.only.is_none() {
-        cargo(&["test", "--workspace"], &[])?;
+        // Tests wait more than they compute.
+        let threads = thread::available_parallelism().map_or(2, |cores| 2 * cores.get());
+        cargo(&["test", "--workspace"], &[("RUST_TEST_THREADS", &threads.to_string())])?;
     }
     match hosts_possible {
         Ok(()) => on_hosts(args.only.as_deref()),
@@ -66,6 +70,18 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             on_hosts(Some(WITHOUT_HOSTS))
         }
     }
+}
+
+/// Brings the machine to where tests can run; fails if those on hosts cannot, or are not wanted.
+fn set_up(args: &Args) -> Result<(), Failure> {
+    if !args.fast {
+        return set_up::machine();
+    }
+    // Some tests without hosts start real etcd; without it they say so themselves.
+    if rustix::process::geteuid().is_root() {
+        set_up::packages()?;
+    }
+    Err(Failure::new("left out by --fast"))
 }
 
 fn on_hosts(only: Option<&str>) -> Result<(), Failure> {
