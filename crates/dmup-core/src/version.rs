@@ -40,6 +40,14 @@ impl DmVersion {
             Some(numbers) => numbers >= (6, 5, 0),
         }
     }
+
+    /// Whether TiUP's mirror brings a Prometheus with it that can be told to leave HTTP/2 alone (`enable_http2`, from 2.36 on).
+    ///
+    /// 2.49.1 from v8.0.0 on, 2.27.1 before (release notes of `TiDB` v8.0.0). The older one speaks HTTP/1.1 by itself, and does
+    /// not start with a key that it does not know.
+    pub fn brings_prometheus_with_http2(&self) -> bool {
+        self.numbers.is_none_or(|numbers| numbers >= (8, 0, 0))
+    }
 }
 
 impl FromStr for DmVersion {

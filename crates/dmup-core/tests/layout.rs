@@ -4,11 +4,13 @@
 
 use dmup_core::exporters::Exporters;
 use dmup_core::ids::ClusterName;
+use dmup_core::instance::Role;
 use dmup_core::layout::{
     Deployment, PlacedFile, directories, exporter_directories, exporter_tls_files, files,
     host_directories, sudoers,
 };
 use dmup_core::topology::{Meta, Monitored, Topology};
+use dmup_core::version::DmVersion;
 
 const META: &str = include_str!("fixtures/tiup-1.16.5/meta.yaml");
 const HOST_TREE: &str = include_str!("fixtures/tiup-1.16.5/host_tree.txt");
@@ -17,11 +19,15 @@ fn cluster() -> ClusterName {
     "prod".parse().unwrap()
 }
 
+fn version() -> DmVersion {
+    "v8.1.0".parse().unwrap()
+}
+
 fn rendered(topology: &Topology, id: &str) -> Vec<PlacedFile> {
-    let cluster = cluster();
+    let (cluster, version) = (cluster(), version());
     let instance =
         topology.instances().into_iter().find(|instance| instance.id.as_str() == id).unwrap();
-    files(&Deployment::new(&cluster, topology), &instance).unwrap()
+    files(&Deployment::new(&cluster, &version, topology), &instance).unwrap()
 }
 
 fn exporter_files(deployment: &Deployment<'_>, pair: &Exporters) -> Vec<PlacedFile> {
@@ -41,8 +47,8 @@ fn full() -> Topology {
 #[test]
 fn every_path_of_a_host_is_one_that_tiup_makes() {
     let topology = Meta::parse(META).unwrap().topology;
-    let cluster = cluster();
-    let deployment = Deployment::new(&cluster, &topology);
+    let (cluster, version) = (cluster(), version());
+    let deployment = Deployment::new(&cluster, &version, &topology);
     let on_host: Vec<(&str, &str)> = HOST_TREE
         .lines()
         .filter_map(|line| {
@@ -105,7 +111,8 @@ fn units_of_a_users_systemd_are_that_users_files_and_start_with_it() {
     topology.monitored = Some(Monitored::default());
     let folder = "/home/tidb/.config/systemd/user";
     let (cluster, all) = (cluster(), topology.exporters());
-    let deployment = Deployment::new(&cluster, &topology);
+    let version = version();
+    let deployment = Deployment::new(&cluster, &version, &topology);
     let mut files = rendered(&topology, "198.18.0.11:8261");
     files.extend(exporter_files(&deployment, &all[0]));
     let units: Vec<&PlacedFile> =
@@ -130,8 +137,9 @@ fn a_master_starts_with_its_members_or_joins_them() {
     let new =
         Topology::parse_scale_out("master_servers: [{host: 198.18.0.15}]", &topology).unwrap();
     let merged = topology.merged(&new);
-    let cluster = cluster();
-    let deployment = Deployment { joins: Some(&topology), ..Deployment::new(&cluster, &merged) };
+    let (cluster, version) = (cluster(), version());
+    let deployment =
+        Deployment { joins: Some(&topology), ..Deployment::new(&cluster, &version, &merged) };
     let instance =
         merged.instances().into_iter().find(|it| it.host.as_str() == "198.18.0.15").unwrap();
     insta::assert_snapshot!(content(&files(&deployment, &instance).unwrap(), "run_dm-master.sh"));
@@ -163,7 +171,8 @@ fn monitoring_is_wired_together() {
 #[test]
 fn exporters_come_with_monitored_only() {
     let (cluster, topology) = (cluster(), full());
-    let deployment = Deployment::new(&cluster, &topology);
+    let version = version();
+    let deployment = Deployment::new(&cluster, &version, &topology);
     let pairs = topology.exporters();
     // The first host says `ignore_exporter`.
     let hosts: Vec<&str> = pairs.iter().map(|it| it.host.as_str()).collect();
@@ -188,8 +197,8 @@ fn exporters_are_started_as_tiup_starts_them() {
         "global: {deploy_dir: /d}\nmonitored: {numa_node: '1'}\nmaster_servers: [{host: h1}]\n";
     let mut topology = Topology::parse(text).unwrap();
     topology.expand_dirs();
-    let cluster = cluster();
-    let deployment = Deployment::new(&cluster, &topology);
+    let (cluster, version) = (cluster(), version());
+    let deployment = Deployment::new(&cluster, &version, &topology);
     let files = exporter_files(&deployment, &topology.exporters()[0]);
     let flags = |name: &str| -> Vec<String> {
         let script = content(&files, name);
@@ -249,6 +258,29 @@ fn scripts_are_what_bash_accepts_whatever_the_operator_wrote() {
         script.contains("exec numactl --cpunodebind=0,1 --membind=0,1 bin/dm-master/dm-master"),
         "{script}"
     );
+}
+
+#[test]
+fn prometheus_leaves_http2_alone_where_it_would_use_it_and_can_be_told() {
+    let config = |tls: bool, version: &str, more: &str| {
+        let text = format!(
+            "global: {{enable_tls: {tls}}}\nmonitoring_servers: [{{host: h1{more}}}]\nworker_servers: [{{host: h1}}]\n"
+        );
+        let topology = Topology::parse(&text).unwrap();
+        let (cluster, version) = (cluster(), version.parse().unwrap());
+        let deployment = Deployment::new(&cluster, &version, &topology);
+        let instances = topology.instances();
+        let prometheus = instances.iter().find(|it| it.role == Role::Prometheus).unwrap();
+        content(&files(&deployment, prometheus).unwrap(), "prometheus.yml")
+    };
+    let off = "  enable_http2: false\n";
+    assert_eq!(config(true, "v8.0.0", "").matches(off).count(), 2, "masters and workers");
+    assert_eq!(config(true, "nightly", "").matches(off).count(), 2);
+    for (tls, version) in [(true, "v7.5.9"), (false, "v8.1.0")] {
+        assert!(!config(tls, version, "").contains("http2"), "{version}");
+    }
+    let own = config(true, "v8.1.0", ", additional_scrape_conf: {enable_http2: true}");
+    assert!(own.contains("enable_http2: true") && !own.contains(off), "{own}");
 }
 
 #[test]

@@ -67,7 +67,8 @@ pub fn topology(bytes: &[u8]) {
     topology.expand_dirs();
     topology.set_tls_paths();
     let cluster = ClusterName::new("prod").expect("a good name");
-    let deployment = Deployment::new(&cluster, &topology);
+    let version = "v8.1.0".parse().expect("a good version");
+    let deployment = Deployment::new(&cluster, &version, &topology);
     layout::host_directories(&deployment);
     for instance in topology.instances() {
         layout::directories(&deployment, &instance);

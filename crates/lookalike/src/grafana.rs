@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::{CANNOT_START, fail};
 use crate::flags::Known;
-use crate::http;
+use crate::http::{self, Http2};
 use crate::stamp::{Fault, Stamp};
 
 // Not `config`: that would be read as TOML. `-config` is renamed before parsing.
@@ -82,7 +82,7 @@ pub(crate) fn run(args: &[String], stamp: &Stamp) -> ExitCode {
         };
         tokio::select! {
             _ = ended.recv() => ExitCode::SUCCESS,
-            () = http::serve(listener, CancellationToken::new(), handle) => ExitCode::FAILURE,
+            () = http::serve(listener, Http2::Everything, CancellationToken::new(), handle) => ExitCode::FAILURE,
         }
     })
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::Version;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -44,9 +45,22 @@ pub(crate) fn listen(address: &str) -> std::io::Result<TcpListener> {
     socket.listen(256)
 }
 
+/// What a port takes by HTTP/2.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Http2 {
+    /// Every request, as dm-master's.
+    Everything,
+    /// gRPC: at any other request the connection ends, as dm-worker's does (seen with v8.1.0).
+    GrpcAlone,
+}
+
 /// Serves until `closed`; then open connections end too.
-pub(crate) async fn serve<H, F>(listener: TcpListener, closed: CancellationToken, handle: H)
-where
+pub(crate) async fn serve<H, F>(
+    listener: TcpListener,
+    http2: Http2,
+    closed: CancellationToken,
+    handle: H,
+) where
     H: Fn(Request) -> F + Clone + Send + 'static,
     F: Future<Output = Response> + Send + 'static,
 {
@@ -65,7 +79,15 @@ where
         }
         let (handle, closed) = (handle.clone(), closed.clone());
         tokio::spawn(async move {
-            let service = hyper::service::service_fn(move |request| {
+            let unwanted = CancellationToken::new();
+            let ends = unwanted.clone();
+            let service = hyper::service::service_fn(move |request: Request| {
+                let is_unwanted = http2 == Http2::GrpcAlone
+                    && request.version() == Version::HTTP_2
+                    && !is_grpc(&request);
+                if is_unwanted {
+                    ends.cancel();
+                }
                 let answer = handle(request);
                 async move { Ok::<_, Infallible>(answer.await) }
             });
@@ -82,7 +104,9 @@ where
                 }
             };
             tokio::select! {
+                biased;
                 () = closed.cancelled() => {}
+                () = unwanted.cancelled() => {}
                 () = connection => {}
             }
         });

@@ -26,6 +26,7 @@ use crate::ids::{ClusterName, UserName};
 use crate::instance::{Instance, Role};
 use crate::systemd::SystemdMode;
 use crate::topology::Topology;
+use crate::version::DmVersion;
 
 pub use configs::{dashboard_for, rules_for};
 pub use dirs::{directories, host_directories};
@@ -74,6 +75,8 @@ pub struct PlacedDir {
 pub struct Deployment<'a> {
     /// Its name, which labels metrics.
     pub cluster: &'a ClusterName,
+    /// Of DM; monitoring comes with it.
+    pub version: &'a DmVersion,
     /// All of it.
     pub topology: &'a Topology,
     /// For instances of a scale-out: the cluster that they join.
@@ -86,8 +89,9 @@ pub struct Deployment<'a> {
 
 impl<'a> Deployment<'a> {
     /// A cluster as a whole, with the built-in configurations.
-    pub fn new(cluster: &'a ClusterName, topology: &'a Topology) -> Self {
-        Self { cluster, topology, joins: None, alertmanager_config: None, rule_files: &[] }
+    pub fn new(cluster: &'a ClusterName, version: &'a DmVersion, topology: &'a Topology) -> Self {
+        let (joins, alertmanager_config) = (None, None);
+        Self { cluster, version, topology, joins, alertmanager_config, rule_files: &[] }
     }
 
     fn scheme(&self) -> &'static str {

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use super::settings::{BadSettings, Settings};
 use super::{Deployment, PlacedFile, spec_of};
 use crate::instance::Instance;
-use crate::topology::{PrometheusSpec, Topology, Value, host_port, yaml_text};
+use crate::topology::{PrometheusSpec, Value, host_port, yaml_text};
+use crate::version::DmVersion;
 
 pub(super) fn configs(
     deployment: &Deployment<'_>,
@@ -91,7 +92,7 @@ fn config(deployment: &Deployment<'_>, spec: &PrometheusSpec) -> Value {
             ));
         }
     }
-    let mut jobs = jobs(topology, spec);
+    let mut jobs = jobs(deployment, spec);
     for job in &mut jobs {
         if let Value::Map(entries) = job {
             for (key, value) in &spec.additional_scrape_conf.0 {
@@ -112,11 +113,12 @@ fn config(deployment: &Deployment<'_>, spec: &PrometheusSpec) -> Value {
     own(config)
 }
 
-fn jobs(topology: &Topology, spec: &PrometheusSpec) -> Vec<Value> {
+fn jobs(deployment: &Deployment<'_>, spec: &PrometheusSpec) -> Vec<Value> {
+    let topology = deployment.topology;
     let mut jobs = Vec::new();
-    let tls = topology.global.enable_tls;
+    let tls = topology.global.enable_tls.then_some(deployment.version);
     if !spec.pushgateway_addrs.is_empty() {
-        jobs.push(job("overwritten-cluster", true, false, spec.pushgateway_addrs.clone()));
+        jobs.push(job("overwritten-cluster", true, None, spec.pushgateway_addrs.clone()));
     }
     let masters =
         topology.master_servers.iter().map(|server| host_port(&server.host, server.port)).collect();
@@ -125,7 +127,7 @@ fn jobs(topology: &Topology, spec: &PrometheusSpec) -> Vec<Value> {
         topology.worker_servers.iter().map(|server| host_port(&server.host, server.port)).collect();
     jobs.push(job("dm_worker", true, tls, workers));
     if spec.ng_port > 0 {
-        jobs.push(job("ng-monitoring", true, false, vec![host_port(&spec.host, spec.ng_port)]));
+        jobs.push(job("ng-monitoring", true, None, vec![host_port(&spec.host, spec.ng_port)]));
     }
     let Some(monitored) = &topology.monitored else { return jobs };
     // Sorted: the same topology always gives the same file.
@@ -134,7 +136,7 @@ fn jobs(topology: &Topology, spec: &PrometheusSpec) -> Vec<Value> {
     let at = |port: u16| hosts.iter().map(|host| host_port(host, port)).collect::<Vec<_>>();
     let (nodes, blackboxes) =
         (at(monitored.node_exporter_port), at(monitored.blackbox_exporter_port));
-    jobs.push(job("overwritten-nodes", true, false, nodes.clone()));
+    jobs.push(job("overwritten-nodes", true, None, nodes.clone()));
     let grafanas =
         topology.grafana_servers.iter().map(|server| host_port(&server.host, server.port));
     let alertmanagers =
@@ -165,12 +167,12 @@ fn jobs(topology: &Topology, spec: &PrometheusSpec) -> Vec<Value> {
     jobs
 }
 
-fn job(name: &str, honor_labels: bool, tls: bool, targets: Vec<String>) -> Value {
+fn job(name: &str, honor_labels: bool, tls: Option<&DmVersion>, targets: Vec<String>) -> Value {
     let mut entries = vec![
         ("job_name".to_owned(), text(name)),
         ("honor_labels".to_owned(), Value::Bool(honor_labels)),
     ];
-    if tls {
+    if let Some(version) = tls {
         let file = |name: &str| text(format!("../tls/{name}"));
         entries.push(("scheme".to_owned(), text("https")));
         entries.push((
@@ -182,6 +184,10 @@ fn job(name: &str, honor_labels: bool, tls: bool, targets: Vec<String>) -> Value
                 ("key_file", file("prometheus.pem")),
             ]),
         ));
+        // dm-worker agrees to HTTP/2 in its handshake, and then answers nothing but gRPC by it (seen with v8.1.0).
+        if version.brings_prometheus_with_http2() {
+            entries.push(("enable_http2".to_owned(), Value::Bool(false)));
+        }
     }
     entries
         .push(("static_configs".to_owned(), Value::Seq(vec![map([("targets", texts(targets))])])));

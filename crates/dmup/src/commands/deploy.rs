@@ -90,7 +90,8 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
         forget(&cluster);
         return Err(failure);
     }
-    let mut laid = laying_out::render(&Deployment::new(&name, &topology), &instances, &pairs)?;
+    let mut laid =
+        laying_out::render(&Deployment::new(&name, &version, &topology), &instances, &pairs)?;
     laying_out::add_monitoring(&mut laid, &packages, &name);
     progress.end();
     laying_out::agree(&name, &version, &topology, &instances, context)?;

@@ -10,7 +10,7 @@ use dmup_core::ids::ClusterName;
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::UnitActive;
 use dmup_core::layout::{self, Deployment, PlacedFile};
-use dmup_core::topology::Topology;
+use dmup_core::topology::{Meta, Topology};
 use dmup_exec::ports::Hosts;
 use dmup_remote::Fleet;
 use dmup_wire::message::{PutFile, UnitAction};
@@ -28,11 +28,12 @@ pub(crate) const POLL: Duration = Duration::from_millis(300);
 pub(crate) async fn refresh(
     instances: &[Instance],
     name: &ClusterName,
-    topology: &Topology,
+    meta: &Meta,
     fleet: &Fleet,
     context: &Context,
 ) -> Vec<String> {
-    let deployment = Deployment::new(name, topology);
+    let topology = &meta.topology;
+    let deployment = Deployment::new(name, &meta.version, topology);
     let mut notes = Vec::new();
     for instance in instances {
         if has_own_config(topology, instance) {

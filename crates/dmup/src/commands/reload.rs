@@ -50,7 +50,7 @@ pub(crate) async fn run(args: &ReloadArgs, context: &Context) -> Result<(), Fail
     let scratch = context.scratch()?;
     let packages = texts_of_dm(&known.meta.version, &selected, scratch.path(), context).await;
     let Compared { differing, silent } =
-        compare_all(&known, &selected, &packages, &fleet, context).await?;
+        compare_all(&known, &known.meta.version, &selected, &packages, &fleet, context).await?;
     if !silent.is_empty() {
         return Err(Failure::refused(format_args!("compare the files of {}", known.name))
             .because(silent.into_values())
@@ -125,13 +125,14 @@ pub(crate) struct Compared {
 /// Changes nothing.
 pub(crate) async fn compare_all(
     known: &Known,
+    version: &DmVersion,
     selected: &[Instance],
     packages: &Packages,
     fleet: &Fleet,
     context: &Context,
 ) -> Result<Compared, Failure> {
     let progress = Progress::new(context.global.format, context.surroundings.stderr_is_terminal);
-    let deployment = Deployment::new(&known.name, &known.meta.topology);
+    let deployment = Deployment::new(&known.name, version, &known.meta.topology);
     let mut laid = laying_out::render(&deployment, selected, &[])?;
     laying_out::add_monitoring(&mut laid, packages, &known.name);
     progress.under_way("compare the files on the hosts");

@@ -106,7 +106,7 @@ pub(crate) async fn run(args: &ScaleInArgs, context: &Context) -> Result<(), Fai
             })?;
         }
         progress.say("+ Refresh the configuration of the others");
-        for note in refresh(&staying, &known.name, &known.meta.topology, &fleet, context).await {
+        for note in refresh(&staying, &known.name, &known.meta, &fleet, context).await {
             context.printer.talk(format_args!("note: {note}"));
         }
         Ok::<_, Failure>(())

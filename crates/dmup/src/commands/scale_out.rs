@@ -120,7 +120,10 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
     obstacles.refuse(|count| {
         format!("cannot scale {} out now: {count} thing(s) in the way", known.name)
     })?;
-    let deployment = Deployment { joins: Some(old), ..Deployment::new(&known.name, &merged) };
+    let deployment = Deployment {
+        joins: Some(old),
+        ..Deployment::new(&known.name, &known.meta.version, &merged)
+    };
     let mut laid = laying_out::render(&deployment, &instances, &pairs)?;
     laying_out::add_monitoring(&mut laid, &packages, &known.name);
     progress.end();
@@ -152,6 +155,7 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
             stopped.map_err(|failure| failure.now("nothing was laid out; some may be stopped"))?;
         }
         let traces = Traces::of(&laid, &looked.left);
+        let meta = Meta { topology: merged.clone(), ..known.meta.clone() };
         let until_recorded = async {
             step("Deploy the new instances");
             laying_out::lay_out(&fleet, laid, &packages, &hotfixes, context).await?;
@@ -159,7 +163,6 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
             let refs: Vec<&Instance> = instances.iter().collect();
             units::order(&fleet, &refs, UnitAction::Enable, context).await?;
             exporters::order(&fleet, &pairs, UnitAction::Enable, context).await?;
-            let meta = Meta { topology: merged.clone(), ..known.meta.clone() };
             known.cluster.save_meta(&meta, &jiff::Zoned::now()).map_err(unrecorded)
         };
         traces.or_take_away(&fleet, until_recorded).await?;
@@ -176,7 +179,7 @@ pub(crate) async fn run(args: &ScaleOutArgs, context: &Context) -> Result<(), Fa
         })?;
         step("Refresh the configuration of the others");
         let before = known.meta.instances();
-        for note in refresh(&before, &known.name, &merged, &fleet, context).await {
+        for note in refresh(&before, &known.name, &meta, &fleet, context).await {
             context.printer.talk(format_args!("note: {note}"));
         }
         Ok::<_, Failure>(())

@@ -55,7 +55,7 @@ pub(crate) async fn run(args: &UpgradeArgs, context: &Context) -> Result<(), Fai
     let scratch = context.scratch()?;
     let packages = obtain(&all, &pairs, &to, scratch.path(), context).await?;
     let Compared { differing, silent } =
-        compare_all(&known, &all, &packages, &fleet, context).await?;
+        compare_all(&known, &to, &all, &packages, &fleet, context).await?;
     let (mut of_dm, mut of_monitoring) = (Vec::new(), Vec::new());
     for (instance, why) in all.iter().filter_map(|it| Some((it, silent.get(&it.id)?))) {
         let list = if instance.role.is_dm() { &mut of_dm } else { &mut of_monitoring };

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::{CANNOT_START, Surroundings, fail};
 use crate::etcd::{Etcd, EtcdError, client_url};
 use crate::flags::{Flags, Known};
-use crate::http;
+use crate::http::{self, Http2};
 use crate::keys::{Candidate, LEADER, ROOT, Snapshot, to_json};
 use crate::log;
 use crate::stamp::{Fault, Stamp};
@@ -153,9 +153,12 @@ pub(crate) async fn serve(
     };
     let port_closed = CancellationToken::new();
     let answering = Arc::clone(&master);
-    let serving = tokio::spawn(http::serve(listener, port_closed.clone(), move |request| {
-        api::answer(Arc::clone(&answering), request)
-    }));
+    let serving = tokio::spawn(http::serve(
+        listener,
+        Http2::Everything,
+        port_closed.clone(),
+        move |request| api::answer(Arc::clone(&answering), request),
+    ));
     let Some(mut etcd_child) = etcd_child else {
         closed.cancelled().await;
         return ExitCode::SUCCESS;

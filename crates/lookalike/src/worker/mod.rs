@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::{CANNOT_START, fail};
 use crate::etcd::{Etcd, EtcdError, unary};
 use crate::flags::{Flags, Known};
-use crate::http::{self, Rpc as _};
+use crate::http::{self, Http2, Rpc as _};
 use crate::keys::{ROOT, Snapshot, Source, alive_key};
 use crate::log;
 use crate::proto::{
@@ -106,9 +106,12 @@ pub(crate) async fn serve(flags: Flags, stamp: &Stamp, closed: CancellationToken
     }
     let port_closed = CancellationToken::new();
     let answering = Arc::clone(&worker);
-    let serving = tokio::spawn(http::serve(listener, port_closed.clone(), move |request| {
-        answer(Arc::clone(&answering), request)
-    }));
+    let serving = tokio::spawn(http::serve(
+        listener,
+        Http2::GrpcAlone,
+        port_closed.clone(),
+        move |request| answer(Arc::clone(&answering), request),
+    ));
     if joins {
         tokio::select! {
             () = closed.cancelled() => {}
