@@ -98,8 +98,7 @@ fn a_cluster_with_tls_is_deployed_made_larger_and_hotfixed() {
     hosts[..2].iter().for_each(|host| host.let_this_machine_in(&ssh).unwrap());
 
     scene.dm.wait_running(TASK, 2, PATIENCE).unwrap();
-    let flow = scene.flow().expect("rows flow");
-    for (source, seen) in flow.witness.settle(&flow.writer, PATIENCE) {
+    for (source, seen) in scene.settle_rows(50, PATIENCE).unwrap() {
         assert!(seen.is_whole(), "{source}: {seen}");
     }
 }
