@@ -31,7 +31,7 @@ enum Command {
     /// Test hosts: systemd-nspawn machines h1, h2, … with systemd, sshd and sudo (needs root)
     #[command(subcommand)]
     Hosts(hosts::Command),
-    /// Run all tests: first those that need no hosts, then those on hosts
+    /// Run all tests: those that need no hosts, and beside them those on hosts
     Test(tests::Args),
     /// Show the product at work on test hosts (needs root)
     Demo(demo::DemoArgs),

@@ -1,6 +1,6 @@
-//! `cargo xtask test`: first all tests that need no hosts, then the test programs of `crates/lab/tests/*_hosts.rs` on hosts.
+//! `cargo xtask test`: all tests that need no hosts, and beside them the test programs of `crates/lab/tests/*_hosts.rs` on hosts.
 //!
-//! Two of these programs run side by side; each has sets and address blocks of its own. What one says is shown whole when it ends.
+//! Three of these programs run side by side; each has sets and address blocks of its own. What one says is shown whole when it ends.
 
 use std::collections::VecDeque;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -56,12 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         (set_up.join().unwrap_or_else(panicked), built)
     });
     built?;
-    if args.only.is_none() {
-        // Tests wait more than they compute.
-        let threads = thread::available_parallelism().map_or(2, |cores| 2 * cores.get());
-        cargo(&["test", "--workspace"], &[("RUST_TEST_THREADS", &threads.to_string())])?;
-    }
-    match hosts_possible {
+    let on_hosts = || match hosts_possible {
         Ok(()) => on_hosts(args.only.as_deref()),
         Err(_) if args.fast => Ok(()),
         Err(why) if surroundings::in_ci() => Err(why),
@@ -69,7 +64,19 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             say(&format!("tests on hosts left out, local hosts stand for them: {why}"));
             on_hosts(Some(WITHOUT_HOSTS))
         }
+    };
+    if args.only.is_some() {
+        return on_hosts();
     }
+    // Side by side, and more of them than cores: tests wait more than they compute.
+    let threads = thread::available_parallelism().map_or(2, |cores| 2 * cores.get()).to_string();
+    thread::scope(|scope| {
+        let without_hosts =
+            scope.spawn(|| cargo(&["test", "--workspace"], &[("RUST_TEST_THREADS", &threads)]));
+        let on_hosts = on_hosts();
+        let panicked = |_| Err(Failure::new("the tests without hosts panicked"));
+        without_hosts.join().unwrap_or_else(panicked).and(on_hosts)
+    })
 }
 
 /// Brings the machine to where tests can run; fails if those on hosts cannot, or are not wanted.

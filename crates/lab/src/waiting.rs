@@ -4,18 +4,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const PAUSE: Duration = Duration::from_millis(25);
+/// A look that asks hosts takes a good part of a core, and many tests wait at the same time: the pause is three times as long as the look.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Looks until `look` yields a value; `None` once `bound` has passed.
 pub fn wait_for<T>(bound: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + bound;
     loop {
+        let begins = Instant::now();
         if let Some(found) = look() {
             return Some(found);
         }
         if Instant::now() >= end {
             return None;
         }
-        thread::sleep(PAUSE);
+        thread::sleep((3 * begins.elapsed()).clamp(PAUSE, LONGEST_PAUSE));
     }
 }
 

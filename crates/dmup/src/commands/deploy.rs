@@ -59,7 +59,9 @@ pub(crate) async fn run(args: &DeployArgs, context: &Context) -> Result<(), Fail
     let keys = cluster.own_dir().join("known_hosts");
     let systemd = topology.systemd_mode();
     let of_login = laying_out::systemd_mode_of(&login.user, &user, &topology);
-    let first = context.fleet(login.clone(), reach.clone(), of_login, &keys, hosts.clone()).await?;
+    let first = context.fleet(login.clone(), reach.clone(), of_login, &keys, hosts.clone()).await;
+    // The key of a host in between that lets nobody in may have been kept.
+    let first = first.inspect_err(|_| forget(&cluster))?;
     let mut obstacles = Obstacles::default();
     let silent = laying_out::meet(&first, &hosts, &mut topology, &mut obstacles).await;
     let (instances, pairs) = (topology.instances(), topology.exporters());
