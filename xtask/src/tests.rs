@@ -19,14 +19,15 @@ use crate::{cargo, say};
 /// Test programs side by side.
 const LANES: usize = 3;
 /// Test programs that take minutes, longest first.
-const LONGEST: [&str; 8] = [
-    "fault_hosts",
+const LONGEST: [&str; 9] = [
     "patch_hosts",
+    "fault_hosts",
     "user_mode_hosts",
-    "manual_hosts",
-    "exporters_hosts",
-    "scale_hosts",
     "guard_hosts",
+    "scale_hosts",
+    "upgrade_hosts",
+    "tls_hosts",
+    "manual_hosts",
     "bad_input_hosts",
 ];
 /// The one test on hosts that needs none.
