@@ -5,8 +5,10 @@
 //! rest is free text. Facts: tiup pkg/cluster/audit/audit.go.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::str::FromStr;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use dmup_core::ids::BadName;
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt;
 use jiff::Timestamp;
@@ -39,6 +41,26 @@ pub struct AuditEntry {
     pub bytes: u64,
 }
 
+/// What ends the ids of entries that belong together (TiUP: `TIUP_AUDIT_ID`): at most 128 letters, digits, `-`, `_` and `.`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AuditMark(String);
+
+impl FromStr for AuditMark {
+    type Err = BadName;
+
+    fn from_str(given: &str) -> Result<Self, BadName> {
+        let bad =
+            |why| BadName { given: given.to_owned(), what: "end of an audit entry's name", why };
+        if given.is_empty() || given.len() > MARK_BYTES {
+            return Err(bad("it must have 1 to 128 characters"));
+        }
+        if !is_mark(given) {
+            return Err(bad("only letters, digits, `-`, `_` and `.` are allowed"));
+        }
+        Ok(Self(given.to_owned()))
+    }
+}
+
 impl AuditEntry {
     /// The time as TiUP's table has it: to the second, in UTC.
     pub fn time_text(&self) -> String {
@@ -55,19 +77,15 @@ impl AuditLog {
     ///
     /// # Errors
     ///
-    /// When the folder cannot be written, or the mark can be no part of an id.
+    /// When the folder cannot be written.
     pub fn record(
         &self,
         now: Timestamp,
-        mark: Option<&str>,
+        mark: Option<&AuditMark>,
         arguments: &[String],
         text: &str,
     ) -> Result<String, StateError> {
-        let mark = mark.map(|mark| format!("_{mark}")).unwrap_or_default();
-        if mark.len() > MARK_BYTES || !is_mark(&mark) {
-            let why = format!("takes no entry whose name ends with {mark:?}");
-            return Err(StateError::BadFile { path: self.dir.clone(), why });
-        }
+        let mark = mark.map(|mark| format!("_{}", mark.0)).unwrap_or_default();
         make_dir(&self.dir, 0o755)?;
         let attempt = || StateError::system(format!("write an entry in {}", self.dir));
         let first: Vec<String> = arguments.iter().map(|argument| query_escape(argument)).collect();
@@ -257,16 +275,16 @@ mod tests {
         let log = AuditLog::at(dir);
         let now = Timestamp::from_second(1_795_000_000).unwrap();
         let words = ["tiup-dm".to_owned(), "list".to_owned()];
-        for (mark, end) in [(Some("job-7.a"), "_job-7.a"), (None, "")] {
+        let given: AuditMark = "job-7.a".parse().unwrap();
+        for (mark, end) in [(Some(&given), "_job-7.a"), (None, "")] {
             let id = log.record(now, mark, &words, "").unwrap();
             assert!(id.ends_with(end) && id.contains('_') == mark.is_some(), "{id}");
             assert_eq!(log.show(&id).unwrap().0.as_second(), now.as_second());
         }
         assert_eq!(log.entries().unwrap().len(), 2);
-        for bad in ["../x", "a b", &"x".repeat(MARK_BYTES)] {
-            assert!(log.record(now, Some(bad), &words, "").is_err(), "{bad}");
+        for bad in ["", "../x", "a b", &"x".repeat(MARK_BYTES + 1)] {
+            assert!(bad.parse::<AuditMark>().is_err(), "{bad}");
         }
-        assert_eq!(log.entries().unwrap().len(), 2);
     }
 
     #[test]

@@ -29,7 +29,7 @@ mod lock;
 mod patch;
 mod profile;
 
-pub use audit::{AuditEntry, AuditLog};
+pub use audit::{AuditEntry, AuditLog, AuditMark};
 pub use backup::Backup;
 pub use certificates::{Authority, Credentials};
 pub use cluster::Cluster;

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use dmup_core::builds::{Before, RecordedBuild, build_before, lacks_its_mark};
 use dmup_core::digest::Digest;
-use dmup_core::ids::{ClusterName, HostId, InstanceId, UserName};
+use dmup_core::ids::{BadName, ClusterName, HostId, InstanceId, UserName};
 use dmup_core::instance::{Instance, Role};
 use dmup_core::inventory::Inventory;
 use dmup_core::journal::{Folded, RunState, TurnEnd, fold};
@@ -29,7 +29,7 @@ use dmup_remote::lease::Claim;
 use dmup_remote::login::needs_passphrase;
 use dmup_remote::ssh::{HostKeys, Jump, NewHostKey, Reach, ReachLimits, Target, UnknownHostKeys};
 use dmup_remote::{AuthMethod, Fleet, FleetSettings, HostAddress, Login, Secret};
-use dmup_state::{Cluster, ClusterLock, Profile, StateError};
+use dmup_state::{AuditMark, Cluster, ClusterLock, Profile, StateError};
 use dmup_wire::lease::Holder;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
@@ -63,6 +63,12 @@ impl Context {
         let (jump, entered) = (OnceLock::new(), OnceCell::new());
         let clock = SystemClock(Instant::now());
         Self { surroundings, global, printer, profile, clock, jump, entered }
+    }
+
+    /// What this command's entry in the audit log is to end with.
+    pub(crate) fn audit_mark(&self) -> Result<Option<AuditMark>, Failure> {
+        let mark = self.surroundings.audit_mark.as_deref().map(str::parse).transpose();
+        mark.map_err(|bad: BadName| Failure::new(Kind::Usage, format_args!("TIUP_AUDIT_ID: {bad}")))
     }
 
     pub(crate) fn concurrency(&self) -> usize {
@@ -321,7 +327,7 @@ impl Context {
         };
         self.profile
             .audit()
-            .record(self.clock.now(), self.surroundings.audit_mark.as_deref(), &words, &text)
+            .record(self.clock.now(), self.audit_mark().ok().flatten().as_ref(), &words, &text)
             .map(drop)
             .map_err(|error| Failure::failed(chain(&error)))
     }

@@ -47,7 +47,7 @@ pub fn run(words: Vec<OsString>, surroundings: Surroundings) -> ExitCode {
     };
     let printer = Printer { format: cli.global.format, manner };
     let context = Context::new(surroundings, cli.global.clone(), printer);
-    let outcome = obey(&cli.command, &context);
+    let outcome = context.audit_mark().and_then(|_| obey(&cli.command, &context));
     // Why the command itself failed is worth more than why that could not be recorded.
     let recorded = context.record(&cli.command, &words, &outcome);
     match outcome.and(recorded) {

@@ -2,7 +2,7 @@
 
 use std::process::Output;
 
-use crate::desk::{Desk, SILENT, archive_of, elf, me};
+use crate::desk::{Desk, META, SILENT, archive_of, elf, me};
 
 fn tiup_dm(desk: &Desk, words: &[&str]) -> Output {
     desk.called("tiup-dm", words).output().unwrap()
@@ -122,4 +122,22 @@ fn a_command_under_tiups_name_does_not_take_itself_for_tiup() {
     let said = desk.told(&output.stderr);
     // The host is not there; what comes before that has passed.
     assert!(said.contains("127.0.0.77:9") && !said.contains("TiUP is at work"), "{said}");
+}
+
+#[test]
+fn an_entry_of_a_script_is_found_by_its_mark() {
+    let desk = Desk::with_cluster("prod", META);
+    let list = |mark: &str| desk.command(&["list"]).env("TIUP_AUDIT_ID", mark).output().unwrap();
+    assert!(list("job-7").status.success());
+    let audit = desk.ok(&["audit"]);
+    let line = audit.lines().find(|line| line.contains("_job-7")).unwrap();
+    assert!(
+        desk.ok(&["audit", line.split(' ').next().unwrap()]).contains("ended with 0"),
+        "{line}"
+    );
+    // One that could lead elsewhere is refused before anything is done.
+    let refused = list("../x");
+    let said = desk.told(&refused.stderr);
+    assert_eq!((refused.status.code(), refused.stdout.len()), (Some(2), 0), "{said}");
+    assert!(said.contains("TIUP_AUDIT_ID") && said.contains("only letters, digits"), "{said}");
 }
