@@ -86,8 +86,10 @@ fn set_up(args: &Args) -> Result<(), Failure> {
         return set_up::machine();
     }
     // Some tests without hosts start real etcd; without it they say so themselves.
-    if rustix::process::geteuid().is_root() {
-        set_up::packages()?;
+    if rustix::process::geteuid().is_root()
+        && let Err(why) = set_up::packages()
+    {
+        say(&format!("not every Debian package is here: {why}"));
     }
     Err(Failure::new("left out by --fast"))
 }
