@@ -233,10 +233,10 @@ async fn start(
     let (masters, others): (Vec<Instance>, Vec<Instance>) =
         instances.iter().cloned().partition(|it| it.role == Role::DmMaster);
     for master in masters {
-        units::bring_up(fleet, dm, std::slice::from_ref(&master), context).await?;
+        units::bring_up(fleet, None, std::slice::from_ref(&master), context).await?;
         await_joined(std::slice::from_ref(&master), dm, context).await?;
     }
-    units::bring_up(fleet, dm, &others, context).await?;
+    units::bring_up(fleet, None, &others, context).await?;
     await_joined(&others, dm, context).await
 }
 

@@ -33,10 +33,10 @@ pub(crate) async fn start(args: &SelectedArgs, context: &Context) -> Result<(), 
     let _lock = known.lock("start")?;
     let fleet = known.fleet(context, &known.meta.instances()).await?;
     let topology = &known.meta.topology;
-    let dm = known.dm(context, &known.meta.instances()).await?;
+    let dm = who_knows_the_leader(&known, &selected, context).await?;
     refuse_taken_ports(&fleet, &selected, &known, context).await?;
     let work = async {
-        bring_up(&fleet, &dm, &selected, context).await?;
+        bring_up(&fleet, dm.as_ref(), &selected, context).await?;
         let beside = exporters::reached(topology, &selected, Reach::Any);
         exporters::bring_up(&fleet, &beside, context).await
     };
@@ -80,7 +80,7 @@ pub(crate) async fn restart(
     }
     let _lock = known.lock("restart")?;
     let fleet = known.fleet(context, &known.meta.instances()).await?;
-    let dm = known.dm(context, &known.meta.instances()).await?;
+    let dm = who_knows_the_leader(known, selected, context).await?;
     // What cannot be started again must not be stopped.
     super::run::refuse_without_rights(&fleet, selected).await?;
     refuse_taken_ports(&fleet, selected, known, context).await?;
@@ -89,7 +89,7 @@ pub(crate) async fn restart(
         bring_down(&fleet, selected, context).await?;
         let beside = exporters::reached(topology, selected, Reach::Whole);
         exporters::bring_down(&fleet, &beside, context).await?;
-        bring_up(&fleet, &dm, selected, context).await?;
+        bring_up(&fleet, dm.as_ref(), selected, context).await?;
         let beside = exporters::reached(topology, selected, Reach::Any);
         exporters::bring_up(&fleet, &beside, context).await
     };
@@ -201,10 +201,24 @@ async fn refuse_taken_ports(
         .hint("stop who has the port, then give the same command again"))
 }
 
-/// Starts role by role, each when the ones before answer on their ports.
+/// A client of DM if workers are started after masters; for anything else no certificate of the cluster is needed.
+async fn who_knows_the_leader(
+    known: &Known,
+    selected: &[Instance],
+    context: &Context,
+) -> Result<Option<DmClient>, Failure> {
+    let has = |role: Role| selected.iter().any(|it| it.role == role);
+    if has(Role::DmMaster) && has(Role::DmWorker) {
+        known.dm(context, &known.meta.instances()).await.map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+/// Starts role by role, each when the ones before answer on their ports; workers when `dm`, if it is given, knows a leader.
 pub(crate) async fn bring_up(
     fleet: &Fleet,
-    dm: &DmClient,
+    dm: Option<&DmClient>,
     selected: &[Instance],
     context: &Context,
 ) -> Result<(), Failure> {
@@ -240,7 +254,9 @@ pub(crate) async fn bring_up(
             span(began.elapsed())
         ));
         up.extend(&of_role);
-        if role == Role::DmMaster && selected.iter().any(|it| it.role == Role::DmWorker) {
+        if role == Role::DmMaster
+            && let Some(dm) = dm
+        {
             progress.under_way("wait until the masters have a leader");
             await_leader(dm, limit).await;
         }
